@@ -1,0 +1,7 @@
+//! Continuous replication of SQLite databases to object storage, as a VFS in the application's own process.
+
+pub mod types;
+
+pub mod ltx;
+pub mod store;
+pub mod wal;

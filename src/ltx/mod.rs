@@ -1,0 +1,1 @@
+//! The LTX byte format, both directions, streaming.

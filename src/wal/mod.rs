@@ -1,0 +1,1 @@
+//! The byte formats of the write-ahead log and its index.
