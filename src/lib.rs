@@ -2,6 +2,7 @@
 
 pub mod types;
 
+pub mod config;
 pub mod ltx;
 pub mod store;
 pub mod wal;

@@ -1,0 +1,278 @@
+//! The options of a replicated database: URI parameters over environment variables over defaults.
+//!
+//! Pure: everything is passed in, nothing is read or opened here. What is unknown or malformed is an error that says what would
+//! be right, because an option that is silently ignored is found out on the day of the restore.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use crate::types::Txid;
+
+mod error;
+mod table;
+mod value;
+
+pub use error::{ConfigError, Problem, Source};
+pub use table::{Kind, OPTIONS, OptionSpec};
+
+/// Where log lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    /// To the host's `sqlite3_log`.
+    Sqlite,
+    /// To standard error.
+    Stderr,
+    /// To a file, by its absolute path.
+    File(PathBuf),
+}
+
+/// The options of one database. `OPTIONS` describes each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The replica's URL as given, `{name}` not yet replaced; see `replica_for`. `None`: pass-through.
+    pub replica: Option<String>,
+    /// See `OPTIONS`.
+    pub sync_interval: Duration,
+    /// See `OPTIONS`.
+    pub burst: u32,
+    /// See `OPTIONS`.
+    pub close_timeout: Duration,
+    /// See `OPTIONS`.
+    pub sync_timeout: Duration,
+    /// See `OPTIONS`.
+    pub max_memory_bytes: u64,
+    /// See `OPTIONS`.
+    pub max_local_bytes: u64,
+    /// See `OPTIONS`.
+    pub connect_timeout: Duration,
+    /// See `OPTIONS`.
+    pub request_timeout: Duration,
+    /// See `OPTIONS`.
+    pub log: LogTarget,
+    /// See `OPTIONS`.
+    pub log_level: LevelFilter,
+    /// `None`: the store decides, from the URL and its own environment variables. So with all that follow.
+    pub endpoint: Option<String>,
+    /// See `OPTIONS`.
+    pub region: Option<String>,
+    /// See `OPTIONS`.
+    pub path_style: Option<bool>,
+    /// See `OPTIONS`.
+    pub allow_http: Option<bool>,
+    /// See `OPTIONS`.
+    pub ca_bundle: Option<PathBuf>,
+    /// See `OPTIONS`.
+    pub profile: Option<String>,
+    /// See `OPTIONS`.
+    pub adopt: Option<Txid>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            replica: None,
+            sync_interval: Duration::from_secs(1),
+            burst: 4,
+            close_timeout: Duration::from_secs(5),
+            sync_timeout: Duration::from_secs(30),
+            max_memory_bytes: 32 << 20,
+            max_local_bytes: 4 << 30,
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(30),
+            log: LogTarget::Sqlite,
+            log_level: LevelFilter::Info,
+            endpoint: None,
+            region: None,
+            path_style: None,
+            allow_http: None,
+            ca_bundle: None,
+            profile: None,
+            adopt: None,
+        }
+    }
+}
+
+impl Options {
+    /// Reads the parameters of a database's URI and the environment of the process. Both may hold what is none of ours: SQLite's
+    /// own parameters, and every variable that does not begin with `REPLICATED_`.
+    ///
+    /// An empty environment variable counts as not set. An empty `replica` parameter switches off what the environment says.
+    ///
+    /// # Errors
+    ///
+    /// On the first parameter, then the first variable, that is unknown, malformed or given twice.
+    pub fn resolve(uri: &[(String, String)], env: &[(String, String)]) -> Result<Self, ConfigError> {
+        let mut options = Self::default();
+        let mut given = BTreeSet::new();
+        for (name, text) in uri {
+            let spec = match table::find(name) {
+                Some(spec) => spec,
+                None if table::SQLITE_PARAMETERS.contains(&name.as_str()) => continue,
+                None => return Err(unknown_parameter(name)),
+            };
+            if !given.insert(spec.name) {
+                return Err(ConfigError { name: name.clone(), source: Source::Uri, problem: Problem::Duplicate });
+            }
+            options.set(spec, text).map_err(|why| invalid(spec, Source::Uri, text, why))?;
+        }
+        for (name, text) in env {
+            let Some(spec) = option_of_variable(name)? else { continue };
+            if !text.is_empty() && !given.contains(spec.name) {
+                options.set(spec, text).map_err(|why| invalid(spec, Source::Env, text, why))?;
+            }
+        }
+        Ok(options)
+    }
+
+    /// The replica's URL for a database, by its file name without directories.
+    #[must_use]
+    pub fn replica_for(&self, database_file_name: &str) -> Option<String> {
+        Some(self.replica.as_ref()?.replace("{name}", &url_encoded(database_file_name)))
+    }
+
+    fn set(&mut self, spec: &OptionSpec, text: &str) -> Result<(), String> {
+        match spec.name {
+            "replica" => self.replica = replica(text)?,
+            "sync_interval" => self.sync_interval = duration_within(spec, text)?,
+            "burst" => self.burst = count_within(spec, text)?,
+            "close_timeout" => self.close_timeout = duration_within(spec, text)?,
+            "sync_timeout" => self.sync_timeout = duration_within(spec, text)?,
+            "max_memory" => self.max_memory_bytes = bytes_within(spec, text)?,
+            "max_local" => self.max_local_bytes = bytes_within(spec, text)?,
+            "connect_timeout" => self.connect_timeout = duration_within(spec, text)?,
+            "request_timeout" => self.request_timeout = duration_within(spec, text)?,
+            "log" => self.log = log_target(text)?,
+            "log_level" => self.log_level = log_level(text)?,
+            "endpoint" => self.endpoint = Some(non_empty(text)?),
+            "region" => self.region = Some(non_empty(text)?),
+            "path_style" => self.path_style = Some(value::switch(text)?),
+            "allow_http" => self.allow_http = Some(value::switch(text)?),
+            "ca_bundle" => self.ca_bundle = Some(non_empty(text)?.into()),
+            "profile" => self.profile = Some(non_empty(text)?),
+            "adopt" => self.adopt = Some(Txid::from_hex(text).ok_or("that is no TXID")?),
+            other => return Err(format!("the option {other} has no place to be kept")),
+        }
+        Ok(())
+    }
+}
+
+fn unknown_parameter(name: &str) -> ConfigError {
+    let candidates = table::OPTIONS.iter().map(|spec| spec.name).chain(table::SQLITE_PARAMETERS.iter().copied());
+    let did_you_mean = error::closest(name, candidates);
+    ConfigError { name: name.to_owned(), source: Source::Uri, problem: Problem::Unknown { did_you_mean } }
+}
+
+/// The option that an environment variable sets; `None` for variables that are none of ours or no options.
+fn option_of_variable(name: &str) -> Result<Option<&'static OptionSpec>, ConfigError> {
+    if !name.starts_with(table::ENV_PREFIX) || name.starts_with(table::ENV_TESTS) || table::ENV_OTHERS.contains(&name) {
+        return Ok(None);
+    }
+    if let Some(spec) = table::OPTIONS.iter().find(|spec| spec.env_name() == name) {
+        return Ok(Some(spec));
+    }
+    let names: Vec<String> = table::OPTIONS.iter().map(OptionSpec::env_name).collect();
+    let did_you_mean = error::closest(name, names.iter().map(String::as_str).chain(table::ENV_OTHERS.iter().copied()));
+    Err(ConfigError { name: name.to_owned(), source: Source::Env, problem: Problem::Unknown { did_you_mean } })
+}
+
+fn invalid(spec: &OptionSpec, source: Source, text: &str, why: String) -> ConfigError {
+    let got = match spec.name {
+        "replica" | "endpoint" => error::without_secrets(text),
+        _ => text.to_owned(),
+    };
+    let name = match source {
+        Source::Uri => spec.name.to_owned(),
+        Source::Env => spec.env_name(),
+    };
+    ConfigError { name, source, problem: Problem::Invalid { got, why, allowed: spec.kind.allowed() } }
+}
+
+/// Whether the store understands the URL is the store's to say; here only the form and the placeholders are looked at.
+fn replica(text: &str) -> Result<Option<String>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let Some((scheme, rest)) = text.split_once("://") else { return Err("it has no scheme".to_owned()) };
+    if scheme.is_empty() || rest.is_empty() {
+        return Err("it is incomplete".to_owned());
+    }
+    let without_name = text.replace("{name}", "");
+    match without_name.find(['{', '}']) {
+        Some(at) if without_name.get(at..).is_some_and(|rest| rest.starts_with('{') && rest.contains('}')) => {
+            Err("it has an unknown placeholder: {name} is the only one".to_owned())
+        }
+        Some(_) => Err("it has a brace that belongs to no placeholder: {name} is the only one".to_owned()),
+        None => Ok(Some(text.to_owned())),
+    }
+}
+
+fn duration_within(spec: &OptionSpec, text: &str) -> Result<Duration, String> {
+    let duration = value::duration(text)?;
+    match spec.kind {
+        Kind::Duration { min, .. } if duration < min => Err("that is too short".to_owned()),
+        Kind::Duration { max, .. } if duration > max => Err("that is too long".to_owned()),
+        _ => Ok(duration),
+    }
+}
+
+fn count_within(spec: &OptionSpec, text: &str) -> Result<u32, String> {
+    let count = value::count(text)?;
+    match spec.kind {
+        Kind::Count { min, .. } if count < min => Err("that is too small".to_owned()),
+        Kind::Count { max, .. } if count > max => Err("that is too large".to_owned()),
+        _ => Ok(count),
+    }
+}
+
+fn bytes_within(spec: &OptionSpec, text: &str) -> Result<u64, String> {
+    let bytes = value::bytes(text)?;
+    match spec.kind {
+        Kind::Bytes { min, .. } if bytes < min => Err("that is too small".to_owned()),
+        Kind::Bytes { max, .. } if bytes > max => Err("that is too large".to_owned()),
+        _ => Ok(bytes),
+    }
+}
+
+fn log_target(text: &str) -> Result<LogTarget, String> {
+    match text {
+        "sqlite" => Ok(LogTarget::Sqlite),
+        "stderr" => Ok(LogTarget::Stderr),
+        path if path.starts_with('/') => Ok(LogTarget::File(path.into())),
+        // The host's working directory is not ours to rely on.
+        _ => Err("that is neither a target nor an absolute path".to_owned()),
+    }
+}
+
+fn log_level(text: &str) -> Result<LevelFilter, String> {
+    match text {
+        "error" => Ok(LevelFilter::Error),
+        "warn" => Ok(LevelFilter::Warn),
+        "info" => Ok(LevelFilter::Info),
+        "debug" => Ok(LevelFilter::Debug),
+        "off" => Ok(LevelFilter::Off),
+        _ => Err("that is no level".to_owned()),
+    }
+}
+
+fn non_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// A file name as one segment of a URL's path.
+fn url_encoded(file_name: &str) -> String {
+    let mut encoded = String::with_capacity(file_name.len());
+    for byte in file_name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,176 @@
+//! The table of options: names, what they take, defaults. `docs/configuration.md` is tested against it.
+
+use std::time::Duration;
+
+use super::value::{show_bytes, show_duration};
+
+/// What an option takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The URL of a bucket, or of a folder in one.
+    Replica,
+    /// A duration with its unit.
+    Duration {
+        /// The shortest allowed.
+        min: Duration,
+        /// The longest allowed.
+        max: Duration,
+    },
+    /// A whole number.
+    Count {
+        /// The smallest allowed.
+        min: u32,
+        /// The largest allowed.
+        max: u32,
+    },
+    /// A number of bytes with its unit.
+    Bytes {
+        /// The smallest allowed.
+        min: u64,
+        /// The largest allowed.
+        max: u64,
+    },
+    /// Where log lines go.
+    Log,
+    /// How much is logged.
+    LogLevel,
+    /// On or off.
+    Switch,
+    /// Any text but the empty one.
+    Text,
+    /// A TXID in hexadecimal.
+    Txid,
+}
+
+impl Kind {
+    /// What is allowed, in words: for error messages and the documentation.
+    #[must_use]
+    pub fn allowed(&self) -> String {
+        match self {
+            Self::Replica => "a URL: s3://bucket/path, gs://bucket/path, abs://account@container/path or file:///path".to_owned(),
+            Self::Duration { min, max } => {
+                format!("a duration from {} to {}, such as 500ms, 1s, 5m", show_duration(*min), show_duration(*max))
+            }
+            Self::Count { min, max } => format!("a number from {min} to {max}"),
+            Self::Bytes { min, max } => {
+                format!("a size from {} to {}, such as 64MiB, 1GiB, 500MB", show_bytes(*min), show_bytes(*max))
+            }
+            Self::Log => "sqlite, stderr or an absolute path".to_owned(),
+            Self::LogLevel => "error, warn, info, debug or off".to_owned(),
+            Self::Switch => "true or false".to_owned(),
+            Self::Text => "a text that is not empty".to_owned(),
+            Self::Txid => "a TXID: 1 to 16 hexadecimal digits, not zero".to_owned(),
+        }
+    }
+}
+
+/// One option.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionSpec {
+    /// Its name as a URI parameter.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// The default as a user would write it; empty where there is none.
+    pub default: &'static str,
+    /// What it does, one sentence.
+    pub about: &'static str,
+}
+
+impl OptionSpec {
+    /// The environment variable of the same meaning.
+    #[must_use]
+    pub fn env_name(&self) -> String {
+        format!("{ENV_PREFIX}{}", self.name.to_ascii_uppercase())
+    }
+}
+
+/// What the names of our environment variables begin with.
+pub(super) const ENV_PREFIX: &str = "REPLICATED_";
+
+/// Environment variables of ours that are no options of a database.
+pub(super) const ENV_OTHERS: &[&str] = &["REPLICATED_DEFAULT", "REPLICATED_CONFIG"];
+
+/// What the project's own tests are steered by.
+pub(super) const ENV_TESTS: &str = "REPLICATED_TEST_";
+
+/// URI parameters that SQLite itself reads.
+pub(super) const SQLITE_PARAMETERS: &[&str] = &["vfs", "mode", "cache", "psow", "nolock", "immutable", "modeof", "8_3_names"];
+
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+
+const fn durations(min_ms: u64, max_ms: u64) -> Kind {
+    Kind::Duration { min: Duration::from_millis(min_ms), max: Duration::from_millis(max_ms) }
+}
+
+const fn option(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> OptionSpec {
+    OptionSpec { name, kind, default, about }
+}
+
+/// Every option, in the order of the documentation.
+pub const OPTIONS: &[OptionSpec] = &[
+    option(
+        "replica",
+        Kind::Replica,
+        "",
+        "Where the database is replicated to; without it nothing is replicated. `{name}` stands for the database's file name.",
+    ),
+    option(
+        "sync_interval",
+        durations(10, 3_600_000),
+        "1s",
+        "Under sustained writes one upload is made per interval. A commit after a pause is uploaded at once.",
+    ),
+    option(
+        "burst",
+        Kind::Count { min: 1, max: 100 },
+        "4",
+        "How many uploads may follow each other without waiting for the interval, after a pause.",
+    ),
+    option(
+        "close_timeout",
+        durations(0, 600_000),
+        "5s",
+        "How long the last close waits for the bucket. What is left is sent after the next open.",
+    ),
+    option("sync_timeout", durations(10, 3_600_000), "30s", "How long `PRAGMA replicated_sync` waits for the bucket."),
+    option(
+        "max_memory",
+        Kind::Bytes { min: 8 * MIB, max: TIB },
+        "32MiB",
+        "The limit of the memory that replication of all databases of the process takes.",
+    ),
+    option(
+        "max_local",
+        Kind::Bytes { min: MIB, max: 1024 * TIB },
+        "4GiB",
+        "The limit of the local disk that waiting changes of a database take (its WAL and the spool) while the bucket cannot be reached.",
+    ),
+    option("connect_timeout", durations(100, 600_000), "5s", "How long a connection to the store may take to open."),
+    option("request_timeout", durations(100, 3_600_000), "30s", "How long one request to the store may take."),
+    option("log", Kind::Log, "sqlite", "Where log lines go: to SQLite's own log (`sqlite3_log`), to stderr, or to a file."),
+    option("log_level", Kind::LogLevel, "info", "How much is logged."),
+    option(
+        "endpoint",
+        Kind::Text,
+        "",
+        "The endpoint of an S3-compatible store. Also read from the URL's query and from `AWS_ENDPOINT_URL`.",
+    ),
+    option("region", Kind::Text, "", "The region of the bucket. Also read from the URL's query and from `AWS_REGION`."),
+    option("path_style", Kind::Switch, "", "Whether the bucket stands in the path of a request instead of its host name."),
+    option("allow_http", Kind::Switch, "", "Whether an endpoint without TLS is allowed."),
+    option("ca_bundle", Kind::Text, "", "A PEM file with certificates of authorities to trust, beside those of the system."),
+    option("profile", Kind::Text, "", "The profile in `~/.aws` to take credentials and region from."),
+    option(
+        "adopt",
+        Kind::Txid,
+        "",
+        "Declares the local database the truth over the bucket's history up to this TXID, after replication refused because the two differ.",
+    ),
+];
+
+/// The option of a name.
+pub(super) fn find(name: &str) -> Option<&'static OptionSpec> {
+    OPTIONS.iter().find(|spec| spec.name == name)
+}

@@ -1,0 +1,164 @@
+use super::*;
+
+fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+    list.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+}
+
+fn resolve(uri: &[(&str, &str)], env: &[(&str, &str)]) -> Result<Options, ConfigError> {
+    Options::resolve(&pairs(uri), &pairs(env))
+}
+
+fn message(uri: &[(&str, &str)], env: &[(&str, &str)]) -> String {
+    let message = resolve(uri, env).unwrap_err().to_string();
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+#[test]
+fn nothing_given_is_all_defaults_and_the_table_says_the_same() {
+    assert_eq!(resolve(&[], &[]), Ok(Options::default()));
+    for spec in OPTIONS.iter().filter(|spec| !spec.default.is_empty()) {
+        assert_eq!(resolve(&[(spec.name, spec.default)], &[]), Ok(Options::default()), "{}", spec.name);
+    }
+}
+
+#[test]
+fn every_option_of_the_table_can_be_set_both_ways() {
+    for spec in OPTIONS {
+        let text = match spec.kind {
+            Kind::Replica => "s3://bucket/path",
+            Kind::Duration { .. } => "200ms",
+            Kind::Count { .. } => "7",
+            Kind::Bytes { .. } => "100MB",
+            Kind::Log => "/var/log/replicated.log",
+            Kind::LogLevel => "debug",
+            Kind::Switch => "true",
+            Kind::Text => "text",
+            Kind::Txid => "1c",
+        };
+        let by_uri = resolve(&[(spec.name, text)], &[]).unwrap();
+        let by_env = resolve(&[], &[(&spec.env_name(), text)]).unwrap();
+        assert_ne!(by_uri, Options::default(), "{}", spec.name);
+        assert_eq!(by_uri, by_env, "{}", spec.name);
+    }
+}
+
+#[test]
+fn uri_wins_over_environment() {
+    let env = [("REPLICATED_BURST", "9"), ("REPLICATED_REGION", "eu-west-1"), ("HOME", "/root")];
+    let options = resolve(&[("burst", "2")], &env).unwrap();
+    assert_eq!((options.burst, options.region.as_deref()), (2, Some("eu-west-1")));
+    // Even where the environment's value would be refused.
+    assert!(resolve(&[("burst", "2")], &[("REPLICATED_BURST", "x")]).is_ok());
+}
+
+#[test]
+fn sqlites_own_parameters_and_foreign_variables_pass() {
+    let uri: Vec<_> = table::SQLITE_PARAMETERS.iter().map(|name| (*name, "x")).collect();
+    let env = [("REPLICATED_DEFAULT", "1"), ("REPLICATED_CONFIG", "/etc/x"), ("REPLICATED_TEST_ENV", "x"), ("PATH", "/bin")];
+    assert_eq!(resolve(&uri, &env), Ok(Options::default()));
+}
+
+#[test]
+fn an_empty_replica_switches_off_and_an_empty_variable_counts_as_unset() {
+    assert_eq!(resolve(&[("replica", "")], &[("REPLICATED_REPLICA", "s3://b/p")]).unwrap().replica, None);
+    assert_eq!(resolve(&[], &[("REPLICATED_REPLICA", ""), ("REPLICATED_BURST", "")]), Ok(Options::default()));
+    assert!(resolve(&[("region", "")], &[]).is_err());
+}
+
+#[test]
+fn unknown_names_are_refused_with_a_suggestion_and_without_their_value() {
+    assert_eq!(message(&[("sync_intervall", "1s")], &[]), "unknown parameter sync_intervall: did you mean sync_interval?");
+    assert_eq!(message(&[("Replica", "x")], &[]), "unknown parameter Replica: did you mean replica?");
+    assert_eq!(
+        message(&[], &[("REPLICATED_LOGLEVEL", "info")]),
+        "unknown environment variable REPLICATED_LOGLEVEL: did you mean REPLICATED_LOG_LEVEL?"
+    );
+    let far_off = message(&[("secret_access_key", "hunter2")], &[]);
+    assert!(far_off.starts_with("unknown parameter secret_access_key; allowed are replica, sync_interval"), "{far_off}");
+    assert!(!far_off.contains("hunter2"));
+}
+
+#[test]
+fn a_parameter_given_twice_is_refused() {
+    assert_eq!(message(&[("burst", "1"), ("burst", "1")], &[]), "parameter burst is given twice; give it once");
+}
+
+#[test]
+fn values_out_of_range_say_what_they_got_and_what_is_allowed() {
+    assert_eq!(
+        message(&[("sync_interval", "5")], &[]),
+        "parameter sync_interval: got \"5\", the unit is missing: 5ms, 5s, 5m or 5h; allowed is a duration from 10ms to 1h, such as 500ms, 1s, 5m"
+    );
+    assert_eq!(
+        message(&[], &[("REPLICATED_BURST", "101")]),
+        "environment variable REPLICATED_BURST: got \"101\", that is too large; allowed is a number from 1 to 100"
+    );
+    for (name, text) in [
+        ("sync_interval", "9ms"),
+        ("sync_interval", "61m"),
+        ("close_timeout", "11m"),
+        ("burst", "0"),
+        ("max_memory", "7MiB"),
+        ("max_local", "1"),
+        ("log", "log.txt"),
+        ("log_level", "loud"),
+        ("path_style", "maybe"),
+        ("adopt", "0"),
+        ("adopt", "xyz"),
+    ] {
+        let message = message(&[(name, text)], &[]);
+        assert!(message.contains(name) && message.contains(text) && message.contains("allowed is"), "{message}");
+    }
+    assert!(message(&[("log_level", "a\nb")], &[]).contains("a\\nb"));
+}
+
+#[test]
+fn the_bounds_of_each_range_are_allowed() {
+    for (name, text) in [
+        ("sync_interval", "10ms"),
+        ("sync_interval", "1h"),
+        ("close_timeout", "0s"),
+        ("close_timeout", "10m"),
+        ("burst", "1"),
+        ("burst", "100"),
+        ("max_memory", "8MiB"),
+        ("max_local", "1MiB"),
+    ] {
+        assert!(resolve(&[(name, text)], &[]).is_ok(), "{name}={text}");
+    }
+}
+
+#[test]
+fn the_name_of_the_database_stands_in_for_the_placeholder() {
+    let options = resolve(&[], &[("REPLICATED_REPLICA", "s3://bucket/{name}/x")]).unwrap();
+    assert_eq!(options.replica_for("app.db").as_deref(), Some("s3://bucket/app.db/x"));
+    assert_eq!(options.replica_for("my app?.db").as_deref(), Some("s3://bucket/my%20app%3F.db/x"));
+    assert_eq!(Options::default().replica_for("app.db"), None);
+    assert!(message(&[], &[("REPLICATED_REPLICA", "s3://b/{nmae}")]).contains("unknown placeholder"));
+    assert!(message(&[], &[("REPLICATED_REPLICA", "s3://b/{name")]).contains("brace"));
+    assert!(message(&[], &[("REPLICATED_REPLICA", "s3://b/name}")]).contains("brace"));
+}
+
+#[test]
+fn secrets_of_a_refused_url_are_not_shown() {
+    let message = message(&[("replica", "s3://AKIA:hunter2@b/{x}?sig=hunter3")], &[]);
+    assert!(!message.contains("hunter") && !message.contains("AKIA"), "{message}");
+}
+
+/// The row of an option in `docs/configuration.md`.
+fn documented(spec: &OptionSpec) -> String {
+    let default = if spec.default.is_empty() { String::new() } else { format!("`{}`", spec.default) };
+    format!("| `{}` | `{}` | {} | {default} | {} |", spec.name, spec.env_name(), spec.kind.allowed(), spec.about)
+}
+
+#[test]
+fn the_documentation_has_every_option_as_it_is() {
+    let page = include_str!("../../docs/configuration.md");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `") && line.contains("| `REPLICATED_")).collect();
+    let expected: Vec<String> = OPTIONS.iter().map(documented).collect();
+    assert_eq!(rows, expected, "the table of docs/configuration.md should be:\n{}", expected.join("\n"));
+    for name in table::SQLITE_PARAMETERS.iter().chain(table::ENV_OTHERS) {
+        assert!(page.contains(&format!("`{name}`")), "{name}");
+    }
+}
