@@ -1,8 +1,18 @@
 //! Continuous replication of SQLite databases to object storage, as a VFS in the application's own process.
-
-pub mod types;
+//!
+//! Load the extension (or call [`register!`] in an application that links its own SQLite), open a database with `vfs=replicated` and a
+//! `replica` URL, and every commit is in the bucket a moment later. See the README and `docs/`.
 
 pub mod config;
 pub mod ltx;
+pub mod restore;
 pub mod store;
+pub mod types;
 pub mod wal;
+
+mod logging;
+mod replicator;
+mod spool;
+mod vfs;
+
+pub use vfs::{ApiRoutines, HostFunctions, RegisterError, extension_init, last_refusal, register_with};

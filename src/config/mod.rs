@@ -18,6 +18,14 @@ mod value;
 pub use error::{ConfigError, Problem, Source};
 pub use table::{Kind, OPTIONS, OptionSpec};
 
+/// Reads a time such as `500ms`, `10s`, `2m` or `1h`.
+///
+/// # Errors
+/// Says what is wrong with the text.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    value::duration(text)
+}
+
 /// Where log lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTarget {

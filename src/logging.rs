@@ -1,0 +1,94 @@
+//! Where log lines go: by default to the host's `sqlite3_log`.
+//!
+//! A logger is installed by the loadable extension only, whose copy of the `log` facade is its own. An application that links the library has
+//! its own logger, and gets the lines under the target `replicated`.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::OnceLock;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use parking_lot::Mutex;
+
+use crate::config::{LogTarget, Options};
+use crate::vfs::{SQLITE_NOTICE, SQLITE_WARNING, SqliteApi};
+
+const SQLITE_ERROR: i32 = 1;
+
+static LOGGER: OnceLock<HostLogger> = OnceLock::new();
+
+#[derive(Debug)]
+struct HostLogger {
+    api: SqliteApi,
+    sink: Mutex<Sink>,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Sqlite,
+    Stderr,
+    File(File),
+}
+
+/// Installs the logger of the extension. The first SQLite that loads it gets the lines.
+pub(crate) fn install(api: SqliteApi) {
+    let logger = LOGGER.get_or_init(|| HostLogger { api, sink: Mutex::new(Sink::Sqlite) });
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+}
+
+/// Applies a database's options; the last one that was opened decides for the process. Does nothing in an application with its own logger.
+pub(crate) fn configure(options: &Options) {
+    let Some(logger) = LOGGER.get() else { return };
+    log::set_max_level(options.log_level);
+    let sink = match &options.log {
+        LogTarget::Sqlite => Sink::Sqlite,
+        LogTarget::Stderr => Sink::Stderr,
+        LogTarget::File(path) => match File::options().append(true).create(true).open(path) {
+            Ok(file) => Sink::File(file),
+            Err(error) => {
+                log::warn!(target: "replicated", "option log: {}: {error}; lines go to sqlite3_log", path.display());
+                Sink::Sqlite
+            }
+        },
+    };
+    *logger.sink.lock() = sink;
+}
+
+impl Log for HostLogger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        // What the libraries below us log is not the user's business.
+        metadata.target() == "replicated"
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let line = format!("replicated: {}", record.args());
+        let stamped = || format!("{} {:5} {line}\n", crate::types::TimestampMs(crate::replicator::database::now_ms()), record.level());
+        let mut sink = self.sink.lock();
+        // A line that cannot be written has nowhere else to go.
+        let _ = match &mut *sink {
+            Sink::Stderr => std::io::stderr().write_all(stamped().as_bytes()),
+            Sink::File(file) => file.write_all(stamped().as_bytes()),
+            Sink::Sqlite => {
+                // SQLite's log may call back into the application: no lock of ours is held meanwhile.
+                drop(sink);
+                self.api.log(sqlite_code(record.level()), &line);
+                Ok(())
+            }
+        };
+    }
+
+    fn flush(&self) {}
+}
+
+const fn sqlite_code(level: Level) -> i32 {
+    match level {
+        Level::Error => SQLITE_ERROR,
+        Level::Warn => SQLITE_WARNING,
+        _ => SQLITE_NOTICE,
+    }
+}

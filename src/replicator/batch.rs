@@ -1,0 +1,178 @@
+//! From WAL frames to an LTX file: the last version of each page of a frame range, ascending.
+//!
+//! Two passes, so that memory depends on the number of pages and not on their size: the first verifies the checksum chain and notes the
+//! newest frame of each page, the second reads just those frames.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::ltx::{Encoder, Finished, Header, LtxError};
+use crate::types::{PageNo, PageSize, WalPos};
+use crate::wal::{self, WAL_HEADER_BYTES, WalError};
+
+/// Why a batch cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BatchError {
+    /// The WAL cannot be opened or read.
+    #[error("WAL {path}: {source}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The WAL does not hold what it should.
+    #[error("WAL {path}: {source}")]
+    Wal {
+        path: PathBuf,
+        #[source]
+        source: WalError,
+    },
+    /// The WAL has been restarted or replaced.
+    #[error("WAL {path}: has salts {found:?}, not {expected:?}")]
+    OtherGeneration { path: PathBuf, found: [u32; 2], expected: [u32; 2] },
+    /// The range does not end with a commit.
+    #[error("WAL {path}: frame {frame} is not the end of a transaction")]
+    NotACommit { path: PathBuf, frame: u32 },
+    /// The pages could not be encoded.
+    #[error("encoding the batch: {0}")]
+    Ltx(#[from] LtxError),
+}
+
+/// The WAL, by a descriptor of our own: it carries no locks, so that opening and closing it harms nobody.
+#[derive(Debug)]
+pub(crate) struct WalFile {
+    path: PathBuf,
+    file: File,
+    inode: u64,
+}
+
+impl WalFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, BatchError> {
+        let io = |source| BatchError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        let inode = file.metadata().map_err(io)?.ino();
+        Ok(Self { path: path.to_owned(), file, inode })
+    }
+
+    /// Whether the path still names this file.
+    pub(crate) fn is_current(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|m| m.ino() == self.inode)
+    }
+
+    pub(crate) fn header(&self) -> Result<wal::Header, BatchError> {
+        let mut bytes = [0; WAL_HEADER_BYTES];
+        self.file.read_exact_at(&mut bytes, 0).map_err(|source| BatchError::Io { path: self.path.clone(), source })?;
+        wal::Header::decode(&bytes).map_err(|e| self.error(e))
+    }
+
+    /// Whether the frame before that place is the one that it was.
+    pub(crate) fn holds(&self, pos: &WalPos) -> bool {
+        self.header().is_ok_and(|h| h.salts == pos.salts && (pos.frame == 0 || wal::verify_at(&self.file, &h, pos).unwrap_or(false)))
+    }
+
+    /// The end of the last transaction, as SQLite's recovery would find it.
+    pub(crate) fn last_commit(&self) -> Result<Option<(WalPos, u32, PageSize)>, BatchError> {
+        let header = self.header()?;
+        let scan = wal::scan(&self.file, &header, &header.start()).map_err(|e| self.error(e))?;
+        Ok((scan.last_commit.frame > 0).then_some((scan.last_commit, scan.commit_pages, header.page_size)))
+    }
+
+    /// Notes the newest frame of each page after `start` up to `to_frame`, which must end a transaction.
+    pub(crate) fn pages(&self, start: &WalPos, to_frame: u32) -> Result<FramePages, BatchError> {
+        let header = self.header()?;
+        if header.salts != start.salts {
+            return Err(BatchError::OtherGeneration { path: self.path.clone(), found: header.salts, expected: start.salts });
+        }
+        let from = if start.frame == 0 { header.start() } else { *start };
+        let mut newest: Vec<(u32, u32)> = Vec::new();
+        let mut commit_pages = 0;
+        let end = wal::read_frames(&self.file, &header, &from, to_frame, &mut |number, frame, _page| {
+            newest.push((frame.pgno, number));
+            commit_pages = frame.commit_pages;
+            Ok(())
+        })
+        .map_err(|e| self.error(e))?;
+        if end.frame != from.frame && commit_pages == 0 {
+            return Err(BatchError::NotACommit { path: self.path.clone(), frame: end.frame });
+        }
+        // Newest first within a page, so that the deduplication keeps it.
+        newest.sort_unstable_by_key(|&(page, frame)| (page, std::cmp::Reverse(frame)));
+        newest.dedup_by_key(|&mut (page, _)| page);
+        newest.shrink_to_fit();
+        Ok(FramePages { page_size: header.page_size, commit_pages, end, start: from, newest })
+    }
+
+    /// Reads the page of a frame that `pages` has verified.
+    pub(crate) fn read_page(&self, page_size: PageSize, frame: u32, page: &mut [u8]) -> Result<(), BatchError> {
+        let offset = wal::frame_offset(page_size, frame - 1) + wal::FRAME_HEADER_BYTES as u64;
+        self.file.read_exact_at(page, offset).map_err(|source| BatchError::Io { path: self.path.clone(), source })
+    }
+
+    /// A frame's place (with its checksum as stored), page number and page.
+    pub(crate) fn frame(&self, page_size: PageSize, frame: u32) -> Result<(WalPos, PageNo, Vec<u8>), BatchError> {
+        let io = |source| BatchError::Io { path: self.path.clone(), source };
+        let mut header = [0; wal::FRAME_HEADER_BYTES];
+        self.file.read_exact_at(&mut header, wal::frame_offset(page_size, frame.saturating_sub(1))).map_err(io)?;
+        let header = wal::FrameHeader::decode(&header);
+        let page = PageNo::new(header.pgno).ok_or_else(|| io(std::io::ErrorKind::InvalidData.into()))?;
+        let mut content = vec![0; page_size.bytes()];
+        self.read_page(page_size, frame, &mut content)?;
+        Ok((WalPos { salts: header.salts, frame, checksum: header.checksum }, page, content))
+    }
+
+    /// Encodes the pages of a range. `header`'s WAL range must be set by the caller.
+    pub(crate) fn encode<W: Write>(&self, pages: &FramePages, header: &Header, out: W) -> Result<Finished<W>, BatchError> {
+        let mut encoder = Encoder::new(out, header)?;
+        let mut page = vec![0; pages.page_size.bytes()];
+        for (number, frame) in &pages.newest {
+            let Some(number) = PageNo::new(*number) else { continue };
+            // A page past the end was cut off by a later commit of the range.
+            if number.get() > header.commit_pages || number == pages.page_size.lock_page() {
+                continue;
+            }
+            self.read_page(pages.page_size, *frame, &mut page)?;
+            encoder.page(number, &page)?;
+        }
+        Ok(encoder.finish()?)
+    }
+
+    fn error(&self, source: WalError) -> BatchError {
+        BatchError::Wal { path: self.path.clone(), source }
+    }
+}
+
+/// The newest frame of each page of a range.
+#[derive(Debug)]
+pub(crate) struct FramePages {
+    pub(crate) page_size: PageSize,
+    /// The database's size in pages after the last commit.
+    pub(crate) commit_pages: u32,
+    pub(crate) start: WalPos,
+    pub(crate) end: WalPos,
+    /// (page, frame), ascending by page.
+    newest: Vec<(u32, u32)>,
+}
+
+impl FramePages {
+    /// Nothing at all: a snapshot of a database whose WAL is empty.
+    pub(crate) const fn none(page_size: PageSize, commit_pages: u32, at: WalPos) -> Self {
+        Self { page_size, commit_pages, start: at, end: at, newest: Vec::new() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.newest.len()
+    }
+
+    /// The newest frame of a page.
+    pub(crate) fn frame_of(&self, page: u32) -> Option<u32> {
+        self.newest.binary_search_by_key(&page, |&(number, _)| number).ok().and_then(|i| self.newest.get(i)).map(|&(_, frame)| frame)
+    }
+
+    /// All (page, frame) from a page on.
+    pub(crate) fn after(&self, page: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let from = self.newest.partition_point(|&(number, _)| number <= page);
+        self.newest.iter().skip(from).copied()
+    }
+}

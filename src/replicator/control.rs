@@ -1,0 +1,475 @@
+//! The control file: what a database's replication must remember across a crash.
+//!
+//! One small file beside the database, `<database>-replicated/control`. Two slots are written in turn, each with a sequence number
+//! and a CRC-32, so that a torn write leaves the older one. Its blocks exist from the start: saving needs no free disk space.
+//! The layout is private to this version; an unknown one is treated as no control file at all, which costs a comparison, never data.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+
+use super::local::OwnerMode;
+use crate::types::{Txid, WalPos};
+
+const MAGIC: &[u8; 8] = b"RPLCTL01";
+const SLOT_BYTES: usize = 1024;
+const SLOTS_OFFSET: u64 = 1024;
+const FILE_BYTES: usize = 4096;
+
+/// Which file this is, so that a control file never speaks for another database put under its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+/// What the bucket has acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Acked {
+    pub(crate) txid: Txid,
+    /// Where in the WAL that TXID ends.
+    pub(crate) end: WalPos,
+}
+
+/// A batch that may be in the bucket: recorded before its first attempt, so that a successor sends the same bytes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    pub(crate) txid: Txid,
+    /// Where its frames begin; used to build it again from the WAL where `in_file` is false.
+    pub(crate) start: WalPos,
+    pub(crate) end: WalPos,
+    pub(crate) commit_pages: u32,
+    pub(crate) timestamp_ms: i64,
+    pub(crate) size_bytes: u64,
+    /// The LTX file checksum.
+    pub(crate) checksum: u64,
+    /// Whether its bytes are in the spool directory.
+    pub(crate) in_file: bool,
+}
+
+/// The database file as it was when everything in the WAL had been captured. Equal later means: nobody wrote in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) size_bytes: u64,
+    pub(crate) mtime_ns: i64,
+    pub(crate) ctime_ns: i64,
+    /// Header bytes 24..28 (change counter) and 92..96 (version-valid-for).
+    pub(crate) header_words: [u32; 2],
+    /// Taken so soon after the last write that a coarse clock could hide another one.
+    pub(crate) too_fresh: bool,
+}
+
+/// Why the full state has to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum FullReason {
+    /// The bucket has nothing yet.
+    First = 1,
+    /// The WAL was restarted, or the database file changed, by someone we did not see.
+    ContinuityLost = 2,
+    /// A power loss took commits that the bucket has.
+    BucketAhead = 3,
+    /// The local disk limit was reached, or local state could not be written.
+    SpoolLost = 4,
+    /// The bucket lost what it had acknowledged.
+    BucketBehind = 5,
+    /// Another tool wrote the bucket from this database.
+    TakenOver = 6,
+    /// The user declared the local file the truth.
+    Adopted = 7,
+    /// An upload of the full state was cut off.
+    Unfinished = 8,
+}
+
+impl FullReason {
+    const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::First,
+            2 => Self::ContinuityLost,
+            3 => Self::BucketAhead,
+            4 => Self::SpoolLost,
+            5 => Self::BucketBehind,
+            6 => Self::TakenOver,
+            7 => Self::Adopted,
+            8 => Self::Unfinished,
+            _ => return None,
+        })
+    }
+
+    /// For logs and status.
+    pub(crate) const fn text(self) -> &'static str {
+        match self {
+            Self::First => "the bucket has nothing yet",
+            Self::ContinuityLost => "the WAL was restarted or the database changed outside the extension",
+            Self::BucketAhead => "a power loss took commits that the bucket still has",
+            Self::SpoolLost => "the local spool was lost or its limit reached",
+            Self::BucketBehind => "the bucket lost what it had acknowledged",
+            Self::TakenOver => "taken over from another replication tool",
+            Self::Adopted => "the local database was declared the truth",
+            Self::Unfinished => "an earlier upload of the full state was cut off",
+        }
+    }
+}
+
+/// A database restored to a point before the bucket's newest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RestoredEarlier {
+    pub(crate) txid: Txid,
+    pub(crate) newest: Txid,
+}
+
+/// Everything that is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) identity: Option<Identity>,
+    /// Which replica this speaks of.
+    pub(crate) replica_hash: u64,
+    /// Marks our own objects; random, chosen once.
+    pub(crate) node_id: u64,
+    pub(crate) page_size: u32,
+    pub(crate) acked: Option<Acked>,
+    pub(crate) attempt: Option<Attempt>,
+    /// Up to here every frame is in the bucket, in the attempt or in the spool.
+    pub(crate) captured: Option<WalPos>,
+    /// Everything of the captured generation is captured and SQLite was allowed to begin another.
+    pub(crate) sealed: bool,
+    /// The salts of the generation that the extension saw begin after the seal.
+    pub(crate) next_salts: Option<[u32; 2]>,
+    /// Sequence numbers of the spool's entries: first, and one past the last.
+    pub(crate) spool_first: u64,
+    pub(crate) spool_next: u64,
+    pub(crate) stamp: Option<Stamp>,
+    pub(crate) full: Option<FullReason>,
+    pub(crate) restored_earlier: Option<RestoredEarlier>,
+    /// The user declared the local file the truth over the bucket's history up to here.
+    pub(crate) adopt: Option<Txid>,
+}
+
+/// The open control file.
+#[derive(Debug)]
+pub(crate) struct Control {
+    file: File,
+    sequence: u64,
+}
+
+impl Control {
+    /// Opens or creates the file and reads the newest valid state; `None` where there is none.
+    pub(crate) fn open(path: &Path, owner: &OwnerMode) -> io::Result<(Self, Option<State>)> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        if (file.metadata()?.len() as usize) < FILE_BYTES {
+            owner.apply(&file)?;
+            file.write_all_at(&[0; FILE_BYTES], 0)?;
+            file.write_all_at(MAGIC, 0)?;
+        }
+        let mut page = [0; FILE_BYTES];
+        file.read_exact_at(&mut page, 0)?;
+        let newest = newest_slot(&page);
+        let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
+        Ok((Self { file, sequence }, newest.map(|(_, state)| state)))
+    }
+
+    /// Takes the lock that makes this process the uploader; false where another process has it. The kernel frees it when we die.
+    pub(crate) fn try_lock(&self) -> io::Result<bool> {
+        match rustix::fs::fcntl_lock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes the state into the older slot.
+    pub(crate) fn save(&mut self, state: &State) -> io::Result<()> {
+        self.sequence += 1;
+        let slot = encode_slot(self.sequence, state);
+        let offset = SLOTS_OFFSET + (self.sequence % 2) * SLOT_BYTES as u64;
+        self.file.write_all_at(&slot, offset)
+    }
+
+    /// Makes what was saved survive a power loss.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+/// Tells replicas apart without keeping their URL.
+pub(crate) fn replica_hash(url: &str) -> u64 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64GoIso, url.as_bytes())
+}
+
+/// Reads a control file without opening it for writing, for tools.
+pub(crate) fn read(path: &Path) -> io::Result<Option<State>> {
+    let page = std::fs::read(path)?;
+    Ok(newest_slot(&page).map(|(_, state)| state))
+}
+
+fn newest_slot(page: &[u8]) -> Option<(u64, State)> {
+    if page.get(..8) != Some(MAGIC.as_slice()) {
+        return None;
+    }
+    let slot = |index: usize| {
+        let start = SLOTS_OFFSET as usize + index * SLOT_BYTES;
+        page.get(start..start + SLOT_BYTES).and_then(decode_slot)
+    };
+    match (slot(0), slot(1)) {
+        (Some(a), Some(b)) => Some(if a.0 > b.0 { a } else { b }),
+        (a, b) => a.or(b),
+    }
+}
+
+fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
+    let mut w = Writer { bytes: Vec::with_capacity(SLOT_BYTES) };
+    w.u64(sequence);
+    w.option(state.identity, |w, i| {
+        w.u64(i.device);
+        w.u64(i.inode);
+    });
+    w.u64(state.replica_hash);
+    w.u64(state.node_id);
+    w.u64(u64::from(state.page_size));
+    w.option(state.acked, |w, a| {
+        w.u64(a.txid.get());
+        w.pos(&a.end);
+    });
+    w.option(state.attempt, |w, a| {
+        w.u64(a.txid.get());
+        w.pos(&a.start);
+        w.pos(&a.end);
+        w.u64(u64::from(a.commit_pages));
+        w.u64(a.timestamp_ms.cast_unsigned());
+        w.u64(a.size_bytes);
+        w.u64(a.checksum);
+        w.u64(u64::from(a.in_file));
+    });
+    w.option(state.captured, |w, p| w.pos(&p));
+    w.u64(u64::from(state.sealed));
+    w.option(state.next_salts, |w, s| w.pair(s));
+    w.u64(state.spool_first);
+    w.u64(state.spool_next);
+    w.option(state.stamp, |w, s| {
+        w.u64(s.size_bytes);
+        w.u64(s.mtime_ns.cast_unsigned());
+        w.u64(s.ctime_ns.cast_unsigned());
+        w.pair(s.header_words);
+        w.u64(u64::from(s.too_fresh));
+    });
+    w.u64(state.full.map_or(0, |r| r as u64));
+    w.option(state.restored_earlier, |w, r| {
+        w.u64(r.txid.get());
+        w.u64(r.newest.get());
+    });
+    w.u64(state.adopt.map_or(0, Txid::get));
+    let mut slot = [0; SLOT_BYTES];
+    for (to, from) in slot.iter_mut().zip(&w.bytes) {
+        *to = *from;
+    }
+    let crc = crc32fast::hash(&slot[..SLOT_BYTES - 4]);
+    slot[SLOT_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+    slot
+}
+
+fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
+    let (body, crc) = slot.split_last_chunk::<4>()?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
+        return None;
+    }
+    let mut r = Reader { rest: body };
+    let sequence = r.u64()?;
+    if sequence == 0 {
+        return None;
+    }
+    let identity = r.option(|r| Some(Identity { device: r.u64()?, inode: r.u64()? }))?;
+    let replica_hash = r.u64()?;
+    let node_id = r.u64()?;
+    let page_size = r.u32()?;
+    let acked = r.option(|r| Some(Acked { txid: Txid::new(r.u64()?)?, end: r.pos()? }))?;
+    let attempt = r.option(|r| {
+        Some(Attempt {
+            txid: Txid::new(r.u64()?)?,
+            start: r.pos()?,
+            end: r.pos()?,
+            commit_pages: r.u32()?,
+            timestamp_ms: r.u64()?.cast_signed(),
+            size_bytes: r.u64()?,
+            checksum: r.u64()?,
+            in_file: r.u64()? != 0,
+        })
+    })?;
+    let captured = r.option(Reader::pos)?;
+    let sealed = r.u64()? != 0;
+    let next_salts = r.option(Reader::pair)?;
+    let spool_first = r.u64()?;
+    let spool_next = r.u64()?;
+    let stamp = r.option(|r| {
+        Some(Stamp {
+            size_bytes: r.u64()?,
+            mtime_ns: r.u64()?.cast_signed(),
+            ctime_ns: r.u64()?.cast_signed(),
+            header_words: r.pair()?,
+            too_fresh: r.u64()? != 0,
+        })
+    })?;
+    let full = match u8::try_from(r.u64()?).ok()? {
+        0 => None,
+        byte => Some(FullReason::from_byte(byte)?),
+    };
+    let restored_earlier = r.option(|r| Some(RestoredEarlier { txid: Txid::new(r.u64()?)?, newest: Txid::new(r.u64()?)? }))?;
+    let adopt = Txid::new(r.u64()?);
+    let state = State {
+        identity,
+        replica_hash,
+        node_id,
+        page_size,
+        acked,
+        attempt,
+        captured,
+        sealed,
+        next_salts,
+        spool_first,
+        spool_next,
+        stamp,
+        full,
+        restored_earlier,
+        adopt,
+    };
+    Some((sequence, state))
+}
+
+struct Writer {
+    bytes: Vec<u8>,
+}
+
+impl Writer {
+    fn u64(&mut self, value: u64) {
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn pair(&mut self, [a, b]: [u32; 2]) {
+        self.u64(u64::from(a) << 32 | u64::from(b));
+    }
+
+    fn pos(&mut self, pos: &WalPos) {
+        self.pair(pos.salts);
+        self.u64(u64::from(pos.frame));
+        self.pair(pos.checksum);
+    }
+
+    fn option<T>(&mut self, value: Option<T>, some: impl FnOnce(&mut Self, T)) {
+        self.u64(u64::from(value.is_some()));
+        if let Some(value) = value {
+            some(self, value);
+        }
+    }
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl Reader<'_> {
+    fn u64(&mut self) -> Option<u64> {
+        let (head, rest) = self.rest.split_first_chunk::<8>()?;
+        self.rest = rest;
+        Some(u64::from_le_bytes(*head))
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        u32::try_from(self.u64()?).ok()
+    }
+
+    fn pair(&mut self) -> Option<[u32; 2]> {
+        let word = self.u64()?;
+        Some([(word >> 32) as u32, word as u32])
+    }
+
+    fn pos(&mut self) -> Option<WalPos> {
+        Some(WalPos { salts: self.pair()?, frame: self.u32()?, checksum: self.pair()? })
+    }
+
+    /// `Some(None)` for an absent value, `None` for a malformed one.
+    fn option<T>(&mut self, some: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
+        match self.u64()? {
+            0 => Some(None),
+            1 => some(self).map(Some),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full_state() -> State {
+        let pos = WalPos { salts: [1, u32::MAX], frame: 77, checksum: [5, 6] };
+        State {
+            identity: Some(Identity { device: 3, inode: u64::MAX }),
+            replica_hash: 9,
+            node_id: 10,
+            page_size: 65536,
+            acked: Some(Acked { txid: Txid::FIRST, end: pos }),
+            attempt: Some(Attempt {
+                txid: Txid::FIRST.next(),
+                start: pos,
+                end: pos,
+                commit_pages: 4,
+                timestamp_ms: -5,
+                size_bytes: 131,
+                checksum: u64::MAX,
+                in_file: true,
+            }),
+            captured: Some(pos),
+            sealed: true,
+            next_salts: Some([7, 8]),
+            spool_first: 1,
+            spool_next: 4,
+            stamp: Some(Stamp { size_bytes: 1, mtime_ns: -1, ctime_ns: 2, header_words: [3, 4], too_fresh: true }),
+            full: Some(FullReason::Unfinished),
+            restored_earlier: Some(RestoredEarlier { txid: Txid::FIRST, newest: Txid::FIRST.next() }),
+            adopt: Some(Txid::FIRST),
+        }
+    }
+
+    #[test]
+    fn a_state_comes_back_as_it_was_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let owner = OwnerMode::of(dir.path()).unwrap();
+        let (mut control, none) = Control::open(&path, &owner).unwrap();
+        assert!(none.is_none());
+        control.save(&State::default()).unwrap();
+        control.save(&full_state()).unwrap();
+        let (_, state) = Control::open(&path, &owner).unwrap();
+        assert_eq!(state.unwrap(), full_state());
+    }
+
+    #[test]
+    fn a_torn_save_leaves_the_state_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let owner = OwnerMode::of(dir.path()).unwrap();
+        let (mut control, _) = Control::open(&path, &owner).unwrap();
+        control.save(&full_state()).unwrap();
+        control.save(&State { sealed: false, ..full_state() }).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        // The second save went to slot 0.
+        for at in (SLOTS_OFFSET as usize..SLOTS_OFFSET as usize + SLOT_BYTES).step_by(37) {
+            let mut torn = good.clone();
+            torn[at] ^= 0xff;
+            std::fs::write(&path, &torn).unwrap();
+            assert_eq!(read(&path).unwrap().unwrap(), full_state(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn another_kind_of_file_is_no_control_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        std::fs::write(&path, vec![0xa5; FILE_BYTES]).unwrap();
+        assert!(read(&path).unwrap().is_none());
+        std::fs::write(&path, b"short").unwrap();
+        assert!(read(&path).unwrap().is_none());
+    }
+}

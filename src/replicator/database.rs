@@ -1,0 +1,490 @@
+//! One replicated database as SQLite's threads see it: what the FFI shim calls, quick and without the network.
+//!
+//! Locks, in this order: `tail`, `preserver`, `published`. The commit path takes only `published`, for a few loads and stores.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::batch::WalFile;
+use super::control::{FullReason, Stamp};
+use super::hub::{CommittedFrames, Hub, Notice};
+use super::local::Paths;
+use super::preserve::{DatabaseFile, Preserver};
+use super::progress::{Progress, WaitError};
+use super::tail::{LiveEnd, Mode, StopKind, Tail, TailError};
+use crate::config::Options;
+use crate::store::Store;
+use crate::types::{PageSize, Txid, WalPos};
+use crate::wal::IndexHeader;
+
+/// A writer that wants to restart the WAL waits at the most this long for the uploader to let go of the tail; then it appends.
+const GATE_PATIENCE: Duration = Duration::from_millis(20);
+/// And encodes at the most this many bytes itself.
+const GATE_BYTES: u32 = 16 * 1024 * 1024;
+
+/// What the replicator needs of SQLite: the database file by a handle of SQLite's own.
+pub(crate) trait Host: Send + Sync + std::fmt::Debug {
+    /// Opens the file once more, through the VFS that SQLite itself uses for it.
+    fn open_database(&self, path: &Path) -> io::Result<Box<dyn DatabaseFile>>;
+}
+
+/// The newest committed state, and what the uploader wants to hear of.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Published {
+    /// False until the WAL-index has been seen.
+    pub(crate) known: bool,
+    pub(crate) end: WalPos,
+    pub(crate) database_pages: u32,
+    pub(crate) page_size: Option<PageSize>,
+    pub(crate) sequence: u64,
+    pub(crate) committed_ms: i64,
+    /// When the oldest commit that is not in the bucket was made; 0 for none.
+    pub(crate) oldest_waiting_ms: i64,
+    /// The uploader sleeps until so many frames are behind `captured`.
+    wake_frames: u32,
+    captured: WalPos,
+}
+
+impl Published {
+    pub(crate) const fn live(&self) -> LiveEnd {
+        LiveEnd { end: self.end, database_pages: self.database_pages, committed_ms: self.committed_ms, sequence: self.sequence }
+    }
+
+    const fn behind(&self) -> u32 {
+        if self.end.salts[0] == self.captured.salts[0] && self.end.salts[1] == self.captured.salts[1] {
+            self.end.frame.saturating_sub(self.captured.frame)
+        } else {
+            self.end.frame
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) id: u64,
+    pub(crate) paths: Paths,
+    pub(crate) options: Options,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) progress: Progress,
+    hub: Arc<Hub>,
+    host: Arc<dyn Host>,
+    published: Mutex<Published>,
+    tail: Mutex<Tail>,
+    preserver: Mutex<PreserverSlot>,
+    /// Whether a snapshot needs to hear of writes to the database file.
+    preserving: AtomicBool,
+    /// Commits up to this one shall go without a token of the budget.
+    pub(crate) urgent: AtomicU64,
+    /// The last handle is closed; the uploader shall forget the database.
+    pub(crate) closing: AtomicBool,
+    /// A descriptor did not fit into the channel.
+    pub(crate) overflowed: AtomicBool,
+    /// The WAL was deleted: the next release of the last lock is the moment to stamp the file.
+    pub(crate) stamp_due: AtomicBool,
+    /// Open handles, changed under the registry's lock.
+    pub(crate) handles: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct PreserverSlot {
+    active: Option<Preserver>,
+    /// Checkpoints of this process that run now.
+    checkpoints: u32,
+}
+
+impl Database {
+    pub(crate) fn new(
+        id: u64,
+        paths: Paths,
+        options: Options,
+        store: Arc<dyn Store>,
+        hub: Arc<Hub>,
+        host: Arc<dyn Host>,
+        tail: Tail,
+    ) -> Self {
+        Self {
+            id,
+            paths,
+            options,
+            store,
+            progress: Progress::new(),
+            hub,
+            host,
+            published: Mutex::new(Published { wake_frames: 1, ..Published::default() }),
+            tail: Mutex::new(tail),
+            preserver: Mutex::default(),
+            preserving: AtomicBool::new(false),
+            urgent: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+            overflowed: AtomicBool::new(false),
+            stamp_due: AtomicBool::new(false),
+            handles: AtomicU32::new(0),
+        }
+    }
+
+    // What the shim calls.
+
+    /// The WAL-index as it is: called with the write lock held before it is released, and at the first read.
+    ///
+    /// Cheap where nothing was committed; pushes a descriptor where something was.
+    pub(crate) fn observe(&self, index: &IndexHeader) {
+        let mut published = self.published.lock();
+        let end = index.end();
+        if published.known && (published.end == end || end.frame == 0) {
+            return;
+        }
+        let first_sight = !published.known;
+        let same_log = published.end.salts == end.salts;
+        let committed_ms = now_ms();
+        published.known = true;
+        published.database_pages = index.db_pages;
+        published.page_size = index.page_size;
+        let first_frame = if same_log && !first_sight { published.end.frame + 1 } else { 1 };
+        published.end = end;
+        if end.frame > 0 {
+            published.sequence += 1;
+            published.committed_ms = committed_ms;
+            if published.oldest_waiting_ms == 0 {
+                published.oldest_waiting_ms = committed_ms;
+            }
+        }
+        let wake = first_sight || published.behind() >= published.wake_frames;
+        if wake {
+            published.wake_frames = u32::MAX;
+        }
+        let frames = CommittedFrames {
+            database: self.id,
+            first_frame,
+            end,
+            database_pages: index.db_pages,
+            sequence: published.sequence,
+            committed_ms,
+        };
+        drop(published);
+        if !self.hub.committed(frames) {
+            self.overflowed.store(true, Ordering::Release);
+        }
+        if wake {
+            self.hub.wake();
+        }
+    }
+
+    /// Whether the WAL-index has been seen since the open.
+    pub(crate) fn is_known(&self) -> bool {
+        self.published.lock().known
+    }
+
+    /// A writer asks to restart the WAL, with the write lock held and the WAL-index as given. False: it must append.
+    pub(crate) fn may_restart(&self, index: &IndexHeader) -> bool {
+        self.observe(index);
+        let page_bytes = index.page_size.unwrap_or(PageSize::MIN).get();
+        let Some(mut tail) = self.tail.try_lock_for(GATE_PATIENCE) else { return false };
+        match self.secure(&mut tail, GATE_BYTES / page_bytes) {
+            Ok(()) => true,
+            Err(error) => {
+                log::debug!(target: "replicated", "{}: the WAL is not restarted yet: {error}", self.paths.database.display());
+                drop(tail);
+                self.hub.notify(Notice::Look(self.id));
+                false
+            }
+        }
+    }
+
+    /// SQLite is about to destroy the WAL and cannot be refused. What cannot be saved costs a full upload later.
+    pub(crate) fn wal_vanishes(&self) {
+        let mut tail = self.tail.lock();
+        if let Err(error) = self.secure(&mut tail, u32::MAX) {
+            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+            self.lose(&mut tail, FullReason::SpoolLost);
+        }
+        self.stamp_due.store(true, Ordering::Relaxed);
+    }
+
+    /// The WAL is about to be cut to that many bytes.
+    pub(crate) fn wal_shrinks(&self, bytes: u64) {
+        let published = self.published();
+        let end = published.page_size.map_or(0, |size| crate::wal::end_offset(size, published.end.frame));
+        if published.end.frame > 0 && bytes < end && !self.tail.lock().state.sealed {
+            self.wal_vanishes();
+        }
+    }
+
+    /// A rollback-journal transaction begins: what it changes is in no WAL.
+    pub(crate) fn changes_outside_wal(&self) {
+        let mut tail = self.tail.lock();
+        if tail.state.captured.is_some() {
+            self.lose(&mut tail, FullReason::ContinuityLost);
+        }
+    }
+
+    /// A fault of ours: replication of this database ends, the application goes on.
+    pub(crate) fn poison(&self) {
+        super::uploader::stop(self, StopKind::Failed, "a fault in the extension; reopening the database recovers it".to_owned());
+    }
+
+    /// Names and values for people.
+    pub(crate) fn status(&self) -> Vec<(&'static str, String)> {
+        let facts = self.progress.facts();
+        let published = self.published();
+        let waiting = published.sequence.saturating_sub(facts.acked_sequence);
+        let local = facts.remote_txid.map_or(0, Txid::get) + u64::from(waiting > 0);
+        let lag_ms = if waiting > 0 && published.oldest_waiting_ms > 0 { now_ms().saturating_sub(published.oldest_waiting_ms) } else { 0 };
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        vec![
+            ("state", facts.state.as_str().to_owned()),
+            ("local_txid", format!("{local:016x}")),
+            ("remote_txid", or_dash(facts.remote_txid.map(|t| t.to_string()))),
+            ("waiting_commits", waiting.to_string()),
+            ("lag_ms", lag_ms.to_string()),
+            ("last_success", or_dash(facts.last_success_ms.map(|ms| crate::types::TimestampMs(ms).to_string()))),
+            ("last_error", or_dash(facts.last_error)),
+            ("uploads", facts.uploads.to_string()),
+            ("snapshots", facts.snapshots.to_string()),
+            ("fencing", match facts.fencing { None => "not probed", Some(true) => "conditional", Some(false) => "weak" }.to_owned()),
+            ("replica", self.store.url().to_owned()),
+        ]
+    }
+
+    fn secure(&self, tail: &mut Tail, most_frames: u32) -> Result<(), TailError> {
+        let live = self.published.lock().live();
+        tail.resolve(&live.end, &|| self.stamp());
+        if self.preserving.load(Ordering::Acquire) {
+            let mut slot = self.preserver.lock();
+            if let (Some(preserver), Ok(wal)) = (&mut slot.active, tail.wal()) {
+                preserver.before_restart(wal);
+            }
+        }
+        let result = tail.seal(&live, most_frames, self.stamp());
+        if let Err(TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
+            // The user's limit: the WAL must not grow instead.
+            self.lose(tail, FullReason::SpoolLost);
+            return Ok(());
+        }
+        self.note_captured(tail);
+        result
+    }
+
+    /// The header of a new WAL generation is about to be written.
+    pub(crate) fn generation_begins(&self, salts: [u32; 2]) {
+        let mut tail = self.tail.lock();
+        let live = self.published.lock().live();
+        tail.resolve(&live.end, &|| self.stamp());
+        tail.generation_begins(salts);
+    }
+
+    /// The last lock on the database is about to be given up, after the WAL was deleted: nobody can have written since.
+    pub(crate) fn stamp_clean(&self) {
+        self.stamp_due.store(false, Ordering::Relaxed);
+        let mut tail = self.tail.lock();
+        if tail.state.sealed {
+            tail.state.stamp = self.settled_stamp();
+            if let Err(error) = tail.save() {
+                log::warn!(target: "replicated", "{error}");
+            }
+        }
+    }
+
+    /// Whether `before_write` has to be called.
+    pub(crate) fn is_preserving(&self) -> bool {
+        self.preserving.load(Ordering::Acquire)
+    }
+
+    /// A page of the database file is about to be overwritten.
+    pub(crate) fn before_write(&self, offset: u64, bytes: usize, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        if let Some(preserver) = &mut self.preserver.lock().active {
+            preserver.before_write(offset, bytes, read);
+        }
+    }
+
+    /// The database file is about to become shorter.
+    pub(crate) fn before_truncate(&self, new_bytes: u64, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        if let Some(preserver) = &mut self.preserver.lock().active {
+            preserver.before_truncate(new_bytes, read);
+        }
+    }
+
+    /// A checkpoint of this process begins or ends to write the database file.
+    pub(crate) fn checkpoint(&self, begins: bool) {
+        let mut slot = self.preserver.lock();
+        slot.checkpoints = if begins { slot.checkpoints + 1 } else { slot.checkpoints.saturating_sub(1) };
+    }
+
+    /// Waits until everything committed so far is in the bucket; the newest TXID, if there is one.
+    pub(crate) fn sync(&self, limit: Duration) -> Result<Option<Txid>, WaitError> {
+        if !self.is_known() {
+            self.observe_without_index();
+        }
+        let sequence = self.published.lock().sequence;
+        self.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
+        self.hub.notify(Notice::Look(self.id));
+        self.progress.wait(sequence, limit)
+    }
+
+    /// A program that asks before it has read anything: the WAL itself tells, as it tells SQLite's recovery.
+    fn observe_without_index(&self) {
+        let Ok(wal) = WalFile::open(&self.paths.wal) else { return };
+        let Ok(Some((end, database_pages, page_size))) = wal.last_commit() else { return };
+        let index = IndexHeader {
+            page_size: Some(page_size),
+            max_frame: end.frame,
+            db_pages: database_pages,
+            frame_checksum: end.checksum,
+            salts: end.salts,
+            change_counter: 0,
+            is_init: true,
+            big_endian_checksum: false,
+        };
+        self.observe(&index);
+    }
+
+    /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
+    pub(crate) fn reopened(&self) {
+        let mut tail = self.tail.lock();
+        self.closing.store(false, Ordering::Release);
+        if tail.mode == Mode::Running {
+            tail.mode = Mode::Unresolved;
+        }
+        let mut published = self.published.lock();
+        published.known = false;
+        published.wake_frames = 1;
+    }
+
+    /// Tells the uploader to forget the database, and waits until it has, for a moment.
+    pub(crate) fn close_when_unused(&self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        self.closing.store(true, Ordering::Release);
+        self.hub.notify(Notice::Look(self.id));
+        self.progress.wait_released(PATIENCE);
+    }
+
+    /// The uploader forgets it: the control file's lock goes before a successor can take it.
+    pub(crate) fn release(&self) {
+        self.tail.lock().release();
+        self.progress.update(|f| f.released = true);
+    }
+
+    // What the uploader calls.
+
+    pub(crate) fn published(&self) -> Published {
+        *self.published.lock()
+    }
+
+    pub(crate) fn lock_tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock()
+    }
+
+    /// Sleeps until that many frames are waiting: false if they are already, and then it must not sleep.
+    pub(crate) fn arm(&self, frames: u32) -> bool {
+        let mut published = self.published.lock();
+        published.wake_frames = frames;
+        published.behind() < frames
+    }
+
+    /// Mirrors how far the tail has captured for the commit path's arithmetic.
+    pub(crate) fn note_captured(&self, tail: &Tail) {
+        self.published.lock().captured = tail.state.captured.unwrap_or_default();
+    }
+
+    /// Everything up to a commit is in the bucket.
+    pub(crate) fn note_acked(&self, sequence: u64) {
+        let mut published = self.published.lock();
+        if sequence >= published.sequence {
+            published.oldest_waiting_ms = 0;
+        } else if published.oldest_waiting_ms != 0 {
+            published.oldest_waiting_ms = published.committed_ms;
+        }
+    }
+
+    /// Gives continuity up; a snapshot that runs is worthless then.
+    pub(crate) fn lose(&self, tail: &mut Tail, reason: FullReason) {
+        if let Some(preserver) = &mut self.preserver.lock().active {
+            preserver.give_up(reason.text().to_owned());
+        }
+        tail.lose(reason);
+        self.note_captured(tail);
+    }
+
+    pub(crate) fn open_file(&self) -> io::Result<Box<dyn DatabaseFile>> {
+        self.host.open_database(&self.paths.database)
+    }
+
+    /// Begins to preserve the state as it is now, if no checkpoint runs; `build` makes the preserver for it.
+    pub(crate) fn begin_preserving(
+        &self,
+        build: impl FnOnce(&Published) -> Result<Preserver, TailError>,
+    ) -> Result<Option<Published>, TailError> {
+        let mut slot = self.preserver.lock();
+        if slot.checkpoints > 0 {
+            return Ok(None);
+        }
+        let published = self.published();
+        slot.active = Some(build(&published)?);
+        self.preserving.store(true, Ordering::Release);
+        Ok(Some(published))
+    }
+
+    /// Works with the preserver while SQLite's writes to the file wait.
+    pub(crate) fn with_preserver<T>(&self, work: impl FnOnce(&mut Preserver) -> T) -> Option<T> {
+        self.preserver.lock().active.as_mut().map(work)
+    }
+
+    pub(crate) fn end_preserving(&self) {
+        self.preserving.store(false, Ordering::Release);
+        self.preserver.lock().active = None;
+    }
+
+    /// What the database file looks like now; `None` where it cannot be told.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = std::fs::metadata(&self.paths.database).ok()?;
+        let mut header = [0; 100];
+        self.open_file().ok()?.read_exact_at(&mut header, 0).ok()?;
+        let word = |at: usize| header.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
+        let ns = |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
+        Some(Stamp {
+            size_bytes: metadata.len(),
+            mtime_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
+            ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
+            header_words: [word(24)?, word(92)?],
+            too_fresh: false,
+        })
+    }
+
+    /// A stamp that a write in the same tick of the kernel's clock could not hide behind.
+    fn settled_stamp(&self) -> Option<Stamp> {
+        const TICK: Duration = Duration::from_millis(10);
+        let deadline = Instant::now() + 2 * TICK;
+        loop {
+            let stamp = self.stamp()?;
+            let age_ns = now_ms().saturating_mul(1_000_000).saturating_sub(stamp.mtime_ns.max(stamp.ctime_ns));
+            if age_ns > i64::try_from(TICK.as_nanos()).unwrap_or(i64::MAX) {
+                return Some(stamp);
+            }
+            if Instant::now() >= deadline {
+                return Some(Stamp { too_fresh: true, ..stamp });
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether nothing is waiting to be sent, as far as is known.
+    pub(crate) fn is_settled(&self, tail: &Tail) -> bool {
+        let published = self.published.lock();
+        tail.inflight.is_none()
+            && tail.state.attempt.is_none()
+            && tail.spool.is_empty()
+            && tail.mode == Mode::Running
+            && tail.state.captured.is_some_and(|c| published.end.frame == 0 || c == published.end || tail.state.sealed && published.behind() == 0)
+    }
+}
+
+/// Milliseconds since the epoch.
+pub(crate) fn now_ms() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}

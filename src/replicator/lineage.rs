@@ -1,0 +1,255 @@
+//! Whether the bucket and the local database are one history.
+//!
+//! Asked once after an open, and whenever a name that was to be created is taken already. Where nothing is proved, nothing is sent.
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+
+use super::batch::WalFile;
+use super::control::{Acked, Attempt, FullReason};
+use super::database::Database;
+use super::tail::{Mode, StopKind};
+use super::uploader::{StepError, stop};
+use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
+use crate::store::{Level, Listed, LtxName};
+use crate::types::{PageNo, PageSize, Txid, WalPos};
+
+/// Another tool's file is read to compare one page with the WAL; a larger one proves nothing.
+const MOST_COMPARED_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Whose an object is that was there before us.
+#[derive(Debug)]
+pub(crate) enum Exists {
+    /// An earlier attempt of ours.
+    Ours,
+    /// Another writer's; the text says what is known of it and what to do.
+    Foreign(String),
+}
+
+/// The newest object over all levels.
+pub(crate) async fn newest(database: &Database) -> Result<Option<Listed>, StepError> {
+    let levels = try_join_all(Level::all().map(|level| database.store.list(level, None))).await?;
+    // Of objects that reach equally far the lowest level says most.
+    Ok(levels.into_iter().flatten().max_by_key(|l| (l.name.max_txid, std::cmp::Reverse(l.name.level))))
+}
+
+/// The page size of what the bucket holds.
+pub(crate) async fn page_size_of_newest(database: &Database) -> Result<Option<PageSize>, StepError> {
+    match newest(database).await? {
+        Some(listed) => Ok(Some(header(database, &listed.name).await?.page_size)),
+        None => Ok(None),
+    }
+}
+
+async fn header(database: &Database, name: &LtxName) -> Result<Header, StepError> {
+    let bytes = database.store.get_range(name, 0..HEADER_BYTES as u64).await?;
+    Ok(Header::decode(&bytes)?)
+}
+
+/// Finds out, once, whether the store refuses to replace objects.
+pub(crate) async fn probe(database: &Database) -> Result<(), StepError> {
+    if database.progress.facts().fencing.is_some() {
+        return Ok(());
+    }
+    let conditional = database.store.creates_are_conditional().await?;
+    if !conditional {
+        log::warn!(
+            target: "replicated",
+            "{}: this store replaces objects even when asked not to: two writers on one path would not be told apart. Make sure that there is one",
+            database.paths.database.display()
+        );
+    }
+    database.progress.update(|f| f.fencing = Some(conditional));
+    Ok(())
+}
+
+/// Compares what the control file says with the bucket, and sets the mode accordingly.
+pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
+    let state = database.lock_tail().state.clone();
+    let Some(acked) = state.acked else { return verify_unknown(database).await };
+    let listed = database.store.list(Level::ZERO, Some(acked.txid)).await?;
+    let reach = match listed.iter().map(|l| l.name.max_txid).max() {
+        Some(reach) => Some(reach),
+        None => newest(database).await?.map(|l| l.name.max_txid),
+    };
+    database.progress.update(|f| f.remote_txid = reach);
+    match reach {
+        Some(reach) if reach == acked.txid => {}
+        // The attempt of a predecessor arrived; sending it again finds that out.
+        Some(reach) if state.attempt.is_some_and(|a| a.txid == reach) => {}
+        Some(reach) if reach > acked.txid => return ahead(database, acked.txid, reach),
+        Some(_) | None => {
+            let mut tail = database.lock_tail();
+            (tail.inflight, tail.state.attempt, tail.state.acked) = (None, None, None);
+            let reason = if reach.is_none() { FullReason::First } else { FullReason::BucketBehind };
+            log::warn!(target: "replicated", "{}: the bucket had TXID {} and does not have it now", database.paths.database.display(), acked.txid);
+            database.lose(&mut tail, reason);
+            return Ok(());
+        }
+    }
+    resend(database, reach)
+}
+
+/// What a predecessor may have sent is sent again, byte for byte. Where that cannot be, the full state follows on what is there.
+fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
+    let mut tail = database.lock_tail();
+    let Some(attempt) = tail.state.attempt else { return Ok(()) };
+    if tail.inflight.is_some() || tail.rebuild_attempt()? {
+        return Ok(());
+    }
+    log::warn!(
+        target: "replicated",
+        "{}: the batch {} that was being sent cannot be built again{}",
+        database.paths.database.display(),
+        attempt.txid,
+        if reach == Some(attempt.txid) { "; the bucket has it, and this file may not" } else { "" }
+    );
+    tail.state.attempt = None;
+    database.lose(&mut tail, FullReason::BucketAhead);
+    Ok(())
+}
+
+fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepError> {
+    let mut tail = database.lock_tail();
+    if tail.state.adopt.is_some_and(|adopt| adopt >= reach) {
+        (tail.inflight, tail.state.attempt) = (None, None);
+        database.lose(&mut tail, FullReason::Adopted);
+        return Ok(());
+    }
+    drop(tail);
+    let message = format!(
+        "the bucket goes on to TXID {reach}, this database knows of {ours} only: it is an older copy, or another writer has gone on. Nothing is sent \
+         over it. Restore the newest state, or declare this file the truth with `replicated adopt`"
+    );
+    stop(database, StopKind::Diverged, message);
+    Ok(())
+}
+
+/// Nothing is known locally of a position in this bucket.
+async fn verify_unknown(database: &Database) -> Result<(), StepError> {
+    let Some(newest) = newest(database).await? else {
+        let mut tail = database.lock_tail();
+        if !matches!(tail.mode, Mode::Full(_)) {
+            database.lose(&mut tail, FullReason::First);
+        }
+        return Ok(());
+    };
+    let reach = newest.name.max_txid;
+    database.progress.update(|f| f.remote_txid = Some(reach));
+    let header = header(database, &newest.name).await?;
+    if let Some(end) = proven_end(database, &newest, &header).await? {
+        if newest.name.level != Level::ZERO && database.store.list(Level::ZERO, None).await?.is_empty() {
+            write_marker(database, reach, &header).await?;
+        }
+        return continue_from(database, reach, end);
+    }
+    let mut tail = database.lock_tail();
+    let ours = header.node_id != 0 && header.node_id == tail.state.node_id;
+    let reason = if tail.state.adopt.is_some_and(|adopt| adopt >= reach) {
+        FullReason::Adopted
+    } else if ours {
+        FullReason::Unfinished
+    } else if litestream_position(database) == Some(reach) {
+        FullReason::TakenOver
+    } else {
+        drop(tail);
+        let message = format!(
+            "the bucket holds a database up to TXID {reach}, and nothing shows that this file continues it. Nothing is sent over it. Restore it with \
+             `replicated restore`, or use another replica URL, or declare this file the truth with `replicated adopt`"
+        );
+        stop(database, StopKind::Diverged, message);
+        return Ok(());
+    };
+    database.lose(&mut tail, reason);
+    Ok(())
+}
+
+/// The WAL holds what the bucket's newest file ends with: go on from there.
+fn continue_from(database: &Database, txid: Txid, end: WalPos) -> Result<(), StepError> {
+    let mut tail = database.lock_tail();
+    tail.state.acked = Some(Acked { txid, end });
+    let captured = tail.state.captured.unwrap_or_default();
+    let covers = captured.salts == end.salts && captured.frame >= end.frame;
+    if tail.state.full.take().is_some() || !covers && tail.spool.is_empty() {
+        tail.state.captured = Some(end);
+    }
+    tail.mode = Mode::Running;
+    tail.save()?;
+    database.note_captured(&tail);
+    log::info!(target: "replicated", "{}: goes on after TXID {txid} of the bucket", database.paths.database.display());
+    Ok(())
+}
+
+/// Where in the live WAL the bucket's newest file ends, if it provably does.
+async fn proven_end(database: &Database, newest: &Listed, header: &Header) -> Result<Option<WalPos>, StepError> {
+    let live = database.published().end;
+    let Some(end) = header.wal_end() else { return Ok(None) };
+    if end.frame == 0 || live.salts != end.salts || live.frame < end.frame {
+        return Ok(None);
+    }
+    let Ok(wal) = WalFile::open(&database.paths.wal) else { return Ok(None) };
+    if end.checksum != [0, 0] {
+        return Ok(wal.holds(&end).then_some(end));
+    }
+    // Another tool's file names salts and a frame, which a power loss can make ambiguous: compare that frame's page.
+    let Ok((at, page, content)) = wal.frame(header.page_size, end.frame) else { return Ok(None) };
+    if newest.size_bytes > MOST_COMPARED_BYTES || at.salts != end.salts {
+        return Ok(None);
+    }
+    let bytes = database.store.get_range(&newest.name, 0..newest.size_bytes).await?;
+    Ok(has_page(&bytes, page, &content)?.then_some(at))
+}
+
+fn has_page(file: &Bytes, number: PageNo, content: &[u8]) -> Result<bool, LtxError> {
+    let mut found = false;
+    let mut decoder = Decoder::new();
+    decoder.push(file, &mut |pgno, data| {
+        found |= pgno == number && data == content;
+        Ok(())
+    })?;
+    decoder.finish()?;
+    Ok(found)
+}
+
+/// The newest TXID that Litestream replicated from this very file, by what it keeps beside it.
+fn litestream_position(database: &Database) -> Option<Txid> {
+    let path = &database.paths.database;
+    let name = format!(".{}-litestream", path.file_name()?.to_str()?);
+    let directory = path.parent()?.join(name).join("ltx").join("0");
+    std::fs::read_dir(directory)
+        .ok()?
+        .filter_map(Result::ok)
+        .filter_map(|entry| LtxName::parse(Level::ZERO, entry.file_name().to_str()?))
+        .map(|name| name.max_txid)
+        .max()
+}
+
+/// Compares an object that was there before us with the batch that we were to send.
+pub(crate) async fn compare(database: &Database, name: &LtxName, attempt: &Attempt) -> Result<Exists, StepError> {
+    let theirs = header(database, name).await?;
+    let listed = database.store.head(name).await?;
+    let last8 = listed.size_bytes.saturating_sub(8)..listed.size_bytes;
+    let checksum = database.store.get_range(name, last8).await?;
+    let same_bytes = listed.size_bytes == attempt.size_bytes && checksum.as_ref() == attempt.checksum.to_be_bytes();
+    let node_id = database.lock_tail().state.node_id;
+    let same_range = node_id != 0 && theirs.node_id == node_id && theirs.wal_end() == Some(attempt.end);
+    if same_bytes || same_range {
+        return Ok(Exists::Ours);
+    }
+    Ok(Exists::Foreign(format!(
+        "another writer has written {name} ({} bytes, node {:016x}, {}): replication of this database stops, so that two histories do not mix. Stop one \
+         of the two; to go on with this one declare it the truth with `replicated adopt`",
+        listed.size_bytes, theirs.node_id, listed.timestamp
+    )))
+}
+
+/// The empty level-0 file beside a first snapshot, without which other tools would count from 1 again.
+pub(crate) async fn write_marker(database: &Database, txid: Txid, snapshot: &Header) -> Result<(), StepError> {
+    let mut header = Header::new(snapshot.page_size, snapshot.commit_pages, txid, txid, snapshot.timestamp);
+    header.node_id = snapshot.node_id;
+    let marker = crate::ltx::Encoder::new(Vec::new(), &header)?.finish()?;
+    let name = LtxName::level0(txid);
+    // One that is there already is as good.
+    database.store.create(&name, marker.out.into(), snapshot.timestamp).await?;
+    Ok(())
+}

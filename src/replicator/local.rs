@@ -1,0 +1,80 @@
+//! What is kept on the local disk beside a database, and with which owner and mode.
+
+use std::ffi::OsString;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::control::Identity;
+
+/// The files of one database.
+#[derive(Clone, Debug)]
+pub(crate) struct Paths {
+    pub(crate) database: PathBuf,
+    pub(crate) wal: PathBuf,
+    /// `<database>-replicated/`: the control file and the spool.
+    pub(crate) directory: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn of(database: &Path) -> Self {
+        let with = |suffix: &str| {
+            let mut name = OsString::from(database);
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        Self { database: database.to_owned(), wal: with("-wal"), directory: with("-replicated") }
+    }
+
+    pub(crate) fn control(&self) -> PathBuf {
+        self.directory.join("control")
+    }
+
+    /// Makes the directory with the database's owner, and its mode with search permission for whoever may read.
+    pub(crate) fn create_directory(&self, owner: &OwnerMode) -> io::Result<()> {
+        match std::fs::DirBuilder::new().mode(0o700).create(&self.directory) {
+            Ok(()) => owner.apply_to_directory(&self.directory),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Owner and mode of the database, which our files take as SQLite's `-wal` does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OwnerMode {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl OwnerMode {
+    pub(crate) fn of(database: &Path) -> io::Result<Self> {
+        let metadata = std::fs::metadata(database)?;
+        Ok(Self { mode: metadata.mode() & 0o777, uid: metadata.uid(), gid: metadata.gid() })
+    }
+
+    pub(crate) fn apply(&self, file: &File) -> io::Result<()> {
+        file.set_permissions(Permissions::from_mode(self.mode & 0o666))?;
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::fchown(file, Some(self.uid), Some(self.gid))?;
+        }
+        Ok(())
+    }
+
+    fn apply_to_directory(&self, path: &Path) -> io::Result<()> {
+        let search = (self.mode & 0o444) >> 2;
+        std::fs::set_permissions(path, Permissions::from_mode(self.mode | search | 0o100))?;
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))?;
+        }
+        Ok(())
+    }
+}
+
+/// Device and inode of a path. Only `stat`: opening and closing the database would drop the application's locks.
+pub(crate) fn identity(path: &Path) -> io::Result<Identity> {
+    let metadata = std::fs::metadata(path)?;
+    Ok(Identity { device: metadata.dev(), inode: metadata.ino() })
+}

@@ -1,0 +1,29 @@
+//! From committed frames to the bucket: channel, uploader, batching, snapshot, resume, lineage.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `database` | what SQLite's threads tell, and what they may do with the WAL |
+//! | `hub` | the channel and the wake-up |
+//! | `tail` | which frames are captured, and where |
+//! | `batch` | from frames to an LTX file |
+//! | `control`, `local` | what is kept beside the database |
+//! | `uploader`, `send`, `budget` | when what is sent |
+//! | `snapshot`, `preserve` | the full state of a live database |
+//! | `lineage` | whether bucket and database are one history |
+//! | `progress` | how far it is, for those who wait |
+//! | `process` | what a process has one of |
+
+mod batch;
+mod budget;
+pub(crate) mod control;
+pub(crate) mod database;
+mod hub;
+mod lineage;
+pub(crate) mod local;
+pub(crate) mod preserve;
+pub(crate) mod process;
+pub mod progress;
+mod send;
+mod snapshot;
+mod tail;
+mod uploader;

@@ -1,0 +1,157 @@
+//! Reading the state of one moment from a database that goes on changing, without a lock that the application could meet.
+//!
+//! A snapshot takes each page from the newest frame up to its moment, or from the database file where the WAL has none. Checkpoints write
+//! newer pages into that file, and a restart of the WAL destroys the frames: before either happens the pages that the snapshot still needs
+//! are set aside in an unlinked file. So neither waits for the snapshot, nor does the snapshot hold a read mark.
+//!
+//! ```text
+//!   page      1 ........ cursor ........................ commit_pages
+//!             sent       needed: set aside before it is overwritten
+//! ```
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::batch::{FramePages, WalFile};
+use crate::types::{PageNo, PageSize};
+
+/// More pages than this are not set aside for a truncation; the snapshot starts over.
+const MOST_TRUNCATED_PAGES: u32 = 4096;
+
+/// The database file, read through SQLite's own VFS so that no lock is lost.
+pub(crate) trait DatabaseFile: Send + Sync {
+    /// Reads exactly that much.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// Pages of one moment that are still needed.
+#[derive(Debug)]
+pub(crate) struct Preserver {
+    pub(crate) page_size: PageSize,
+    pub(crate) commit_pages: u32,
+    frames: FramePages,
+    /// Pages up to this one have been read.
+    cursor: u32,
+    aside: HashMap<u32, u64>,
+    file: File,
+    file_bytes: u64,
+    /// The WAL's frames are set aside as well: it may have been restarted.
+    wal_gone: bool,
+    /// Something was lost that is needed: start over.
+    broken: Option<String>,
+}
+
+impl Preserver {
+    /// Begins for the state that `frames` and the database file make together. The file for pages set aside is made in `directory`.
+    pub(crate) fn new(frames: FramePages, commit_pages: u32, directory: &Path) -> io::Result<Self> {
+        let path = directory.join("snapshot.tmp");
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        std::fs::remove_file(&path)?;
+        Ok(Self {
+            page_size: frames.page_size,
+            commit_pages,
+            frames,
+            cursor: 0,
+            aside: HashMap::new(),
+            file,
+            file_bytes: 0,
+            wal_gone: false,
+            broken: None,
+        })
+    }
+
+    /// Why the snapshot must start over, if it must.
+    pub(crate) fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
+    }
+
+    pub(crate) fn give_up(&mut self, reason: String) {
+        self.broken.get_or_insert(reason);
+    }
+
+    fn needed(&self, page: u32) -> bool {
+        page > self.cursor && page <= self.commit_pages && !self.aside.contains_key(&page)
+    }
+
+    /// A page of the database file is about to be overwritten; `read` reads it as it is.
+    pub(crate) fn before_write(&mut self, offset: u64, bytes: usize, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        let size = u64::from(self.page_size.get());
+        let first = offset / size;
+        let last = offset.saturating_add(bytes as u64).saturating_sub(1) / size;
+        for index in first..=last {
+            let Some(page) = u32::try_from(index + 1).ok().and_then(PageNo::new) else { return };
+            if self.needed(page.get()) && self.frames.frame_of(page.get()).is_none() {
+                let mut data = vec![0; self.page_size.bytes()];
+                if read(&mut data, self.page_size.offset_of(page)) {
+                    self.set_aside(page.get(), &data);
+                } else {
+                    self.give_up(format!("page {page} could not be read before a checkpoint overwrote it"));
+                }
+            }
+        }
+    }
+
+    /// The database file is about to become shorter.
+    pub(crate) fn before_truncate(&mut self, new_bytes: u64, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        let keep = u32::try_from(new_bytes / u64::from(self.page_size.get())).unwrap_or(u32::MAX);
+        let from = keep.max(self.cursor);
+        let gone = self.commit_pages.saturating_sub(from);
+        if gone > MOST_TRUNCATED_PAGES {
+            self.give_up(format!("the database is about to shrink by {gone} pages"));
+            return;
+        }
+        for index in from..self.commit_pages {
+            self.before_write(u64::from(index) * u64::from(self.page_size.get()), 1, read);
+        }
+    }
+
+    /// The frames of the WAL are about to be destroyed.
+    pub(crate) fn before_restart(&mut self, wal: &WalFile) {
+        if std::mem::replace(&mut self.wal_gone, true) {
+            return;
+        }
+        let mut data = vec![0; self.page_size.bytes()];
+        let needed: Vec<_> = self.frames.after(self.cursor).collect();
+        for (page, frame) in needed {
+            match wal.read_page(self.page_size, frame, &mut data) {
+                Ok(()) => self.set_aside(page, &data),
+                Err(error) => return self.give_up(error.to_string()),
+            }
+        }
+    }
+
+    fn set_aside(&mut self, page: u32, data: &[u8]) {
+        if let Err(error) = self.file.write_all_at(data, self.file_bytes) {
+            return self.give_up(format!("setting a page aside: {error}"));
+        }
+        self.aside.insert(page, self.file_bytes);
+        self.file_bytes += data.len() as u64;
+    }
+
+    /// Reads the next page of the moment; `None` at the end. The lock page is passed over.
+    pub(crate) fn next(&mut self, database: &dyn DatabaseFile, wal: Option<&WalFile>, page: &mut [u8]) -> io::Result<Option<PageNo>> {
+        let mut number = self.cursor + 1;
+        if number == self.page_size.lock_page().get() {
+            number += 1;
+        }
+        let Some(pgno) = PageNo::new(number).filter(|_| number <= self.commit_pages) else { return Ok(None) };
+        if let Some(offset) = self.aside.get(&number) {
+            self.file.read_exact_at(page, *offset)?;
+        } else if let Some(frame) = self.frames.frame_of(number) {
+            let wal = wal.ok_or_else(|| io::Error::other("the WAL is gone"))?;
+            wal.read_page(self.page_size, frame, page).map_err(io::Error::other)?;
+        } else {
+            database.read_exact_at(page, self.page_size.offset_of(pgno))?;
+        }
+        self.cursor = number;
+        Ok(Some(pgno))
+    }
+
+    /// Whether frames of the WAL are still read.
+    pub(crate) const fn reads_wal(&self) -> bool {
+        !self.wal_gone
+    }
+}

@@ -1,0 +1,276 @@
+//! What a process has one of: the hub, the uploader's thread and the table of databases.
+//!
+//! After a fork the child has none of its parent's threads, and its locks may be held by nobody: it gets a fresh `Process`, and the
+//! inherited one is left alone for ever.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+
+use super::control::{Control, Identity, State};
+use super::database::{Database, Host};
+use super::hub::{Hub, Notice};
+use super::local::{OwnerMode, Paths, identity};
+use super::tail::{Mode, Tail};
+use super::uploader;
+use crate::config::Options;
+use crate::spool::{Spool, SpoolError};
+use crate::store::{self, ReplicaUrl, StoreError, StoreOptions, UrlError};
+
+/// Why a database cannot be opened with replication.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[error("option replica: {0}")]
+    Url(#[from] UrlError),
+    #[error("option replica: {0}")]
+    Store(#[from] StoreError),
+    /// Local state cannot be made or read.
+    #[error("cannot replicate {database}: {path}: {source}. The directory beside the database must be writable")]
+    Local {
+        database: String,
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot replicate {database}: {source}")]
+    Spool {
+        database: String,
+        #[source]
+        source: SpoolError,
+    },
+    /// The control file's lock is taken.
+    #[error("{0} is being replicated by another process already")]
+    OtherProcess(String),
+    /// Two databases on one path of a bucket.
+    #[error("option replica: {url} is in use for {other}, and each database needs a replica URL of its own; got it for {database} too")]
+    UrlInUse { url: String, other: String, database: String },
+    /// The same database with another replica.
+    #[error("option replica: {database} is open with {first} in this process; got {second}")]
+    OtherUrl { database: String, first: String, second: String },
+    /// No thread could be started.
+    #[error("the uploader's thread could not be started: {0}")]
+    Thread(String),
+}
+
+/// The databases of this process by what they are, not by what they are called.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    databases: Mutex<HashMap<Identity, Arc<Database>>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Process {
+    hub: Arc<Hub>,
+    registry: &'static Registry,
+    next_id: AtomicU64,
+}
+
+/// How many forks deep a process may be. One slot each, so that nothing inherited is ever touched.
+const MOST_FORKS: usize = 256;
+
+/// Counts forks, from the child's side. The handler does nothing else: locks and thread-locals are off limits there.
+static FORKS: AtomicUsize = AtomicUsize::new(0);
+static PROCESSES: [OnceLock<Result<Process, String>>; MOST_FORKS] = [const { OnceLock::new() }; MOST_FORKS];
+
+/// To be called in the child of a fork.
+pub(crate) fn forked() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Which process of a chain of forks this is.
+pub(crate) fn generation() -> usize {
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// Starts a thread with all signals blocked, so that no handler of the host ever runs on it.
+pub(crate) type StartThread = fn(Box<dyn FnOnce() + Send>) -> std::io::Result<()>;
+
+impl Process {
+    /// This process's, with the thread started if it is the first call.
+    fn current(start_thread: StartThread) -> Result<&'static Self, OpenError> {
+        let slot = PROCESSES.get(generation()).ok_or_else(|| OpenError::Thread(format!("more than {MOST_FORKS} forks deep")))?;
+        slot.get_or_init(|| Self::start(start_thread).map_err(|e| e.to_string())).as_ref().map_err(|e| OpenError::Thread(e.clone()))
+    }
+
+    fn start(start_thread: StartThread) -> std::io::Result<Self> {
+        let (hub, receiver) = Hub::new()?;
+        let hub = Arc::new(hub);
+        // Lives as long as the process; nothing of ours is torn down at exit, where thread-locals are gone.
+        let registry: &'static Registry = Box::leak(Box::default());
+        let thread_hub = Arc::clone(&hub);
+        start_thread(Box::new(move || {
+            if let Err(error) = uploader::run(&thread_hub, receiver, registry) {
+                log::error!(target: "replicated", "the uploader ended: {error}; nothing is replicated any more by this process");
+                registry.fail_all(&error.to_string());
+            }
+        }))?;
+        Ok(Self { hub, registry, next_id: AtomicU64::new(1) })
+    }
+}
+
+/// Opens a database for replication, or joins those who have it open in this process.
+pub(crate) fn open(
+    path: &Path,
+    options: &Options,
+    host: Arc<dyn Host>,
+    start_thread: StartThread,
+) -> Result<Arc<Database>, OpenError> {
+    let process = Process::current(start_thread)?;
+    let local = |source| OpenError::Local { database: path.display().to_string(), path: path.display().to_string(), source };
+    let identity = identity(path).map_err(local)?;
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let url = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
+    let mut databases = process.registry.databases.lock();
+    if let Some(database) = databases.get(&identity) {
+        return join(database, &url);
+    }
+    let url_text = url.to_string();
+    if let Some(other) = databases.values().find(|d| d.store.url() == url_text) {
+        return Err(OpenError::UrlInUse {
+            url: url_text,
+            other: other.paths.database.display().to_string(),
+            database: path.display().to_string(),
+        });
+    }
+    let store = store::open(&url, &store_options(options))?;
+    let paths = Paths::of(path);
+    let tail = open_tail(&paths, identity, &url_text, options)?;
+    let id = process.next_id.fetch_add(1, Ordering::Relaxed);
+    let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), host, tail));
+    database.handles.store(1, Ordering::Release);
+    databases.insert(identity, Arc::clone(&database));
+    drop(databases);
+    process.hub.notify(Notice::Opened(Arc::clone(&database)));
+    Ok(database)
+}
+
+fn join(database: &Arc<Database>, url: &ReplicaUrl) -> Result<Arc<Database>, OpenError> {
+    let second = url.to_string();
+    if database.store.url() != second {
+        let first = database.store.url().to_owned();
+        return Err(OpenError::OtherUrl { database: database.paths.database.display().to_string(), first, second });
+    }
+    if database.handles.fetch_add(1, Ordering::AcqRel) == 0 {
+        database.reopened();
+    }
+    Ok(Arc::clone(database))
+}
+
+/// Gives a handle back. The last one flushes, for a bounded time.
+pub(crate) fn close(database: &Arc<Database>) {
+    if database.handles.fetch_sub(1, Ordering::AcqRel) != 1 {
+        return;
+    }
+    let limit = database.options.close_timeout;
+    if database.is_known()
+        && !limit.is_zero()
+        && let Err(error) = database.sync(limit)
+    {
+        log::warn!(
+            target: "replicated",
+            "{}: closed with commits that are not in the bucket ({error}); they are kept beside the database, and the next open goes on from there",
+            database.paths.database.display()
+        );
+    }
+    database.close_when_unused();
+}
+
+/// The database whose WAL that is, if it is replicated by this process.
+pub(crate) fn find_by_wal(path: &Path) -> Option<Arc<Database>> {
+    let name = path.as_os_str().as_encoded_bytes();
+    if !name.ends_with(b"-wal") {
+        return None;
+    }
+    let process = PROCESSES.get(generation())?.get()?.as_ref().ok()?;
+    process.registry.databases.lock().values().find(|d| d.paths.wal == path).cloned()
+}
+
+fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) -> Result<Tail, OpenError> {
+    let database = paths.database.display().to_string();
+    let local = |path: &Path, source| OpenError::Local { database: database.clone(), path: path.display().to_string(), source };
+    let owner = OwnerMode::of(&paths.database).map_err(|e| local(&paths.database, e))?;
+    paths.create_directory(&owner).map_err(|e| local(&paths.directory, e))?;
+    let (control, saved) = Control::open(&paths.control(), &owner).map_err(|e| local(&paths.control(), e))?;
+    if !control.try_lock().map_err(|e| local(&paths.control(), e))? {
+        return Err(OpenError::OtherProcess(database));
+    }
+    let mut state = saved_for(saved, identity, url, &database);
+    if options.adopt.is_some() {
+        state.adopt = options.adopt;
+    }
+    let spool = |state: &State| {
+        let attempt = state.attempt.map(|a| a.txid);
+        Spool::open(&paths.directory, owner, options.max_local_bytes, state.spool_first, state.spool_next, attempt)
+    };
+    let opened = match spool(&state) {
+        Err(error @ SpoolError::Missing { .. }) => {
+            log::warn!(target: "replicated", "{error}");
+            state.full = Some(super::control::FullReason::SpoolLost);
+            state.spool_first = state.spool_next;
+            spool(&state)
+        }
+        other => other,
+    };
+    let spool = opened.map_err(|source| OpenError::Spool { database: database.clone(), source })?;
+    let mut tail = Tail::new(paths.clone(), control, state, spool, Mode::Unresolved);
+    tail.save().map_err(|e| local(&paths.control(), std::io::Error::other(e)))?;
+    Ok(tail)
+}
+
+/// What was saved, if it was saved for this very file and this replica.
+fn saved_for(saved: Option<State>, identity: Identity, url: &str, database: &str) -> State {
+    let replica_hash = crate::replicator::control::replica_hash(url);
+    let fresh = State { identity: Some(identity), replica_hash, node_id: fastrand::u64(1..), ..State::default() };
+    let Some(saved) = saved else { return fresh };
+    if saved.identity != Some(identity) {
+        log::warn!(target: "replicated", "{database}: the control file beside it belongs to another file; its position is not used");
+        return fresh;
+    }
+    if saved.replica_hash != replica_hash {
+        log::info!(target: "replicated", "{database}: has another replica URL than before");
+        return fresh;
+    }
+    saved
+}
+
+fn store_options(options: &Options) -> StoreOptions {
+    StoreOptions {
+        endpoint: options.endpoint.clone(),
+        region: options.region.clone(),
+        path_style: options.path_style,
+        allow_http: options.allow_http,
+        ca_bundle: options.ca_bundle.clone(),
+        profile: options.profile.clone(),
+        request_timeout: options.request_timeout,
+        connect_timeout: options.connect_timeout,
+    }
+}
+
+impl Registry {
+    /// Forgets a database whose task failed.
+    pub(crate) fn forget(&self, database: &Arc<Database>) {
+        let mut databases = self.databases.lock();
+        database.release();
+        databases.retain(|_, d| !Arc::ptr_eq(d, database));
+    }
+
+    /// Forgets a database that nobody has open; false where somebody has opened it again.
+    pub(crate) fn forget_if_closed(&self, database: &Arc<Database>) -> bool {
+        let mut databases = self.databases.lock();
+        if database.handles.load(Ordering::Acquire) > 0 {
+            return false;
+        }
+        database.release();
+        databases.retain(|_, d| !Arc::ptr_eq(d, database));
+        true
+    }
+
+    fn fail_all(&self, error: &str) {
+        for database in self.databases.lock().values() {
+            uploader::stop(database, super::tail::StopKind::Failed, format!("the uploader ended: {error}"));
+        }
+    }
+}

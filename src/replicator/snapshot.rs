@@ -1,0 +1,272 @@
+//! Sending the full state of a live database.
+//!
+//! For an empty bucket it becomes the level-9 snapshot `1-2` with an empty level-0 file `2-2` beside it (nothing but level 9 ever starts at
+//! 1); after a break of continuity the next level-0 file itself carries every page. See `docs/format.md`.
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::batch::{FramePages, WalFile};
+use super::control::{Acked, FullReason};
+use super::database::{Database, Published, now_ms};
+use super::lineage;
+use super::preserve::{DatabaseFile, Preserver};
+use super::progress::ReplicationState;
+use super::tail::{Mode, StopKind, TailError};
+use super::uploader::{Next, StepError, stop};
+use crate::ltx::{Encoder, Header};
+use crate::store::{Created, LtxName, Upload};
+use crate::types::{PageNo, TimestampMs, Txid, WalPos};
+
+/// How long to wait for a checkpoint that runs just now.
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
+/// Pages are read in runs of this many bytes while SQLite's writes to the file wait.
+const RUN_BYTES: usize = 256 * 1024;
+
+/// Sends it. `Again` after success, or where the snapshot must start over.
+pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result<Next, StepError> {
+    let newest = lineage::newest(database).await?;
+    lineage::probe(database).await?;
+    let moment = match begin(database, reason)? {
+        Begin::Moment(moment) => moment,
+        Begin::Wait => return Ok(Next::After(CHECKPOINT_PAUSE)),
+        Begin::Empty => return Ok(Next::Idle),
+    };
+    let result = send_moment(database, reason, newest.map(|l| l.name.max_txid), &moment).await;
+    database.end_preserving();
+    result
+}
+
+enum Begin {
+    Moment(Published),
+    /// A checkpoint runs.
+    Wait,
+    /// There is no page yet.
+    Empty,
+}
+
+/// Chooses the moment: from here on its pages are preserved and later frames are captured as they come.
+fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
+    let mut tail = database.lock_tail();
+    let published = database.published();
+    let (Some(page_size), true) = (published.page_size, published.database_pages > 0) else { return Ok(Begin::Empty) };
+    let begun = database.begin_preserving(|published| {
+        let frames = if published.end.frame > 0 {
+            let start = WalPos { frame: 0, ..published.end };
+            tail.wal()?.pages(&start, published.end.frame)?
+        } else {
+            FramePages::none(page_size, published.database_pages, published.end)
+        };
+        Preserver::new(frames, published.database_pages, &database.paths.directory)
+            .map_err(|source| TailError::Control { path: database.paths.directory.clone(), source })
+    })?;
+    let Some(published) = begun else { return Ok(Begin::Wait) };
+    tail.state.captured = Some(published.end);
+    // With nothing in the WAL, whatever generation SQLite begins next follows on.
+    tail.state.sealed = published.end.frame == 0;
+    tail.state.stamp = if tail.state.sealed { database.stamp() } else { None };
+    tail.state.full = Some(if reason == FullReason::First { reason } else { FullReason::Unfinished });
+    tail.captured_sequence = published.sequence;
+    tail.save()?;
+    database.note_captured(&tail);
+    Ok(Begin::Moment(published))
+}
+
+async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txid>, moment: &Published) -> Result<Next, StepError> {
+    let (name, txid) = match newest {
+        None => (LtxName::snapshot(Txid::FIRST.next()), Txid::FIRST.next()),
+        Some(newest) => (LtxName::level0(newest.next()), newest.next()),
+    };
+    let timestamp = TimestampMs(if moment.committed_ms > 0 { moment.committed_ms } else { now_ms() });
+    let Some(page_size) = moment.page_size else { return Ok(Next::Idle) };
+    if let Some(newest) = newest
+        && let Some(other) = lineage::page_size_of_newest(database).await?
+        && other != page_size
+    {
+        let message = format!(
+            "the bucket holds pages of {other} bytes (up to TXID {newest}) and the database now has pages of {page_size}: \
+             one history cannot hold both. Give the database a new replica URL"
+        );
+        stop(database, StopKind::Diverged, message);
+        return Ok(Next::Idle);
+    }
+    let mut header = Header::new(page_size, moment.database_pages, name.min_txid, name.max_txid, timestamp);
+    if moment.end.frame > 0 {
+        header.set_wal_range(0, &moment.end);
+    }
+    header.node_id = database.lock_tail().state.node_id;
+    let log_name = database.paths.database.display();
+    log::info!(target: "replicated", "{log_name}: sending the full state, {} pages, as {name}: {}", moment.database_pages, reason.text());
+    database.progress.update(|f| f.state = ReplicationState::Uploading);
+    match stream(database, &name, &header, timestamp).await? {
+        Streamed::Sent(Created::New) => {}
+        // A name that was taken meanwhile: look again whose it is.
+        Streamed::Sent(Created::AlreadyExists) => {
+            lineage::verify(database).await?;
+            return Ok(Next::Again);
+        }
+        Streamed::StartOver(why) => {
+            log::info!(target: "replicated", "{log_name}: the snapshot starts over: {why}");
+            return Ok(Next::Again);
+        }
+    }
+    if newest.is_none() {
+        lineage::write_marker(database, txid, &header).await?;
+    }
+    let mut tail = database.lock_tail();
+    if tail.state.captured.is_none() {
+        // Continuity was lost while the last request was under way.
+        return Ok(Next::Again);
+    }
+    tail.state.acked = Some(Acked { txid, end: moment.end });
+    (tail.state.full, tail.state.adopt, tail.state.restored_earlier, tail.state.attempt) = (None, None, None, None);
+    tail.mode = Mode::Running;
+    tail.save()?;
+    drop(tail);
+    database.note_acked(moment.sequence);
+    database.progress.update(|f| {
+        f.acked_sequence = f.acked_sequence.max(moment.sequence);
+        f.remote_txid = Some(txid);
+        f.last_success_ms = Some(now_ms());
+        f.snapshots += 1;
+    });
+    Ok(Next::Again)
+}
+
+enum Streamed {
+    Sent(Created),
+    StartOver(String),
+}
+
+/// Reads, encodes and sends, holding one part in memory.
+async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp: TimestampMs) -> Result<Streamed, StepError> {
+    let file = database.open_file()?;
+    // Its own descriptor: the WAL may be deleted while the snapshot runs.
+    let wal = database.with_preserver(|p| p.reads_wal()).unwrap_or(false).then(|| WalFile::open(&database.paths.wal)).and_then(Result::ok);
+    let part_bytes = database.store.part_size_bytes();
+    let buffer = SharedBuffer::default();
+    let mut encoder = Encoder::new(buffer.clone(), header)?;
+    let mut upload: Option<Box<dyn Upload>> = None;
+    loop {
+        let run = read_run(database, file.as_ref(), wal.as_ref(), header.page_size.bytes());
+        let (pages, end) = match run {
+            Ok(run) => run,
+            Err(why) => {
+                abort(upload).await;
+                return Ok(Streamed::StartOver(why));
+            }
+        };
+        for (number, page) in &pages {
+            encoder.page(*number, page)?;
+        }
+        while let Some(part) = buffer.take(part_bytes) {
+            send_part(database, name, timestamp, &mut upload, part).await?;
+        }
+        if end {
+            break;
+        }
+        if database.closing.load(Ordering::Acquire) {
+            abort(upload).await;
+            return Err(StepError::Closed);
+        }
+        tokio::task::yield_now().await;
+    }
+    encoder.finish()?;
+    while let Some(part) = buffer.take(part_bytes) {
+        send_part(database, name, timestamp, &mut upload, part).await?;
+    }
+    let rest = buffer.take_all();
+    let Some(mut upload) = upload else {
+        return Ok(Streamed::Sent(database.store.create(name, rest, timestamp).await?));
+    };
+    if !rest.is_empty()
+        && let Err(error) = upload.part(rest).await
+    {
+        upload.abort().await;
+        return Err(error.into());
+    }
+    Ok(Streamed::Sent(upload.finish().await?))
+}
+
+async fn send_part(
+    database: &Database,
+    name: &LtxName,
+    timestamp: TimestampMs,
+    upload: &mut Option<Box<dyn Upload>>,
+    part: Bytes,
+) -> Result<(), StepError> {
+    let current = match upload {
+        Some(current) => current,
+        None => upload.insert(database.store.upload(name, timestamp).await?),
+    };
+    if let Err(error) = current.part(part).await {
+        abort(upload.take()).await;
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+async fn abort(upload: Option<Box<dyn Upload>>) {
+    if let Some(upload) = upload {
+        upload.abort().await;
+    }
+}
+
+type Run = (Vec<(PageNo, Vec<u8>)>, bool);
+
+/// Reads the next pages; an error is the reason to start over.
+fn read_run(database: &Database, file: &dyn DatabaseFile, wal: Option<&WalFile>, page_bytes: usize) -> Result<Run, String> {
+    database
+        .with_preserver(|preserver| {
+            let mut pages = Vec::new();
+            while pages.len() * page_bytes < RUN_BYTES {
+                if let Some(why) = preserver.broken() {
+                    return Err(why.to_owned());
+                }
+                let mut page = vec![0; page_bytes];
+                match preserver.next(file, wal, &mut page) {
+                    Ok(Some(number)) => pages.push((number, page)),
+                    Ok(None) => return Ok((pages, true)),
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+            Ok((pages, false))
+        })
+        .unwrap_or_else(|| Err("it was given up".to_owned()))
+}
+
+/// Where the encoder writes and the uploads take from.
+#[derive(Clone, Debug, Default)]
+struct SharedBuffer(Rc<RefCell<Vec<u8>>>);
+
+impl SharedBuffer {
+    /// Exactly that much, if there is.
+    fn take(&self, bytes: usize) -> Option<Bytes> {
+        let mut buffer = self.0.borrow_mut();
+        if buffer.len() < bytes {
+            return None;
+        }
+        let rest = buffer.split_off(bytes);
+        Some(std::mem::replace(&mut *buffer, rest).into())
+    }
+
+    fn take_all(&self) -> Bytes {
+        std::mem::take(&mut *self.0.borrow_mut()).into()
+    }
+}
+
+impl Write for SharedBuffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,482 @@
+//! The local end of replication: which frames are captured, in which batch or spool entry, and what the control file says of it.
+//!
+//! Everything here is local and quick, and happens under the database's tail lock: by the uploader, which builds batches, and by SQLite's own
+//! threads where frames must be made safe before SQLite destroys them. What has to wait for the network is in `uploader`.
+//!
+//! ```text
+//!   frames of the WAL:   1 ... acked.end ... attempt.end ... captured ... live end
+//!                          in the bucket     being sent      spooled      in the WAL only
+//! ```
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+
+use super::batch::{BatchError, FramePages, WalFile};
+use super::control::{Acked, Attempt, Control, FullReason, Stamp, State};
+use super::local::Paths;
+use crate::ltx::{Header, LtxError, merge};
+use crate::spool::{Spool, SpoolError, entry_header};
+use crate::types::{TimestampMs, Txid, WalPos};
+
+/// A batch up to this many bytes of pages is kept in memory; a larger one goes through a file.
+const MEMORY_BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// Why local capture failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TailError {
+    /// The control file cannot be written.
+    #[error("control file {path}: {source}")]
+    Control {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// Frames cannot be read or encoded.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// The spool cannot be read or written.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// Too much to encode while a writer waits.
+    #[error("{frames} frames are not replicated yet")]
+    TooMuch { frames: u32 },
+}
+
+impl From<LtxError> for TailError {
+    fn from(error: LtxError) -> Self {
+        Self::Batch(BatchError::Ltx(error))
+    }
+}
+
+/// Why replication of a database stands still until somebody acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopKind {
+    /// The local file and the bucket are not provably one history.
+    Diverged,
+    /// Another writer has taken our next name.
+    Fenced,
+    /// A fault of ours.
+    Failed,
+}
+
+/// How far continuity is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// The WAL has not been seen yet.
+    Unresolved,
+    /// Frames after `captured` follow on what is captured.
+    Running,
+    /// The full state must be sent.
+    Full(FullReason),
+    /// Nothing is sent.
+    Stopped(StopKind, String),
+}
+
+/// The bytes of a batch.
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    Memory(Bytes),
+    File(PathBuf),
+}
+
+/// A frozen batch on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Inflight {
+    pub(crate) attempt: Attempt,
+    pub(crate) body: Body,
+    /// The commits that it contains.
+    pub(crate) sequence: u64,
+}
+
+/// The live end of the WAL, as a commit or the WAL-index told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LiveEnd {
+    pub(crate) end: WalPos,
+    pub(crate) database_pages: u32,
+    pub(crate) committed_ms: i64,
+    pub(crate) sequence: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    paths: Paths,
+    /// `None` once the database is forgotten: closing a second descriptor later would drop the lock of a successor in this process.
+    control: Option<Control>,
+    pub(crate) state: State,
+    pub(crate) spool: Spool,
+    pub(crate) mode: Mode,
+    pub(crate) inflight: Option<Inflight>,
+    /// The commits that are captured.
+    pub(crate) captured_sequence: u64,
+    wal: Option<WalFile>,
+    /// Saved since the last sync to disk.
+    unsynced: bool,
+}
+
+impl Tail {
+    pub(crate) const fn new(paths: Paths, control: Control, state: State, spool: Spool, mode: Mode) -> Self {
+        Self { paths, control: Some(control), state, spool, mode, inflight: None, captured_sequence: 0, wal: None, unsynced: false }
+    }
+
+    pub(crate) fn save(&mut self) -> Result<(), TailError> {
+        self.state.spool_first = self.spool.first();
+        self.state.spool_next = self.spool.next();
+        self.unsynced = true;
+        let saved = self.control.as_mut().map_or(Ok(()), |control| control.save(&self.state));
+        saved.map_err(|source| TailError::Control { path: self.paths.control(), source })
+    }
+
+    /// Makes what was saved survive a power loss. Called by the uploader, off the commit path: what a power loss takes before that costs
+    /// a comparison or a full upload, never a commit.
+    pub(crate) fn sync_to_disk(&mut self) -> Result<(), TailError> {
+        if std::mem::take(&mut self.unsynced)
+            && let Some(control) = &self.control
+        {
+            control.sync().map_err(|source| TailError::Control { path: self.paths.control(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Decides, once, how what is captured relates to the WAL as it is. `stamp` reads the database file's stamp as it is now.
+    pub(crate) fn resolve(&mut self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) {
+        if self.mode != Mode::Unresolved {
+            return;
+        }
+        self.mode = self.judge(live, stamp);
+        match self.mode {
+            Mode::Full(reason) => self.lose(reason),
+            Mode::Running => log::debug!(target: "replicated", "{}: continuing at {live}", self.paths.database.display()),
+            _ => {}
+        }
+    }
+
+    fn judge(&mut self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
+        if let Some(reason) = self.state.full {
+            return Mode::Full(reason);
+        }
+        if let (Some(earlier), None) = (self.state.restored_earlier, self.state.adopt) {
+            return Mode::Stopped(
+                StopKind::Diverged,
+                format!(
+                    "this database was restored to TXID {}, the bucket goes on to {}: nothing is sent over it. \
+                     Restore the newest state, or use another replica URL, or declare this file the truth with `replicated adopt`",
+                    earlier.txid, earlier.newest
+                ),
+            );
+        }
+        let Some(captured) = self.state.captured else {
+            // Nothing is known locally; the bucket decides. Until then frames are kept from the start of the WAL.
+            self.state.captured = Some(start_of(live));
+            return Mode::Running;
+        };
+        let unchanged = |state: &State| state.sealed && state.stamp.is_some_and(|s| !s.too_fresh && stamp() == Some(s));
+        if live.frame == 0 {
+            return if unchanged(&self.state) { Mode::Running } else { self.judge_lost(live, stamp) };
+        }
+        if live.salts == captured.salts {
+            return if live.frame >= captured.frame && self.wal().is_ok_and(|w| w.holds(&captured)) {
+                self.state.sealed = false;
+                Mode::Running
+            } else {
+                Mode::Full(FullReason::BucketAhead)
+            };
+        }
+        if self.state.sealed && self.state.next_salts == Some(live.salts) || unchanged(&self.state) {
+            self.begin_at(live);
+            return Mode::Running;
+        }
+        self.judge_lost(live, stamp)
+    }
+
+    /// Continuity is lost: is this file at least provably the newer one?
+    fn judge_lost(&self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
+        // Each restart by a connection that knows the log adds one to the first salt.
+        let restarts = self.state.captured.map_or(0, |c| live.salts[0].wrapping_sub(c.salts[0]));
+        let restarted = live.frame > 0 && (1..1 << 20).contains(&restarts);
+        // The change counter only grows. An equal one under a changed file proves nothing.
+        let counted = match (self.state.stamp, stamp()) {
+            (Some(then), Some(now)) => (1..1 << 30).contains(&now.header_words[0].wrapping_sub(then.header_words[0])),
+            _ => false,
+        };
+        if restarted || counted {
+            return Mode::Full(FullReason::ContinuityLost);
+        }
+        Mode::Stopped(
+            StopKind::Diverged,
+            "the database file is neither provably newer nor provably unchanged since the last replicated commit (was an older copy put in its \
+             place?): nothing is sent. Restore the newest state, or declare this file the truth with `replicated adopt`"
+                .to_owned(),
+        )
+    }
+
+    /// Gives continuity up: the full state will be sent.
+    pub(crate) fn lose(&mut self, reason: FullReason) {
+        log::warn!(target: "replicated", "{}: the full state will be sent: {}", self.paths.database.display(), reason.text());
+        self.mode = Mode::Full(reason);
+        self.state.full = Some(reason);
+        self.state.captured = None;
+        self.state.sealed = false;
+        self.state.next_salts = None;
+        self.spool.clear();
+        self.save_or_warn();
+        if let Err(error) = self.spool.remove_stale(self.state.attempt.map(|a| a.txid)) {
+            log::warn!(target: "replicated", "{error}");
+        }
+    }
+
+    pub(crate) fn stop(&mut self, kind: StopKind, message: String) {
+        log::error!(target: "replicated", "{}: replication stopped: {message}", self.paths.database.display());
+        self.mode = Mode::Stopped(kind, message);
+    }
+
+    /// How many frames are in the WAL only. Notices a generation that began with and without us.
+    pub(crate) fn uncaptured_frames(&mut self, live: &WalPos) -> u32 {
+        let Some(captured) = self.state.captured else { return 0 };
+        if live.frame == 0 {
+            return 0;
+        }
+        if live.salts == captured.salts {
+            if live.frame < captured.frame {
+                self.lose(FullReason::ContinuityLost);
+                return 0;
+            }
+            if live.frame > captured.frame {
+                // The generation goes on after a seal that nothing came of.
+                (self.state.sealed, self.state.next_salts) = (false, None);
+            }
+            return live.frame - captured.frame;
+        }
+        if self.state.sealed && self.state.next_salts == Some(live.salts) {
+            self.begin_at(live);
+            return live.frame;
+        }
+        self.lose(FullReason::ContinuityLost);
+        0
+    }
+
+    fn begin_at(&mut self, live: &WalPos) {
+        self.state.captured = Some(start_of(live));
+        self.state.sealed = false;
+        self.state.next_salts = None;
+    }
+
+    /// Encodes what is in the WAL only into the spool, unless that is more than `most_frames`.
+    pub(crate) fn capture_to_spool(&mut self, live: &LiveEnd, most_frames: u32) -> Result<(), TailError> {
+        let frames = self.uncaptured_frames(&live.end);
+        if frames > most_frames {
+            return Err(TailError::TooMuch { frames });
+        }
+        if frames > 0
+            && let Some(captured) = self.state.captured
+        {
+            let wal = open_wal(&mut self.wal, &self.paths)?;
+            let pages = wal.pages(&captured, live.end.frame)?;
+            let mut header = entry_header(pages.page_size, pages.commit_pages, TimestampMs(live.committed_ms));
+            header.set_wal_range(captured.frame, &pages.end);
+            self.spool.append(|out| wal.encode(&pages, &header, out).map(drop).map_err(TailError::Batch))?;
+            self.state.page_size = pages.page_size.get();
+            self.state.captured = Some(pages.end);
+            self.captured_sequence = live.sequence;
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything safe that SQLite is about to destroy, so that a generation of the WAL may end.
+    pub(crate) fn seal(&mut self, live: &LiveEnd, most_frames: u32, stamp: Option<Stamp>) -> Result<(), TailError> {
+        if let Mode::Stopped(..) = self.mode {
+            return Ok(());
+        }
+        self.capture_to_spool(live, most_frames)?;
+        self.save_attempt()?;
+        if self.state.captured.is_some() {
+            self.state.sealed = true;
+            self.state.stamp = stamp;
+        }
+        self.wal = None;
+        self.save()
+    }
+
+    /// The bytes of a batch on its way go to disk, so that a successor can send exactly them.
+    fn save_attempt(&mut self) -> Result<(), TailError> {
+        let Some(inflight) = &mut self.inflight else { return Ok(()) };
+        let Body::Memory(bytes) = &inflight.body else { return Ok(()) };
+        let path = self.spool.attempt_path(inflight.attempt.txid);
+        let write_error = |source| SpoolError::Io { path: path.clone(), source };
+        self.spool.create(&path, |out| out.write_all(bytes).map_err(write_error))?;
+        inflight.attempt.in_file = true;
+        self.state.attempt = Some(inflight.attempt);
+        Ok(())
+    }
+
+    /// SQLite writes the header of a new generation.
+    pub(crate) fn generation_begins(&mut self, salts: [u32; 2]) {
+        let Some(captured) = self.state.captured else { return };
+        if captured.salts == salts || self.state.next_salts == Some(salts) {
+            return;
+        }
+        if self.state.sealed {
+            self.state.next_salts = Some(salts);
+            self.save_or_warn();
+        } else if self.mode == Mode::Running && captured.frame > 0 {
+            self.lose(FullReason::ContinuityLost);
+        }
+    }
+
+    /// Freezes the next batch: everything that is captured or in the WAL becomes one LTX file with the next TXID.
+    pub(crate) fn freeze(&mut self, live: &LiveEnd) -> Result<(), TailError> {
+        let Some(acked) = self.state.acked else { return Ok(()) };
+        let txid = acked.txid.next();
+        if !self.spool.is_empty() {
+            self.capture_to_spool(live, u32::MAX)?;
+            return self.freeze_spool(txid);
+        }
+        if self.uncaptured_frames(&live.end) == 0 {
+            return Ok(());
+        }
+        let Some(captured) = self.state.captured else { return Ok(()) };
+        let wal = open_wal(&mut self.wal, &self.paths)?;
+        let pages = wal.pages(&captured, live.end.frame)?;
+        let mut attempt = Attempt {
+            txid,
+            start: captured,
+            end: pages.end,
+            commit_pages: pages.commit_pages,
+            timestamp_ms: live.committed_ms,
+            size_bytes: 0,
+            checksum: 0,
+            in_file: pages.len().saturating_mul(pages.page_size.bytes()) > MEMORY_BATCH_BYTES,
+        };
+        let header = attempt_header(&attempt, &pages, self.state.node_id);
+        let body = if attempt.in_file {
+            let path = self.spool.attempt_path(txid);
+            self.spool.create(&path, |out| {
+                let finished = wal.encode(&pages, &header, out)?;
+                (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
+                Ok::<_, TailError>(())
+            })?;
+            Body::File(path)
+        } else {
+            let finished = wal.encode(&pages, &header, Vec::new())?;
+            (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
+            Body::Memory(finished.out.into())
+        };
+        self.state.page_size = pages.page_size.get();
+        self.state.captured = Some(pages.end);
+        self.captured_sequence = live.sequence;
+        self.begin_attempt(attempt, body)
+    }
+
+    fn freeze_spool(&mut self, txid: Txid) -> Result<(), TailError> {
+        let Some((readers, mut header)) = self.spool.readers()? else { return Ok(()) };
+        (header.min_txid, header.max_txid, header.node_id) = (txid, txid, self.state.node_id);
+        let path = self.spool.attempt_path(txid);
+        let mut attempt = Attempt {
+            txid,
+            start: WalPos::default(),
+            end: header.wal_end().unwrap_or_default(),
+            commit_pages: header.commit_pages,
+            timestamp_ms: header.timestamp.0,
+            size_bytes: 0,
+            checksum: 0,
+            in_file: true,
+        };
+        self.spool.create(&path, |out| {
+            let finished = merge(readers, &header, out)?;
+            (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
+            Ok::<_, TailError>(())
+        })?;
+        self.spool.clear();
+        self.begin_attempt(attempt, Body::File(path))?;
+        Ok(self.spool.remove_stale(Some(txid))?)
+    }
+
+    fn begin_attempt(&mut self, attempt: Attempt, body: Body) -> Result<(), TailError> {
+        self.inflight = Some(Inflight { attempt, body, sequence: self.captured_sequence });
+        self.state.attempt = Some(attempt);
+        self.save()
+    }
+
+    /// Builds the batch again that a predecessor may have sent; false where its bytes cannot be had any more.
+    pub(crate) fn rebuild_attempt(&mut self) -> Result<bool, TailError> {
+        let Some(attempt) = self.state.attempt else { return Ok(true) };
+        let body = if attempt.in_file {
+            let path = self.spool.attempt_path(attempt.txid);
+            let complete = File::open(&path).and_then(|f| f.metadata()).is_ok_and(|m| m.len() == attempt.size_bytes);
+            complete.then_some(Body::File(path))
+        } else {
+            self.encode_attempt(&attempt).unwrap_or_default().map(Body::Memory)
+        };
+        let Some(body) = body else { return Ok(false) };
+        self.inflight = Some(Inflight { attempt, body, sequence: 0 });
+        Ok(true)
+    }
+
+    fn encode_attempt(&mut self, attempt: &Attempt) -> Result<Option<Bytes>, TailError> {
+        let node_id = self.state.node_id;
+        let wal = open_wal(&mut self.wal, &self.paths)?;
+        let pages = wal.pages(&attempt.start, attempt.end.frame)?;
+        if pages.end != attempt.end {
+            return Ok(None);
+        }
+        let finished = wal.encode(&pages, &attempt_header(attempt, &pages, node_id), Vec::new())?;
+        Ok((finished.file_checksum == attempt.checksum).then(|| finished.out.into()))
+    }
+
+    /// The bucket has the batch that was on its way.
+    pub(crate) fn acknowledged(&mut self) -> Result<Option<Inflight>, TailError> {
+        let Some(inflight) = self.inflight.take() else { return Ok(None) };
+        self.state.acked = Some(Acked { txid: inflight.attempt.txid, end: inflight.attempt.end });
+        self.state.attempt = None;
+        self.save()?;
+        if let Body::File(path) = &inflight.body {
+            // A file that stays behind is removed at the next open.
+            let _ = std::fs::remove_file(path);
+        }
+        Ok(Some(inflight))
+    }
+
+    /// Merges waiting spool entries.
+    pub(crate) fn merge_waiting(&mut self) -> Result<(), TailError> {
+        self.spool.merge_waiting()?;
+        Ok(())
+    }
+
+    pub(crate) fn wal(&mut self) -> Result<&WalFile, BatchError> {
+        open_wal(&mut self.wal, &self.paths)
+    }
+
+    /// Lets the control file and its lock go.
+    pub(crate) fn release(&mut self) {
+        self.control = None;
+    }
+
+    fn save_or_warn(&mut self) {
+        if let Err(error) = self.save() {
+            log::warn!(target: "replicated", "{error}");
+        }
+    }
+}
+
+/// The WAL's start in the generation of a place.
+const fn start_of(pos: &WalPos) -> WalPos {
+    WalPos { salts: pos.salts, frame: 0, checksum: [0, 0] }
+}
+
+fn attempt_header(attempt: &Attempt, pages: &FramePages, node_id: u64) -> Header {
+    let mut header = Header::new(pages.page_size, pages.commit_pages, attempt.txid, attempt.txid, TimestampMs(attempt.timestamp_ms));
+    header.set_wal_range(attempt.start.frame, &pages.end);
+    header.node_id = node_id;
+    header
+}
+
+fn open_wal<'a>(slot: &'a mut Option<WalFile>, paths: &Paths) -> Result<&'a WalFile, BatchError> {
+    if slot.as_ref().is_none_or(|w| !w.is_current()) {
+        *slot = Some(WalFile::open(&paths.wal)?);
+    }
+    slot.as_ref().ok_or_else(|| BatchError::Io { path: paths.wal.clone(), source: std::io::ErrorKind::NotFound.into() })
+}

@@ -1,0 +1,400 @@
+//! The uploader: one thread for all databases of the process, one task for each.
+//!
+//! A task sleeps until the commit path wakes it, sends what there is at once where the request budget allows, and otherwise lets commits
+//! accumulate. While it cannot send, it turns frames into spool entries as the WAL grows, so that SQLite finds little left to do when it wants
+//! to restart the WAL. One request is under way per database.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+
+use super::budget::{Backoff, Budget};
+use super::database::{Database, now_ms};
+use super::hub::{Hub, HubReceiver, Notice};
+use super::lineage::{self, Exists};
+use super::process::Registry;
+use super::progress::ReplicationState;
+use super::send;
+use super::snapshot;
+use super::tail::{Inflight, Mode, StopKind, TailError};
+use crate::store::{Created, LtxName, StoreError};
+
+/// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
+const ENCODE_AHEAD_FRAMES: u32 = 250;
+const MEMORY_STACK_BYTES: usize = 1024 * 1024;
+
+/// Why a step could not be done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StepError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Tail(#[from] TailError),
+    /// Reading the live database.
+    #[error("reading the database: {0}")]
+    Database(#[from] std::io::Error),
+    #[error("encoding: {0}")]
+    Ltx(#[from] crate::ltx::LtxError),
+    /// The last handle was closed meanwhile.
+    #[error("closed")]
+    Closed,
+}
+
+/// What to do after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// There may be more.
+    Again,
+    /// Nothing until something is committed.
+    Idle,
+    /// Nothing until something is committed that goes without a token, or the time has passed.
+    After(Duration),
+}
+
+/// Runs the uploader's thread; returns when the process has no hub any more, that is never.
+pub(crate) fn run(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Registry) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_stack_size(MEMORY_STACK_BYTES).build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, dispatch(hub, receiver, registry))
+}
+
+/// Reads wake-ups and passes on what the channel holds.
+async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Registry) -> std::io::Result<()> {
+    let HubReceiver { commits, notices, wake } = receiver;
+    let wake = UnixStream::from_std(wake)?;
+    let mailboxes: Rc<RefCell<HashMap<u64, Rc<Notify>>>> = Rc::default();
+    loop {
+        wake.readable().await?;
+        let mut bytes = [0; 64];
+        // A wake-up that was read already is no reason to stop.
+        let _ = wake.try_read(&mut bytes);
+        hub.looked();
+        while let Ok(notice) = notices.try_recv() {
+            match notice {
+                Notice::Opened(database) => {
+                    let notify = Rc::new(Notify::new());
+                    mailboxes.borrow_mut().insert(database.id, Rc::clone(&notify));
+                    let task = Task::new(database, Rc::clone(&notify));
+                    let mailboxes = Rc::clone(&mailboxes);
+                    tokio::task::spawn_local(async move {
+                        let id = task.database.id;
+                        task.run_guarded(registry).await;
+                        mailboxes.borrow_mut().remove(&id);
+                    });
+                }
+                Notice::Look(id) => {
+                    if let Some(notify) = mailboxes.borrow().get(&id) {
+                        notify.notify_one();
+                    }
+                }
+            }
+        }
+        let mut last = None;
+        while let Ok(frames) = commits.try_recv() {
+            if last != Some(frames.database)
+                && let Some(notify) = mailboxes.borrow().get(&frames.database)
+            {
+                notify.notify_one();
+                last = Some(frames.database);
+            }
+        }
+    }
+}
+
+/// One database's task.
+pub(crate) struct Task {
+    pub(crate) database: Arc<Database>,
+    notify: Rc<Notify>,
+    budget: Budget,
+    backoff: Backoff,
+    /// The bucket has been compared with what the control file says.
+    verified: bool,
+    failing_since: Option<Instant>,
+    reported: Option<(String, Instant)>,
+    failures: u64,
+}
+
+impl Task {
+    fn new(database: Arc<Database>, notify: Rc<Notify>) -> Self {
+        let budget = Budget::new(database.options.sync_interval, database.options.burst, Instant::now());
+        Self { database, notify, budget, backoff: Backoff::default(), verified: false, failing_since: None, reported: None, failures: 0 }
+    }
+
+    /// A panic ends the replication of this database, says so in its status, and harms nothing else.
+    async fn run_guarded(self, registry: &'static Registry) {
+        let database = Arc::clone(&self.database);
+        let result = tokio::task::spawn_local(self.run(registry)).await;
+        if let Err(error) = result {
+            database.end_preserving();
+            stop(&database, StopKind::Failed, format!("a fault in the extension ({error}); reopening the database recovers it"));
+            registry.forget(&database);
+        }
+    }
+
+    async fn run(mut self, registry: &'static Registry) {
+        loop {
+            if self.database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&self.database) {
+                return;
+            }
+            let next = match self.step().await {
+                Ok(next) => next,
+                Err(StepError::Closed) => Next::Again,
+                Err(error) => self.failed(&error),
+            };
+            match next {
+                Next::Again => tokio::task::yield_now().await,
+                Next::Idle => {
+                    if self.database.arm(1) {
+                        self.notify.notified().await;
+                    }
+                }
+                Next::After(pause) => self.pause(pause).await,
+            }
+        }
+    }
+
+    /// Does the one thing that is next.
+    async fn step(&mut self) -> Result<Next, StepError> {
+        let database = Arc::clone(&self.database);
+        let published = database.published();
+        if !published.known {
+            return Ok(Next::Idle);
+        }
+        let mode = {
+            let mut tail = database.lock_tail();
+            let live = database.published().live();
+            tail.resolve(&live.end, &|| database.stamp());
+            database.note_captured(&tail);
+            tail.mode.clone()
+        };
+        if let Mode::Stopped(kind, message) = mode {
+            report_stop(&database, kind, message);
+            return Ok(Next::Idle);
+        }
+        if !self.verified {
+            lineage::verify(&database).await?;
+            self.verified = true;
+            self.succeeded();
+            return Ok(Next::Again);
+        }
+        if database.lock_tail().inflight.is_some() {
+            return self.send_inflight().await;
+        }
+        if let Mode::Full(reason) = mode {
+            let next = snapshot::send_full(&database, reason).await?;
+            if next == Next::Again {
+                self.budget.take(Instant::now());
+                self.succeeded();
+            }
+            return Ok(next);
+        }
+        self.freeze_when_due(&database)
+    }
+
+    /// Freezes the next batch if there is one and the budget, or somebody who waits, allows it.
+    fn freeze_when_due(&mut self, database: &Database) -> Result<Next, StepError> {
+        let mut tail = database.lock_tail();
+        let published = database.published();
+        if database.is_settled(&tail) {
+            database.note_acked(published.sequence);
+            database.progress.update(|f| {
+                f.acked_sequence = published.sequence;
+                f.remote_txid = tail.state.acked.map(|a| a.txid);
+                f.state = ReplicationState::Idle;
+            });
+            let _ = tail.sync_to_disk();
+            return Ok(Next::Idle);
+        }
+        database.progress.update(|f| f.state = ReplicationState::Uploading);
+        let urgent = database.urgent.load(Ordering::Acquire) > database.progress.facts().acked_sequence;
+        let wait = self.budget.wait(Instant::now());
+        if !urgent && !wait.is_zero() {
+            drop(tail);
+            return Ok(Next::After(wait));
+        }
+        let frozen = tail.freeze(&published.live());
+        database.note_captured(&tail);
+        if let Err(error) = frozen {
+            return recover(database, &mut tail, error);
+        }
+        Ok(if tail.inflight.is_some() || matches!(tail.mode, Mode::Full(_)) { Next::Again } else { Next::After(wait.max(self.budget.wait(Instant::now()))) })
+    }
+
+    /// Sends the frozen batch; frames that arrive meanwhile are spooled where the WAL grows.
+    async fn send_inflight(&mut self) -> Result<Next, StepError> {
+        let database = Arc::clone(&self.database);
+        let Some(inflight) = database.lock_tail().inflight.clone() else { return Ok(Next::Again) };
+        self.budget.take(Instant::now());
+        let name = LtxName::level0(inflight.attempt.txid);
+        let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
+        if created == Created::AlreadyExists {
+            match lineage::compare(&database, &name, &inflight.attempt).await? {
+                Exists::Ours => {}
+                Exists::Foreign(whose) => {
+                    stop(&database, StopKind::Fenced, whose);
+                    return Ok(Next::Idle);
+                }
+            }
+        }
+        self.acknowledged(&database, &inflight)?;
+        Ok(Next::Again)
+    }
+
+    fn acknowledged(&mut self, database: &Database, inflight: &Inflight) -> Result<(), StepError> {
+        database.lock_tail().acknowledged()?;
+        database.note_acked(inflight.sequence);
+        database.progress.update(|f| {
+            f.acked_sequence = f.acked_sequence.max(inflight.sequence);
+            f.remote_txid = Some(inflight.attempt.txid);
+            f.last_success_ms = Some(now_ms());
+            f.uploads += 1;
+        });
+        log::debug!(
+            target: "replicated",
+            "{}: TXID {} is in the bucket, {} bytes",
+            database.paths.database.display(), inflight.attempt.txid, inflight.attempt.size_bytes
+        );
+        self.succeeded();
+        Ok(())
+    }
+
+    /// Awaits a request; spools as the WAL grows, and ends early where the last handle is closed.
+    async fn meanwhile<T>(&self, request: impl Future<Output = T>) -> Result<T, StepError> {
+        let mut request = pin!(request);
+        loop {
+            if self.database.arm(ENCODE_AHEAD_FRAMES) {
+                tokio::select! {
+                    done = &mut request => return Ok(done),
+                    () = self.notify.notified() => {}
+                }
+            }
+            if self.database.closing.load(Ordering::Acquire) {
+                return Err(StepError::Closed);
+            }
+            self.encode_ahead();
+        }
+    }
+
+    /// Waits for a token or the end of a backoff.
+    async fn pause(&self, pause: Duration) {
+        let urgent_before = self.database.urgent.load(Ordering::Acquire);
+        let mut sleep = pin!(tokio::time::sleep(pause));
+        loop {
+            if self.database.arm(ENCODE_AHEAD_FRAMES) {
+                tokio::select! {
+                    () = &mut sleep => return,
+                    () = self.notify.notified() => {}
+                }
+            }
+            if self.database.closing.load(Ordering::Acquire) || self.database.urgent.load(Ordering::Acquire) != urgent_before {
+                return;
+            }
+            self.encode_ahead();
+        }
+    }
+
+    fn encode_ahead(&self) {
+        let database = &self.database;
+        let mut tail = database.lock_tail();
+        if tail.state.captured.is_none() || matches!(tail.mode, Mode::Stopped(..) | Mode::Unresolved) {
+            return;
+        }
+        let live = database.published().live();
+        if tail.uncaptured_frames(&live.end) < ENCODE_AHEAD_FRAMES {
+            return;
+        }
+        let spooled = tail.capture_to_spool(&live, u32::MAX).and_then(|()| tail.merge_waiting());
+        database.note_captured(&tail);
+        if let Err(error) = spooled
+            && let Err(error) = recover(database, &mut tail, error)
+        {
+            log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
+        }
+    }
+
+    fn succeeded(&mut self) {
+        self.backoff.succeeded();
+        self.reported = None;
+        if let Some(since) = self.failing_since.take() {
+            log::info!(
+                target: "replicated",
+                "{}: replication works again after {:.1} s and {} failures",
+                self.database.paths.database.display(), since.elapsed().as_secs_f64(), self.failures
+            );
+            self.failures = 0;
+            self.database.progress.update(|f| {
+                f.last_error = None;
+                f.state = ReplicationState::Uploading;
+            });
+        }
+    }
+
+    /// Reports a failure, once while it stays the same, and says how long to wait.
+    fn failed(&mut self, error: &StepError) -> Next {
+        const SUMMARY: Duration = Duration::from_secs(600);
+        self.failing_since.get_or_insert_with(Instant::now);
+        self.failures += 1;
+        let (transient, retry_after, key) = match error {
+            StepError::Store(e) => (e.is_transient(), e.retry_after, format!("{:?} {}", e.kind, e.operation)),
+            other => (true, None, other.to_string()),
+        };
+        let name = self.database.paths.database.display();
+        match &mut self.reported {
+            Some((reported, at)) if *reported == key => {
+                if at.elapsed() >= SUMMARY {
+                    log::warn!(target: "replicated", "{name}: still failing, {} times so far: {error}", self.failures);
+                    *at = Instant::now();
+                }
+            }
+            _ => {
+                log::error!(target: "replicated", "{name}: not replicated: {error}. The application goes on; it is tried again");
+                self.reported = Some((key, Instant::now()));
+            }
+        }
+        self.database.progress.update(|f| {
+            f.state = ReplicationState::Offline;
+            f.last_error = Some(error.to_string());
+        });
+        Next::After(self.backoff.failed(transient, retry_after, fastrand::f64()))
+    }
+}
+
+/// What a local failure means: the full state where something is lost, another try where it may pass.
+fn recover(database: &Database, tail: &mut super::tail::Tail, error: TailError) -> Result<Next, StepError> {
+    use super::control::FullReason;
+    use crate::spool::SpoolError;
+    match &error {
+        TailError::Spool(SpoolError::Full { .. } | SpoolError::Missing { .. } | SpoolError::Ltx { .. }) => {
+            log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
+            database.lose(tail, FullReason::SpoolLost);
+            Ok(Next::Again)
+        }
+        TailError::Batch(super::batch::BatchError::Wal { .. } | super::batch::BatchError::OtherGeneration { .. }) => {
+            log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
+            database.lose(tail, FullReason::ContinuityLost);
+            Ok(Next::Again)
+        }
+        _ => Err(error.into()),
+    }
+}
+
+/// Stops the replication of a database until somebody acts.
+pub(crate) fn stop(database: &Database, kind: StopKind, message: String) {
+    database.lock_tail().stop(kind, message.clone());
+    report_stop(database, kind, message);
+}
+
+fn report_stop(database: &Database, kind: StopKind, message: String) {
+    database.progress.update(|f| {
+        f.state = kind.into();
+        f.last_error = Some(message);
+    });
+}

@@ -1,0 +1,197 @@
+//! The few functions of SQLite that we call, taken from the table that the host hands over.
+//!
+//! A process can hold two copies of SQLite, so the table is kept per registered VFS and nothing here is global.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+use super::abi::{File, Vfs};
+
+/// The oldest SQLite whose table has all that we call: `sqlite3_database_file_object` came with 3.32.0.
+pub(crate) const OLDEST_VERSION: c_int = 3_032_000;
+
+/// `sqlite3_api_routines`: opaque here, read by slot.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ApiRoutines {
+    _private: [u8; 0],
+}
+
+/// Slots of the append-only `struct sqlite3_api_routines` of `sqlite3ext.h`.
+mod slot {
+    pub(super) const LIBVERSION_NUMBER: usize = 67;
+    pub(super) const MPRINTF: usize = 69;
+    pub(super) const VFS_FIND: usize = 141;
+    pub(super) const VFS_REGISTER: usize = 142;
+    pub(super) const LOG: usize = 167;
+    pub(super) const URI_PARAMETER: usize = 189;
+    pub(super) const URI_KEY: usize = 245;
+    pub(super) const DATABASE_FILE_OBJECT: usize = 251;
+}
+
+/// Why a host's function table cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// The host was built without extension loading and hands over no table.
+    #[error("this SQLite hands over no API table (it was built with SQLITE_OMIT_LOAD_EXTENSION)")]
+    NoTable,
+    /// The host lacks functions that we need.
+    #[error("SQLite {}.{}.{} is too old: replicated needs 3.32.0 or newer", .0 / 1_000_000, .0 / 1000 % 1000, .0 % 1000)]
+    TooOld(c_int),
+    /// A slot that this version should fill is empty.
+    #[error("this SQLite's API table lacks {0}")]
+    Missing(&'static str),
+}
+
+/// The functions, all present.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SqliteApi {
+    version: c_int,
+    mprintf: unsafe extern "C" fn(*const c_char, ...) -> *mut c_char,
+    vfs_find: unsafe extern "C" fn(*const c_char) -> *mut Vfs,
+    vfs_register: unsafe extern "C" fn(*mut Vfs, c_int) -> c_int,
+    log: unsafe extern "C" fn(c_int, *const c_char, ...),
+    uri_parameter: unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char,
+    uri_key: unsafe extern "C" fn(*const c_char, c_int) -> *const c_char,
+    database_file_object: unsafe extern "C" fn(*const c_char) -> *mut File,
+}
+
+impl SqliteApi {
+    /// Reads the table.
+    ///
+    /// # Safety
+    /// `routines` is null or the table that a SQLite library passes to an extension's entry point.
+    pub(crate) unsafe fn from_routines(routines: *const ApiRoutines) -> Result<Self, ApiError> {
+        if routines.is_null() {
+            return Err(ApiError::NoTable);
+        }
+        let slots = routines.cast::<*const c_void>();
+        // SAFETY: the table is an array of function pointers, and every slot read before the version check exists since 3.3.13.
+        let read = |index: usize| unsafe { *slots.add(index) };
+        let libversion = read(slot::LIBVERSION_NUMBER);
+        if libversion.is_null() {
+            return Err(ApiError::Missing("sqlite3_libversion_number"));
+        }
+        // SAFETY: slot 67 is `int (*libversion_number)(void)`.
+        let version = unsafe { std::mem::transmute::<*const c_void, unsafe extern "C" fn() -> c_int>(libversion)() };
+        if version < OLDEST_VERSION {
+            return Err(ApiError::TooOld(version));
+        }
+        let need = |index: usize, name: &'static str| {
+            let function = read(index);
+            if function.is_null() { Err(ApiError::Missing(name)) } else { Ok(function) }
+        };
+        // SAFETY: each slot is transmuted to the type that `sqlite3ext.h` declares for it; nulls were refused.
+        unsafe {
+            Ok(Self {
+                version,
+                mprintf: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char, ...) -> *mut c_char>(need(
+                    slot::MPRINTF,
+                    "sqlite3_mprintf",
+                )?),
+                vfs_find: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char) -> *mut Vfs>(need(
+                    slot::VFS_FIND,
+                    "sqlite3_vfs_find",
+                )?),
+                vfs_register: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut Vfs, c_int) -> c_int>(need(
+                    slot::VFS_REGISTER,
+                    "sqlite3_vfs_register",
+                )?),
+                log: std::mem::transmute::<*const c_void, unsafe extern "C" fn(c_int, *const c_char, ...)>(need(slot::LOG, "sqlite3_log")?),
+                uri_parameter: std::mem::transmute::<
+                    *const c_void,
+                    unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char,
+                >(need(slot::URI_PARAMETER, "sqlite3_uri_parameter")?),
+                uri_key: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char, c_int) -> *const c_char>(need(
+                    slot::URI_KEY,
+                    "sqlite3_uri_key",
+                )?),
+                database_file_object: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char) -> *mut File>(need(
+                    slot::DATABASE_FILE_OBJECT,
+                    "sqlite3_database_file_object",
+                )?),
+            })
+        }
+    }
+
+    /// `sqlite3_libversion_number()`.
+    pub(crate) const fn version(&self) -> c_int {
+        self.version
+    }
+
+    /// The VFS of that name, or the default one.
+    pub(crate) fn find_vfs(&self, name: Option<&CStr>) -> *mut Vfs {
+        // SAFETY: the argument is null or a C string.
+        unsafe { (self.vfs_find)(name.map_or(std::ptr::null(), CStr::as_ptr)) }
+    }
+
+    /// Registers a VFS.
+    ///
+    /// # Safety
+    /// `vfs` is complete and lives until the process ends.
+    pub(crate) unsafe fn register_vfs(&self, vfs: *mut Vfs, make_default: bool) -> c_int {
+        // SAFETY: passed on to the caller.
+        unsafe { (self.vfs_register)(vfs, c_int::from(make_default)) }
+    }
+
+    /// Text in memory of SQLite's, which SQLite frees. Null when out of memory.
+    pub(crate) fn sqlite_string(&self, text: &str) -> *mut c_char {
+        let text = c_string(text);
+        // SAFETY: both are C strings; "%s" consumes exactly one.
+        unsafe { (self.mprintf)(c"%s".as_ptr(), text.as_ptr()) }
+    }
+
+    /// `prefix` and the string `rest`, which is freed as `%z` does.
+    ///
+    /// # Safety
+    /// `rest` is null or came from SQLite's allocator and is not used afterwards.
+    pub(crate) unsafe fn prefixed(&self, prefix: &CStr, rest: *mut c_char) -> *mut c_char {
+        // SAFETY: `%s%z` consumes exactly the two arguments; `rest` is the caller's to give.
+        unsafe { (self.mprintf)(c"%s%z".as_ptr(), prefix.as_ptr(), rest) }
+    }
+
+    /// Writes to the host's error log.
+    pub(crate) fn log(&self, code: c_int, message: &str) {
+        let message = c_string(message);
+        // SAFETY: "%s" consumes exactly one C string.
+        unsafe { (self.log)(code, c"%s".as_ptr(), message.as_ptr()) }
+    }
+
+    /// All URI parameters of a database's name, in order.
+    ///
+    /// # Safety
+    /// `name` is the name that SQLite passed to `xOpen` for a main database.
+    pub(crate) unsafe fn uri_parameters(&self, name: *const c_char) -> Vec<(String, String)> {
+        const MOST: c_int = 256;
+        let mut parameters = Vec::new();
+        for index in 0..MOST {
+            // SAFETY: `name` is such a name.
+            let key = unsafe { (self.uri_key)(name, index) };
+            if key.is_null() {
+                break;
+            }
+            // SAFETY: `key` is a C string inside the name's own parameter area.
+            let value = unsafe { (self.uri_parameter)(name, key) };
+            let text = |pointer: *const c_char| {
+                // SAFETY: both are C strings that live as long as the name.
+                if pointer.is_null() { String::new() } else { unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned() }
+            };
+            parameters.push((text(key), text(value)));
+        }
+        parameters
+    }
+
+    /// The open main database that belongs to the name of a WAL.
+    ///
+    /// # Safety
+    /// `wal_name` is the very pointer that SQLite passed to `xOpen` for the WAL.
+    pub(crate) unsafe fn database_file_of(&self, wal_name: *const c_char) -> *mut File {
+        // SAFETY: passed on to the caller.
+        unsafe { (self.database_file_object)(wal_name) }
+    }
+}
+
+/// A C string of any text: what follows a NUL is dropped.
+fn c_string(text: &str) -> CString {
+    let until_nul = text.split('\0').next().unwrap_or_default();
+    CString::new(until_nul).unwrap_or_default()
+}

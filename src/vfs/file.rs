@@ -1,0 +1,546 @@
+//! Open files of ours: the database and its WAL. Everything is forwarded; the few methods with a behaviour of their own are `main_*` and `wal_*`.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use super::abi::{
+    File, IoMethods, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_PRAGMA,
+    SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_READONLY, SQLITE_SHM_EXCLUSIVE,
+    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
+};
+use super::api::SqliteApi;
+use super::pragma::{self, Answer};
+use crate::replicator::database::Database;
+use crate::replicator::process;
+use crate::wal::{INDEX_HEADER_BYTES, IndexHeader};
+
+/// What SQLite allocates for a file of ours; the base's file follows at once.
+#[repr(C)]
+pub(crate) struct ShimFile {
+    methods: *const IoMethods,
+    state: *mut FileState,
+}
+
+/// Bytes of ours before the base's file; keeps it aligned.
+pub(crate) const SHIM_BYTES: usize = size_of::<ShimFile>();
+
+enum FileState {
+    Main(MainFile),
+    Wal(WalSide),
+}
+
+/// A database file.
+struct MainFile {
+    api: &'static SqliteApi,
+    /// `None`: opened read-only, everything passes through.
+    database: Option<Arc<Database>>,
+    /// The process of a chain of forks that opened it.
+    generation: usize,
+    /// The WAL-index's first region, while it is mapped.
+    index: AtomicPtr<u8>,
+    /// This connection holds the WAL's write lock.
+    holds_write: AtomicBool,
+    /// `PRAGMA journal_mode=WAL` is being carried out, which needs one rollback transaction.
+    switching_to_wal: AtomicBool,
+    /// The refusal was logged.
+    refused: AtomicBool,
+}
+
+/// A WAL, with the database that it belongs to. SQLite closes it before that.
+struct WalSide {
+    main: *const MainFile,
+}
+
+impl MainFile {
+    /// The replicated database, unless this is the child of a fork that happened since: SQLite forbids using the connection there.
+    fn database(&self) -> Option<&Arc<Database>> {
+        self.database.as_ref().filter(|_| self.generation == process::generation())
+    }
+
+    /// The WAL-index header as it is; `None` where it is not mapped, not initialised or being written.
+    fn index_header(&self) -> Option<IndexHeader> {
+        let index = self.index.load(Ordering::Acquire);
+        if index.is_null() {
+            return None;
+        }
+        let read = |copy: usize| {
+            let mut bytes = [0_u8; INDEX_HEADER_BYTES];
+            for (at, word) in bytes.chunks_exact_mut(4).enumerate() {
+                // SAFETY: the region is mapped (SQLite unmaps it through `main_shm_unmap`), at least 32 KiB long and aligned; other
+                // processes may write it, hence volatile.
+                let value = unsafe { index.add(copy * INDEX_HEADER_BYTES).cast::<u32>().add(at).read_volatile() };
+                word.copy_from_slice(&value.to_ne_bytes());
+            }
+            bytes
+        };
+        let (first, second) = (read(0), read(1));
+        if first == second { IndexHeader::decode(&first) } else { None }
+    }
+
+    fn refuse(&self, what: &str) -> c_int {
+        if let Some(database) = &self.database
+            && !self.refused.swap(true, Ordering::Relaxed)
+        {
+            log::error!(
+                target: "replicated",
+                "{}: {what}. This write is refused, because it would not be replicated",
+                database.paths.database.display()
+            );
+        }
+        SQLITE_READONLY
+    }
+}
+
+/// Makes an opened file ours. The base's file is open behind `file`.
+///
+/// # Safety
+/// `file` points to the memory that SQLite passed to `xOpen` of our VFS, with an open base file behind our part.
+pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, database: Option<Arc<Database>>) {
+    let main = MainFile {
+        api,
+        database,
+        generation: process::generation(),
+        index: AtomicPtr::new(std::ptr::null_mut()),
+        holds_write: AtomicBool::new(false),
+        switching_to_wal: AtomicBool::new(false),
+        refused: AtomicBool::new(false),
+    };
+    // SAFETY: passed on.
+    unsafe { become_ours(file, FileState::Main(main), &MAIN) }
+}
+
+/// Makes an opened WAL ours, if its database is.
+///
+/// # Safety
+/// As `become_main`; `main` is an open file of this process that SQLite closes after the WAL, or null.
+pub(crate) unsafe fn become_wal(file: *mut File, main: *mut File) -> bool {
+    // SAFETY: `main` is null or an open file.
+    let Some(FileState::Main(main)) = (unsafe { state_of(main) }) else { return false };
+    if main.database.is_none() {
+        return false;
+    }
+    // SAFETY: passed on.
+    unsafe { become_ours(file, FileState::Wal(WalSide { main }), &WAL) };
+    true
+}
+
+/// The state of a file if it is one of ours.
+///
+/// # Safety
+/// `file` is null or an open file.
+unsafe fn state_of<'a>(file: *mut File) -> Option<&'a FileState> {
+    // SAFETY: an open file begins with its methods.
+    let methods = unsafe { file.as_ref() }?.methods;
+    let ours = MAIN.iter().chain(&WAL).any(|table| std::ptr::eq(table, methods));
+    // SAFETY: our methods stand only in a `ShimFile`, whose state lives until `close`.
+    if ours { unsafe { (*file.cast::<ShimFile>()).state.as_ref() } } else { None }
+}
+
+/// Whether the file at `file` is the database of a connection that we replicate.
+///
+/// # Safety
+/// `file` is null or an open file.
+pub(crate) unsafe fn is_replicated(file: *mut File) -> bool {
+    // SAFETY: passed on.
+    matches!(unsafe { state_of(file) }, Some(FileState::Main(MainFile { database: Some(_), .. })))
+}
+
+unsafe fn become_ours(file: *mut File, state: FileState, tables: &'static [IoMethods; TABLES]) {
+    // SAFETY: the base's file is open.
+    let (base, base_methods) = unsafe { base_of(file) };
+    debug_assert!(!base.is_null());
+    let table = match (base_methods.version, base_methods.shm_map.is_some()) {
+        (..=1, _) => &tables[0],
+        (2, false) => &tables[1],
+        (2, true) => &tables[2],
+        (_, false) => &tables[3],
+        (_, true) => &tables[4],
+    };
+    let shim = file.cast::<ShimFile>();
+    // SAFETY: the memory is ours, `SHIM_BYTES` of it.
+    unsafe { shim.write(ShimFile { methods: table, state: Box::into_raw(Box::new(state)) }) };
+}
+
+/// Where the base's file lies.
+pub(crate) const fn base_at(file: *mut File) -> *mut File {
+    file.cast::<u8>().wrapping_add(SHIM_BYTES).cast()
+}
+
+/// The base's file and its methods.
+///
+/// # Safety
+/// `file` is ours and the base's file is open.
+unsafe fn base_of(file: *mut File) -> (*mut File, &'static IoMethods) {
+    let base = base_at(file);
+    // SAFETY: an open file's methods are static.
+    (base, unsafe { &*(*base).methods })
+}
+
+/// Runs a callback's own part. A panic ends the replication of the database and nothing else.
+fn guarded<T>(main: &MainFile, after_panic: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+        if let Some(database) = &main.database {
+            // Should the panic repeat here, it is caught as well; there is nothing left to do.
+            let _ = catch_unwind(AssertUnwindSafe(|| database.poison()));
+        }
+        after_panic
+    })
+}
+
+/// The state of a main file.
+///
+/// # Safety
+/// `file` is an open file with a table of `MAIN`.
+unsafe fn main_of<'a>(file: *mut File) -> &'a MainFile {
+    // SAFETY: passed on.
+    match unsafe { &*(*file.cast::<ShimFile>()).state } {
+        FileState::Main(main) => main,
+        // SAFETY: only to satisfy the type: a WAL's partner is open as long as the WAL.
+        FileState::Wal(wal) => unsafe { &*wal.main },
+    }
+}
+
+macro_rules! forward {
+    ($name:ident, $slot:ident, ($($arg:ident: $type:ty),*), $missing:expr) => {
+        unsafe extern "C" fn $name(file: *mut File $(, $arg: $type)*) -> c_int {
+            // SAFETY: SQLite calls the methods of an open file only; the arguments pass through untouched.
+            unsafe {
+                let (base, methods) = base_of(file);
+                match methods.$slot {
+                    Some(method) => method(base $(, $arg)*),
+                    None => $missing,
+                }
+            }
+        }
+    };
+}
+
+forward!(read, read, (to: *mut c_void, bytes: c_int, offset: i64), SQLITE_IOERR);
+forward!(write, write, (from: *const c_void, bytes: c_int, offset: i64), SQLITE_IOERR);
+forward!(truncate, truncate, (bytes: i64), SQLITE_IOERR);
+forward!(sync, sync, (flags: c_int), SQLITE_IOERR);
+forward!(file_size, file_size, (bytes: *mut i64), SQLITE_IOERR);
+forward!(lock, lock, (level: c_int), SQLITE_IOERR);
+forward!(unlock, unlock, (level: c_int), SQLITE_IOERR);
+forward!(check_reserved_lock, check_reserved_lock, (out: *mut c_int), SQLITE_IOERR);
+forward!(file_control, file_control, (operation: c_int, argument: *mut c_void), SQLITE_NOTFOUND);
+forward!(sector_size, sector_size, (), 0);
+forward!(device_characteristics, device_characteristics, (), 0);
+forward!(shm_map, shm_map, (region: c_int, bytes: c_int, extend: c_int, out: *mut *mut c_void), SQLITE_IOERR);
+forward!(shm_lock, shm_lock, (offset: c_int, n: c_int, flags: c_int), SQLITE_IOERR);
+forward!(shm_unmap, shm_unmap, (delete: c_int), SQLITE_OK);
+forward!(fetch, fetch, (offset: i64, bytes: c_int, out: *mut *mut c_void), SQLITE_IOERR);
+forward!(unfetch, unfetch, (offset: i64, page: *mut c_void), SQLITE_OK);
+
+unsafe extern "C" fn shm_barrier(file: *mut File) {
+    // SAFETY: as `forward!`.
+    unsafe {
+        let (base, methods) = base_of(file);
+        if let Some(barrier) = methods.shm_barrier {
+            barrier(base);
+        }
+    }
+}
+
+// The methods with a behaviour of their own. SAFETY of each: SQLite calls them on an open file of ours, and never two at once on one file.
+
+/// Closes the file, then flushes if it was the last: no lock is held by then.
+unsafe extern "C" fn close(file: *mut File) -> c_int {
+    // SAFETY: see above; the state is freed once, and the methods are cleared so that nobody comes back.
+    let (rc, state) = unsafe {
+        let (base, methods) = base_of(file);
+        let rc = methods.close.map_or(SQLITE_OK, |close| close(base));
+        let shim = &mut *file.cast::<ShimFile>();
+        shim.methods = std::ptr::null();
+        (rc, Box::from_raw(std::mem::replace(&mut shim.state, std::ptr::null_mut())))
+    };
+    if let FileState::Main(main) = *state {
+        let database = main.database().cloned();
+        if let Some(database) = database {
+            guarded(&main, (), || process::close(&database));
+        } else if main.database.is_some() {
+            // Opened before a fork: what the parent's thread shares with us is left alone for ever.
+            std::mem::forget(main);
+        }
+    }
+    rc
+}
+
+/// Sets a page aside that a snapshot needs, before a checkpoint overwrites it.
+unsafe extern "C" fn main_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if let Some(database) = main.database()
+        && database.is_preserving()
+    {
+        guarded(main, (), || {
+            let (offset, bytes) = (offset.cast_unsigned(), usize::try_from(bytes).unwrap_or(0));
+            // SAFETY: see above.
+            database.before_write(offset, bytes, &mut |page, at| unsafe { read_base(file, page, at) });
+        });
+    }
+    // SAFETY: see above.
+    unsafe { write(file, from, bytes, offset) }
+}
+
+unsafe extern "C" fn main_truncate(file: *mut File, bytes: i64) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if let Some(database) = main.database()
+        && database.is_preserving()
+    {
+        // SAFETY: see above.
+        guarded(main, (), || database.before_truncate(bytes.cast_unsigned(), &mut |page, at| unsafe { read_base(file, page, at) }));
+    }
+    // SAFETY: see above.
+    unsafe { truncate(file, bytes) }
+}
+
+/// Reads the base's file; false on failure.
+///
+/// # Safety
+/// `file` is an open file of ours.
+unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
+    let (Ok(bytes), Ok(at)) = (c_int::try_from(page.len()), i64::try_from(at)) else { return false };
+    // SAFETY: the buffer has that many bytes.
+    unsafe { read(file, page.as_mut_ptr().cast(), bytes, at) == SQLITE_OK }
+}
+
+/// Rollback-journal transactions take RESERVED; those of the WAL never do.
+unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if level == SQLITE_LOCK_RESERVED
+        && let Some(database) = main.database()
+    {
+        if !main.switching_to_wal.load(Ordering::Relaxed) {
+            return main.refuse("only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL first");
+        }
+        guarded(main, (), || database.changes_outside_wal());
+    }
+    // SAFETY: see above.
+    unsafe { lock(file, level) }
+}
+
+/// Notes what the database file looks like after the WAL was deleted, while nobody else can write.
+unsafe extern "C" fn main_unlock(file: *mut File, level: c_int) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if level == SQLITE_LOCK_NONE
+        && let Some(database) = main.database()
+        && database.stamp_due.load(Ordering::Relaxed)
+    {
+        guarded(main, (), || database.stamp_clean());
+    }
+    // SAFETY: see above.
+    unsafe { unlock(file, level) }
+}
+
+unsafe extern "C" fn main_shm_map(file: *mut File, region: c_int, bytes: c_int, extend: c_int, out: *mut *mut c_void) -> c_int {
+    // SAFETY: see above; `out` is SQLite's.
+    unsafe {
+        let rc = shm_map(file, region, bytes, extend, out);
+        if rc == SQLITE_OK && region == 0 {
+            main_of(file).index.store((*out).cast(), Ordering::Release);
+        }
+        rc
+    }
+}
+
+unsafe extern "C" fn main_shm_unmap(file: *mut File, delete: c_int) -> c_int {
+    // SAFETY: see above.
+    unsafe {
+        main_of(file).index.store(std::ptr::null_mut(), Ordering::Release);
+        shm_unmap(file, delete)
+    }
+}
+
+/// Commits become visible, and the WAL is restarted, under these locks.
+///
+/// ```text
+///   LOCK   EXCL WRITE            a write transaction begins
+///   UNLOCK EXCL WRITE            ... is over: what the WAL-index shows now is committed, and stable until the lock is released
+///   LOCK   EXCL READ(1)..READ(4) the WAL is to be restarted: the gate
+///   LOCK   SHARED READ(k)        a reader: recovery is done, the WAL-index is valid
+/// ```
+unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, flags: c_int) -> c_int {
+    const TAKE: c_int = SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE;
+    const GIVE: c_int = SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE;
+    const READ: c_int = SQLITE_SHM_LOCK | SQLITE_SHM_SHARED;
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    let Some(database) = main.database() else {
+        // SAFETY: see above.
+        return unsafe { shm_lock(file, offset, n, flags) };
+    };
+    let observe = || {
+        if let Some(index) = main.index_header() {
+            database.observe(&index);
+        }
+    };
+    match (flags, offset, n) {
+        (GIVE, WAL_WRITE_LOCK, 1) => {
+            main.holds_write.store(false, Ordering::Relaxed);
+            guarded(main, (), observe);
+        }
+        (TAKE, 4, 4) => {
+            let allowed = guarded(main, false, || main.index_header().is_some_and(|index| database.may_restart(&index)));
+            if !allowed {
+                return SQLITE_BUSY;
+            }
+        }
+        _ => {}
+    }
+    // SAFETY: see above.
+    let rc = unsafe { shm_lock(file, offset, n, flags) };
+    if rc == SQLITE_OK {
+        match (flags, offset) {
+            (TAKE, WAL_WRITE_LOCK) => main.holds_write.store(true, Ordering::Relaxed),
+            (READ, WAL_READ_LOCK_0..) if !database.is_known() => guarded(main, (), observe),
+            _ => {}
+        }
+    }
+    rc
+}
+
+unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argument: *mut c_void) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if operation == SQLITE_FCNTL_PRAGMA {
+        // SAFETY: for this operation the argument is an array of at least three C strings, the first to be set by us.
+        if let Some(rc) = unsafe { answer_pragma(main, argument.cast()) } {
+            return rc;
+        }
+    }
+    if let Some(database) = main.database() {
+        match operation {
+            SQLITE_FCNTL_CKPT_START => guarded(main, (), || database.checkpoint(true)),
+            SQLITE_FCNTL_CKPT_DONE => guarded(main, (), || database.checkpoint(false)),
+            SQLITE_FCNTL_COMMIT_PHASETWO => main.switching_to_wal.store(false, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+    // SAFETY: see above.
+    let rc = unsafe { file_control(file, operation, argument) };
+    if operation == SQLITE_FCNTL_VFSNAME && rc == SQLITE_OK {
+        let name = argument.cast::<*mut c_char>();
+        // SAFETY: for this operation the argument points to a string of SQLite's allocator, which we replace.
+        unsafe { *name = main.api.prefixed(c"replicated/", *name) };
+    }
+    rc
+}
+
+/// # Safety
+/// `strings` is the argument of `SQLITE_FCNTL_PRAGMA`.
+unsafe fn answer_pragma(main: &MainFile, strings: *mut *mut c_char) -> Option<c_int> {
+    let database = main.database()?;
+    // SAFETY: the second is the pragma's name, the third its value or null.
+    let (name, value) = unsafe {
+        let value = *strings.add(2);
+        (CStr::from_ptr(*strings.add(1)), (!value.is_null()).then(|| CStr::from_ptr(value)))
+    };
+    let answer = guarded(main, None, || pragma::answer(database, &name.to_string_lossy(), value.map(CStr::to_string_lossy).as_deref()));
+    let (rc, text) = match answer? {
+        Answer::Text(text) => (SQLITE_OK, text),
+        Answer::Error(text) => (super::abi::SQLITE_ERROR, text),
+        Answer::SwitchingToWal => {
+            main.switching_to_wal.store(true, Ordering::Relaxed);
+            return None;
+        }
+    };
+    // A null here would leave the result's column without a name, which some clients do not survive.
+    let text = main.api.sqlite_string(&text);
+    if text.is_null() {
+        return Some(super::abi::SQLITE_NOMEM);
+    }
+    // SAFETY: the first string is ours to set, to memory of SQLite's allocator.
+    unsafe { *strings = text };
+    Some(rc)
+}
+
+/// Notices the header of a new generation, and refuses what no commit signal would announce.
+unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if let Some(database) = main.database() {
+        if !main.holds_write.load(Ordering::Relaxed) {
+            return main.refuse("locking_mode=EXCLUSIVE is not replicated in this version: run PRAGMA locking_mode=NORMAL and read once");
+        }
+        if offset == 0 && bytes >= 24 {
+            // SAFETY: SQLite passes at least that many bytes.
+            let salts = unsafe { std::slice::from_raw_parts(from.cast::<u8>().add(16), 8) };
+            guarded(main, (), || {
+                if let ([a, b, c, d], [e, f, g, h]) = salts.split_at(4)
+                    && let (&[a, b, c, d], &[e, f, g, h]) = (&[*a, *b, *c, *d], &[*e, *f, *g, *h])
+                {
+                    database.generation_begins([u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]);
+                }
+            });
+        }
+    }
+    // SAFETY: see above.
+    unsafe { write(file, from, bytes, offset) }
+}
+
+/// What is cut off must be safe before.
+unsafe extern "C" fn wal_truncate(file: *mut File, bytes: i64) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if let Some(database) = main.database() {
+        guarded(main, (), || database.wal_shrinks(bytes.cast_unsigned()));
+    }
+    // SAFETY: see above.
+    unsafe { truncate(file, bytes) }
+}
+
+/// One table for each shape that a base file can have: SQLite decides by version and by null entries what it may use.
+const TABLES: usize = 5;
+
+const fn shapes(full: IoMethods) -> [IoMethods; TABLES] {
+    let no_shm = IoMethods { shm_map: None, shm_lock: None, shm_barrier: None, shm_unmap: None, ..full };
+    [
+        IoMethods { version: 1, ..no_shm },
+        IoMethods { version: 2, ..no_shm },
+        IoMethods { version: 2, ..full },
+        IoMethods { version: 3, ..no_shm },
+        IoMethods { version: 3, ..full },
+    ]
+}
+
+const FORWARD: IoMethods = IoMethods {
+    version: 3,
+    close: Some(close),
+    read: Some(read),
+    write: Some(write),
+    truncate: Some(truncate),
+    sync: Some(sync),
+    file_size: Some(file_size),
+    lock: Some(lock),
+    unlock: Some(unlock),
+    check_reserved_lock: Some(check_reserved_lock),
+    file_control: Some(file_control),
+    sector_size: Some(sector_size),
+    device_characteristics: Some(device_characteristics),
+    shm_map: Some(shm_map),
+    shm_lock: Some(shm_lock),
+    shm_barrier: Some(shm_barrier),
+    shm_unmap: Some(shm_unmap),
+    fetch: Some(fetch),
+    unfetch: Some(unfetch),
+};
+
+static MAIN: [IoMethods; TABLES] = shapes(IoMethods {
+    write: Some(main_write),
+    truncate: Some(main_truncate),
+    lock: Some(main_lock),
+    unlock: Some(main_unlock),
+    file_control: Some(main_file_control),
+    shm_map: Some(main_shm_map),
+    shm_lock: Some(main_shm_lock),
+    shm_unmap: Some(main_shm_unmap),
+    ..FORWARD
+});
+
+static WAL: [IoMethods; TABLES] = shapes(IoMethods { write: Some(wal_write), truncate: Some(wal_truncate), ..FORWARD });

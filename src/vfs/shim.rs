@@ -1,0 +1,297 @@
+//! The VFS `replicated`: opens files as ours or straight through, and hears of deleted WALs. The rest goes to the VFS below.
+
+use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::abi::{AnyFn, File, SQLITE_CANTOPEN, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_OPEN_WAL, Vfs};
+use super::api::{ApiError, ApiRoutines, SqliteApi};
+use super::base::BaseVfs;
+use super::{file, host};
+use crate::config::Options;
+use crate::replicator::database::Database;
+use crate::replicator::process;
+
+/// The name in `vfs=replicated`.
+const NAME: &CStr = c"replicated";
+
+/// What hangs on a registered VFS: one for each copy of SQLite in the process.
+struct Registered {
+    api: SqliteApi,
+    base: BaseVfs,
+}
+
+/// Registers the VFS with the SQLite that `routines` belongs to, once.
+///
+/// # Safety
+/// `routines` is null or the table that a SQLite library passes to an extension's entry point.
+pub(crate) unsafe fn register(routines: *const ApiRoutines, make_default: bool) -> Result<SqliteApi, ApiError> {
+    // SAFETY: passed on.
+    let api = unsafe { SqliteApi::from_routines(routines)? };
+    host::watch_forks();
+    let existing = api.find_vfs(Some(NAME));
+    if !existing.is_null() {
+        if make_default {
+            // SAFETY: it is registered already, and so lives for ever.
+            unsafe { api.register_vfs(existing, true) };
+        }
+        return Ok(api);
+    }
+    let base = api.find_vfs(None);
+    // SAFETY: a registered VFS is alive.
+    let Some(below) = (unsafe { base.as_ref() }) else { return Err(ApiError::Missing("a default VFS")) };
+    warn_of_known_bugs(&api);
+    let registered = Box::leak(Box::new(Registered { api, base: BaseVfs(base) }));
+    let vfs = Box::leak(Box::new(wrap(below, std::ptr::from_mut(registered).cast())));
+    // SAFETY: complete, and leaked so that it lives as long as the process.
+    unsafe { api.register_vfs(vfs, make_default) };
+    Ok(api)
+}
+
+fn warn_of_known_bugs(api: &SqliteApi) {
+    const WAL_RESET_FIXED: c_int = 3_051_003;
+    let version = api.version();
+    if version < WAL_RESET_FIXED {
+        log::info!(
+            target: "replicated",
+            "this is SQLite {}.{}.{}; versions before 3.51.3 have a rare bug that can corrupt a database in WAL mode (the WAL-reset bug)",
+            version / 1_000_000, version / 1000 % 1000, version % 1000
+        );
+    }
+}
+
+/// Our VFS over `below`: the same version, paths and optional methods.
+fn wrap(below: &Vfs, app_data: *mut c_void) -> Vfs {
+    let version = below.version.min(3);
+    let mut vfs = Vfs {
+        version,
+        file_bytes: below.file_bytes + file::SHIM_BYTES as c_int,
+        max_path_bytes: below.max_path_bytes,
+        next: std::ptr::null_mut(),
+        name: NAME.as_ptr(),
+        app_data,
+        open: Some(open),
+        delete: Some(delete),
+        access: Some(access),
+        full_pathname: Some(full_pathname),
+        dl_open: below.dl_open.and(Some(dl_open)),
+        dl_error: below.dl_error.and(Some(dl_error)),
+        dl_sym: below.dl_sym.and(Some(dl_sym)),
+        dl_close: below.dl_close.and(Some(dl_close)),
+        randomness: Some(randomness),
+        sleep: Some(sleep),
+        current_time: Some(current_time),
+        get_last_error: below.get_last_error.and(Some(get_last_error)),
+        current_time_int64: None,
+        set_system_call: None,
+        get_system_call: None,
+        next_system_call: None,
+    };
+    // Entries beyond the version are not there in the base.
+    if version >= 2 {
+        vfs.current_time_int64 = below.current_time_int64.and(Some(current_time_int64));
+    }
+    if version >= 3 {
+        vfs.set_system_call = below.set_system_call.and(Some(set_system_call));
+        vfs.get_system_call = below.get_system_call.and(Some(get_system_call));
+        vfs.next_system_call = below.next_system_call.and(Some(next_system_call));
+    }
+    vfs
+}
+
+/// # Safety
+/// `vfs` is ours.
+unsafe fn registered(vfs: *mut Vfs) -> &'static Registered {
+    // SAFETY: set in `register` and leaked.
+    unsafe { &*(*vfs).app_data.cast::<Registered>() }
+}
+
+/// What to do with a database that is opened.
+enum Plan {
+    PassThrough,
+    Replicate(Box<Options>),
+}
+
+/// Decides by the URI parameters and the environment. Strict where the user means us: by `vfs=replicated` or a replica.
+fn plan(parameters: &[(String, String)], flags: c_int) -> Result<Plan, String> {
+    let given = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let environment: Vec<(String, String)> = std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .filter(|(name, _)| name.starts_with("REPLICATED_"))
+        .collect();
+    let meant = given("vfs") == NAME.to_str().ok() || given("replica").is_some() || environment.iter().any(|(name, _)| name == "REPLICATED_REPLICA");
+    if !meant {
+        return Ok(Plan::PassThrough);
+    }
+    let options = Options::resolve(parameters, &environment).map_err(|error| error.to_string())?;
+    let switched_on = |name: &str| given(name).is_some_and(|v| !matches!(v, "0" | "no" | "false" | "off"));
+    let read_only = flags & SQLITE_OPEN_READONLY != 0 || given("mode") == Some("ro") || switched_on("immutable");
+    if options.replica.is_none() || read_only || given("mode") == Some("memory") {
+        return Ok(Plan::PassThrough);
+    }
+    Ok(Plan::Replicate(Box::new(options)))
+}
+
+unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, flags: c_int, out_flags: *mut c_int) -> c_int {
+    // SAFETY: SQLite calls the method of a registered VFS with memory of `file_bytes` bytes.
+    let registered = unsafe {
+        (*out).methods = std::ptr::null();
+        registered(vfs)
+    };
+    if flags & SQLITE_OPEN_MAIN_DB != 0 && !name.is_null() {
+        // SAFETY: a main database's name carries its URI parameters.
+        let parameters = unsafe { registered.api.uri_parameters(name) };
+        let planned = catch_unwind(|| plan(&parameters, flags)).unwrap_or_else(|_| Err("a fault in the extension".to_owned()));
+        match planned {
+            Ok(Plan::PassThrough) => {}
+            // SAFETY: passed on.
+            Ok(Plan::Replicate(options)) => return unsafe { open_main(registered, name, out, flags, out_flags, &options) },
+            Err(error) => return refuse(&error),
+        }
+    } else if flags & SQLITE_OPEN_WAL != 0 && !name.is_null() {
+        // SAFETY: `name` is the pointer that SQLite passed for the WAL.
+        let main = unsafe { registered.api.database_file_of(name) };
+        // SAFETY: `main` is null or open.
+        if unsafe { file::is_replicated(main) } {
+            // SAFETY: the memory is as large as we said; the base's part lies behind ours.
+            unsafe {
+                let rc = open_base(registered.base, name, file::base_at(out), flags, out_flags);
+                if rc == SQLITE_OK && !file::become_wal(out, main) {
+                    return SQLITE_ERROR;
+                }
+                return rc;
+            }
+        }
+    }
+    // Not a file of ours: the base opens it straight into the buffer, and our methods are never seen.
+    // SAFETY: the memory is larger than the base asks for.
+    unsafe { open_base(registered.base, name, out, flags, out_flags) }
+}
+
+/// # Safety
+/// As `open`.
+unsafe fn open_main(
+    registered: &'static Registered,
+    name: *const c_char,
+    out: *mut File,
+    flags: c_int,
+    out_flags: *mut c_int,
+    options: &Options,
+) -> c_int {
+    let mut base_flags = 0;
+    // SAFETY: see `open`.
+    let rc = unsafe { open_base(registered.base, name, file::base_at(out), flags, &raw mut base_flags) };
+    if !out_flags.is_null() {
+        // SAFETY: SQLite's own integer.
+        unsafe { *out_flags = base_flags };
+    }
+    if rc != SQLITE_OK {
+        return rc;
+    }
+    // SAFETY: the name is a C string.
+    let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(name) }.to_bytes()));
+    let database = if base_flags & SQLITE_OPEN_READONLY != 0 { Ok(None) } else { attach(registered, path, options).map(Some) };
+    match database {
+        Ok(database) => {
+            // SAFETY: the base's file is open behind our part.
+            unsafe { file::become_main(out, &registered.api, database) };
+            SQLITE_OK
+        }
+        Err(error) => {
+            // SAFETY: the base's file is open, and closed here once.
+            unsafe { close_base(file::base_at(out)) };
+            refuse(&error)
+        }
+    }
+}
+
+fn attach(registered: &'static Registered, path: &Path, options: &Options) -> Result<Arc<Database>, String> {
+    let host = Arc::new(registered.base);
+    catch_unwind(AssertUnwindSafe(|| {
+        crate::logging::configure(options);
+        process::open(path, options, host, host::start_thread).map_err(|error| error.to_string())
+    }))
+    .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
+}
+
+/// SQLite shows the application a fixed text for this code, so that the log must tell the reason.
+fn refuse(error: &str) -> c_int {
+    log::error!(target: "replicated", "the database is not opened: {error}");
+    super::note_refusal(error);
+    SQLITE_CANTOPEN
+}
+
+/// # Safety
+/// `out` has room for the base's file.
+unsafe fn open_base(base: BaseVfs, name: *const c_char, out: *mut File, flags: c_int, out_flags: *mut c_int) -> c_int {
+    // SAFETY: passed on. A base that fails with its methods set wants to be closed.
+    unsafe {
+        (*out).methods = std::ptr::null();
+        let Some(open) = (*base.0).open else { return SQLITE_ERROR };
+        let rc = open(base.0, name, out, flags, out_flags);
+        if rc != SQLITE_OK {
+            close_base(out);
+        }
+        rc
+    }
+}
+
+/// # Safety
+/// `base` is a base file, open or failed to open.
+unsafe fn close_base(base: *mut File) {
+    // SAFETY: methods are null or static.
+    unsafe {
+        if let Some(close) = (*base).methods.as_ref().and_then(|m| m.close) {
+            close(base);
+        }
+        (*base).methods = std::ptr::null();
+    }
+}
+
+/// A WAL that is deleted takes its frames along: what is not replicated is saved first.
+unsafe extern "C" fn delete(vfs: *mut Vfs, name: *const c_char, sync_directory: c_int) -> c_int {
+    // SAFETY: SQLite passes a C string.
+    let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(name) }.to_bytes()));
+    let database = catch_unwind(|| process::find_by_wal(path)).unwrap_or_default();
+    if let Some(database) = &database {
+        // A panic leaves the database poisoned; the deletion goes on, as SQLite must be able to.
+        let _ = catch_unwind(AssertUnwindSafe(|| database.wal_vanishes())).map_err(|_| database.poison());
+    }
+    // SAFETY: passed on.
+    unsafe {
+        let base = registered(vfs).base.0;
+        (*base).delete.map_or(SQLITE_IOERR, |delete| delete(base, name, sync_directory))
+    }
+}
+
+macro_rules! forward {
+    ($name:ident($($arg:ident: $type:ty),*) -> $result:ty, $missing:expr) => {
+        unsafe extern "C" fn $name(vfs: *mut Vfs $(, $arg: $type)*) -> $result {
+            // SAFETY: SQLite calls the methods of a registered VFS; the arguments pass through untouched.
+            unsafe {
+                let base = registered(vfs).base.0;
+                match (*base).$name {
+                    Some(method) => method(base $(, $arg)*),
+                    None => $missing,
+                }
+            }
+        }
+    };
+}
+
+forward!(access(name: *const c_char, flags: c_int, out: *mut c_int) -> c_int, SQLITE_IOERR);
+forward!(full_pathname(name: *const c_char, bytes: c_int, out: *mut c_char) -> c_int, SQLITE_CANTOPEN);
+forward!(dl_open(name: *const c_char) -> *mut c_void, std::ptr::null_mut());
+forward!(dl_error(bytes: c_int, out: *mut c_char) -> (), ());
+forward!(dl_sym(library: *mut c_void, symbol: *const c_char) -> AnyFn, None);
+forward!(dl_close(library: *mut c_void) -> (), ());
+forward!(randomness(bytes: c_int, out: *mut c_char) -> c_int, 0);
+forward!(sleep(microseconds: c_int) -> c_int, 0);
+forward!(current_time(out: *mut f64) -> c_int, SQLITE_ERROR);
+forward!(get_last_error(bytes: c_int, out: *mut c_char) -> c_int, 0);
+forward!(current_time_int64(out: *mut i64) -> c_int, SQLITE_ERROR);
+forward!(set_system_call(name: *const c_char, call: AnyFn) -> c_int, SQLITE_ERROR);
+forward!(get_system_call(name: *const c_char) -> AnyFn, None);
+forward!(next_system_call(name: *const c_char) -> *const c_char, std::ptr::null());
