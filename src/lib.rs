@@ -4,5 +4,6 @@ pub mod types;
 
 pub mod config;
 pub mod ltx;
+pub mod restore;
 pub mod store;
 pub mod wal;
