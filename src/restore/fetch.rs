@@ -1,0 +1,145 @@
+//! Reads a bucket: listings, times, and the bytes of a plan's files, in parallel, with bounded memory and bounded retries.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{join_all, try_join_all};
+use futures_util::stream::{self, Stream, StreamExt};
+
+use super::plan::{self, PlanError};
+use super::times::TimeSearch;
+use crate::store::{Level, Listed, Store, StoreError};
+use crate::types::{TimestampMs, Txid};
+
+/// What one request asks for at most. Files up to this size are had with one request.
+pub(super) const CHUNK_BYTES: u64 = 4 << 20;
+
+const MAX_ATTEMPTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A part of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Chunk {
+    /// Which file of the plan, counted from the newest.
+    pub(super) file: Listed,
+    pub(super) range: Range<u64>,
+}
+
+impl Chunk {
+    pub(super) fn is_first(&self) -> bool {
+        self.range.start == 0
+    }
+
+    pub(super) fn is_last(&self) -> bool {
+        self.range.end == self.file.size_bytes
+    }
+}
+
+/// The chunks of files, in order. At most `parallelism` of them are in memory or on their way.
+pub(super) fn chunks<'a>(
+    store: &'a dyn Store,
+    newest_first: impl Iterator<Item = Listed> + 'a,
+    parallelism: usize,
+) -> impl Stream<Item = Result<(Chunk, Bytes), StoreError>> + 'a {
+    stream::iter(newest_first.flat_map(ranges))
+        .map(move |chunk| async move {
+            let body = retried(async || store.get_range(&chunk.file.name, chunk.range.clone()).await).await?;
+            Ok((chunk, body))
+        })
+        .buffered(parallelism)
+}
+
+fn ranges(file: Listed) -> impl Iterator<Item = Chunk> {
+    let count = file.size_bytes.div_ceil(CHUNK_BYTES);
+    (0..count).map(move |i| {
+        let start = i * CHUNK_BYTES;
+        Chunk { file, range: start..file.size_bytes.min(start + CHUNK_BYTES) }
+    })
+}
+
+/// Everything that a bucket has, all levels at once.
+pub(super) async fn list(store: &dyn Store) -> Result<Vec<Listed>, StoreError> {
+    let levels = Level::all().map(|level| retried(async move || store.list(level, None).await));
+    Ok(try_join_all(levels).await?.into_iter().flatten().collect())
+}
+
+/// Everything that a bucket has, one level after the other, upwards.
+///
+/// Files are merged upwards and deleted below afterwards. In this order what was gone from a level when that was listed is on a higher
+/// one, so that maintenance at work cannot look like a gap.
+pub(super) async fn list_upwards(store: &dyn Store) -> Result<Vec<Listed>, StoreError> {
+    let mut listings = Vec::new();
+    for level in Level::all() {
+        listings.append(&mut retried(async || store.list(level, None).await).await?);
+    }
+    Ok(listings)
+}
+
+/// The TXID that a time stands for, or why there is none. See `TimeSearch` for the rule and the number of requests.
+pub(super) async fn txid_at(store: &dyn Store, listings: &[Listed], at: TimestampMs) -> Result<Result<Txid, PlanError>, StoreError> {
+    let mut search = TimeSearch::new(listings, at);
+    loop {
+        let wanted = search.wanted();
+        if wanted.is_empty() {
+            break;
+        }
+        let heads = join_all(wanted.iter().map(|name| retried(async move || store.head(name).await))).await;
+        for (name, head) in wanted.into_iter().zip(heads) {
+            search.answer(&Listed { name, ..head? });
+        }
+    }
+    if let Some(found) = search.found() {
+        return Ok(Ok(found.name.max_txid));
+    }
+    // The error names a time, which must be the exact one.
+    let mut listings = listings.to_vec();
+    if let Some(oldest) = plan::oldest(&listings).copied().filter(|oldest| !oldest.timestamp_is_exact) {
+        let exact = retried(async || store.head(&oldest.name).await).await?;
+        for file in listings.iter_mut().filter(|file| file.name == oldest.name) {
+            file.timestamp = exact.timestamp;
+        }
+    }
+    Ok(Err(plan::before_oldest(&listings, at)))
+}
+
+/// Tries again what may pass, with pauses that double.
+async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let mut pause = FIRST_PAUSE;
+    for tried in 1..MAX_ATTEMPTS {
+        match attempt().await {
+            Err(error) if error.is_transient() => {
+                log::debug!("attempt {tried} of {MAX_ATTEMPTS}: {error}");
+                let jitter = pause.mul_f64(fastrand::f64() / 2.0);
+                let asked = error.retry_after.unwrap_or_default();
+                tokio::time::sleep((pause + jitter).max(asked).min(LONGEST_PAUSE)).await;
+                pause *= 2;
+            }
+            outcome => return outcome,
+        }
+    }
+    attempt().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::LtxName;
+
+    #[test]
+    fn chunks_cover_a_file_exactly() {
+        for size_bytes in [131, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES] {
+            let file = Listed { name: LtxName::level0(Txid::FIRST), size_bytes, timestamp: TimestampMs(0), timestamp_is_exact: true };
+            let chunks: Vec<Chunk> = ranges(file).collect();
+            let mut at = 0;
+            for (i, chunk) in chunks.iter().enumerate() {
+                assert_eq!(chunk.range.start, at);
+                assert!(chunk.range.end > at && chunk.range.end - at <= CHUNK_BYTES);
+                assert_eq!((chunk.is_first(), chunk.is_last()), (i == 0, i + 1 == chunks.len()));
+                at = chunk.range.end;
+            }
+            assert_eq!(at, size_bytes);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Turns a bucket into a database: lists it, plans, fetches in parallel, verifies every checksum, writes each page once, renames.
+//!
+//! ```text
+//! list -> plan -> chunks of files, newest first -> decoder -> pages not yet supplied -> temporary file -> check -> fsync -> rename
+//! ```
+//!
+//! A gap, a wrong checksum or a missing page is an error and leaves no file behind, never a shorter database (invariant I7).
+
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+
+use futures_util::StreamExt;
+
+use crate::ltx::Header;
+use crate::store::{Listed, LtxName, Store};
+use crate::types::{PageSize, TimestampMs, Txid, WalPos};
+
+mod apply;
+mod error;
+mod fetch;
+mod output;
+mod plan;
+mod times;
+
+pub use error::{Damage, RestoreError};
+pub use plan::{Plan, PlanError, Target, oldest, plan};
+pub use times::TimeSearch;
+
+use apply::{ApplyError, Assembly, Finished};
+use output::Draft;
+
+/// Requests at once, unless the caller says otherwise.
+pub const DEFAULT_PARALLELISM: usize = 8;
+/// The most requests at once.
+pub const MAX_PARALLELISM: usize = 128;
+
+/// How often a restore starts over because maintenance deleted an object that it needed.
+const MAX_PLANS: u32 = 3;
+
+/// What to restore, and how.
+pub struct RestoreOptions<'a> {
+    /// The file to make.
+    pub output: PathBuf,
+    /// The state to restore.
+    pub target: Target,
+    /// Whether a file that is there may be replaced, its `-wal`, `-shm` and `-journal` removed.
+    pub overwrite: bool,
+    /// Requests at once, each of up to 4 MiB; their product is the memory that is taken. Clamped to 1 to 128.
+    pub parallelism: usize,
+    /// Who is told how far it is.
+    pub progress: Option<&'a dyn Progress>,
+    /// Looks at the complete database, by its temporary name, before it gets its own; an error refuses it.
+    pub check: Option<&'a Check<'a>>,
+}
+
+/// Looks at a restored database; an error says why it is refused.
+pub type Check<'a> = dyn Fn(&Path) -> Result<(), String> + 'a;
+
+impl RestoreOptions<'_> {
+    /// Restores the latest state to a file that is not there yet.
+    #[must_use]
+    pub fn latest(output: impl Into<PathBuf>) -> Self {
+        let output = output.into();
+        Self { output, target: Target::Latest, overwrite: false, parallelism: DEFAULT_PARALLELISM, progress: None, check: None }
+    }
+}
+
+impl std::fmt::Debug for RestoreOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { output, target, overwrite, parallelism, .. } = self;
+        f.debug_struct("RestoreOptions")
+            .field("output", output)
+            .field("target", target)
+            .field("overwrite", overwrite)
+            .field("parallelism", parallelism)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Is told how far a restore is. Called on the restoring thread, so it should return soon.
+pub trait Progress {
+    /// A plan was made and is now carried out; more than once where it had to be made again.
+    fn planned(&self, plan: &Plan);
+    /// So many bytes of the plan's files have been applied.
+    fn applied(&self, bytes: u64);
+}
+
+/// What was restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The state.
+    pub txid: Txid,
+    /// The newest TXID that the bucket had.
+    pub max_txid_in_bucket: Txid,
+    /// The time of the state's last commit, as the newest file says.
+    pub timestamp: TimestampMs,
+    /// The page size.
+    pub page_size: PageSize,
+    /// The size of the database in pages.
+    pub commit_pages: u32,
+    /// Where the newest file ended in the WAL that it was made of, if it says so.
+    pub wal_end: Option<WalPos>,
+    /// Who wrote the newest file; 0 for Litestream.
+    pub node_id: u64,
+    /// The files that were read, oldest first.
+    pub files: Vec<LtxName>,
+    /// Their size together.
+    pub read_bytes: u64,
+}
+
+impl Report {
+    /// The size of the database.
+    #[must_use]
+    pub fn database_bytes(&self) -> u64 {
+        u64::from(self.commit_pages) * u64::from(self.page_size.get())
+    }
+}
+
+/// Restores a database; blocks the thread, on which it runs its own event loop.
+///
+/// # Errors
+///
+/// When not exactly what was asked for could be restored and verified. Then the output is as it was before.
+pub fn restore(store: &dyn Store, options: &RestoreOptions<'_>) -> Result<Report, RestoreError> {
+    block_on(restore_to_path(store, options))
+}
+
+/// Plans a restore without making it; blocks like `restore`.
+///
+/// # Errors
+///
+/// As `restore`, save what only reading the files can tell.
+pub fn plan_restore(store: &dyn Store, target: Target) -> Result<Plan, RestoreError> {
+    block_on(make_plan(store, target)).map(|(plan, _)| plan)
+}
+
+/// Lists everything that a bucket has, ascending by level and TXID; blocks like `restore`.
+///
+/// # Errors
+///
+/// When the store cannot be listed.
+pub fn catalogue(store: &dyn Store) -> Result<Vec<Listed>, RestoreError> {
+    block_on(async {
+        let listings = fetch::list(store).await?;
+        if listings.is_empty() { Err(nothing_listed(store, Target::Latest).await?) } else { Ok(listings) }
+    })
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T, RestoreError>>) -> Result<T, RestoreError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RestoreError::Runtime)?;
+    runtime.block_on(future)
+}
+
+/// Restores a database. See `restore`.
+///
+/// # Errors
+///
+/// As `restore`.
+pub async fn restore_to_path(store: &dyn Store, options: &RestoreOptions<'_>) -> Result<Report, RestoreError> {
+    let target = output::real_path(&options.output);
+    output::check_target(&target, options.overwrite)?;
+    let mut plans = 1;
+    let (report, draft) = loop {
+        let (plan, listings) = make_plan(store, options.target).await?;
+        let draft = Draft::create(&target, options.overwrite)?;
+        match assemble(store, &plan, &listings, options, &draft).await {
+            Ok(header) => break (report(&plan, &header), draft),
+            Err(error) if error.is_vanished_object() && plans < MAX_PLANS => {
+                log::info!("{error}: planning again");
+                plans += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    if let Some(check) = options.check {
+        check(draft.path()).map_err(|why| RestoreError::Refused { url: store.url().to_owned(), txid: report.txid, why })?;
+    }
+    draft.sync()?;
+    draft.publish()?;
+    // RESUME: here the control file beside the database is written from `report`, so that replication goes on from its TXID (issue 2,
+    // `design.md` section 6). After the rename, which changes the file's ctime; a crash in between only costs a new snapshot.
+    Ok(report)
+}
+
+async fn make_plan(store: &dyn Store, target: Target) -> Result<(Plan, Vec<Listed>), RestoreError> {
+    let listings = fetch::list(store).await?;
+    if listings.is_empty() {
+        return Err(nothing_listed(store, target).await?);
+    }
+    match plan_listed(store, &listings, target).await? {
+        Ok(plan) => Ok((plan, listings)),
+        // Levels that were listed at once can miss a file on its way up.
+        Err(_) => {
+            let listings = fetch::list_upwards(store).await?;
+            let plan = plan_listed(store, &listings, target).await?;
+            plan.map(|plan| (plan, listings)).map_err(|source| RestoreError::Plan { url: store.url().to_owned(), target, source })
+        }
+    }
+}
+
+async fn plan_listed(store: &dyn Store, listings: &[Listed], target: Target) -> Result<Result<Plan, PlanError>, RestoreError> {
+    let target = match target {
+        Target::Timestamp(at) => match fetch::txid_at(store, listings, at).await? {
+            Ok(txid) => Target::Txid(txid),
+            Err(error) => return Ok(Err(error)),
+        },
+        Target::Latest | Target::Txid(_) => target,
+    };
+    Ok(plan(listings, target))
+}
+
+async fn nothing_listed(store: &dyn Store, target: Target) -> Result<RestoreError, RestoreError> {
+    let url = store.url().to_owned();
+    Ok(RestoreError::Plan { url, target, source: PlanError::Empty })
+}
+
+/// Reads all files of a plan into a draft; the answer is the newest file's header.
+async fn assemble(
+    store: &dyn Store,
+    plan: &Plan,
+    listings: &[Listed],
+    options: &RestoreOptions<'_>,
+    draft: &Draft,
+) -> Result<Header, RestoreError> {
+    if let Some(progress) = options.progress {
+        progress.planned(plan);
+    }
+    let newest_first = plan.files.iter().rev().copied();
+    let mut chunks = pin!(fetch::chunks(store, newest_first, options.parallelism.clamp(1, MAX_PARALLELISM)));
+    let mut assembly = Assembly::new(draft, plan.size_bytes());
+    while let Some(chunk) = chunks.next().await {
+        let (chunk, body) = chunk?;
+        let name = &chunk.file.name;
+        let begun = if chunk.is_first() { assembly.begin(name, &body) } else { assembly.push(&body) };
+        let applied = begun.and_then(|()| if chunk.is_last() { assembly.end() } else { Ok(()) });
+        applied.map_err(|error| apply_error(error, name, store, listings, draft))?;
+        if let Some(progress) = options.progress {
+            progress.applied(body.len() as u64);
+        }
+    }
+    let url = || store.url().to_owned();
+    match assembly.finish().map_err(|source| draft.failed("write", source))? {
+        Finished::Whole(header) => Ok(header),
+        Finished::Missing { page, newest, header } => {
+            let (commit_pages, files, txid) = (header.commit_pages, plan.files.len(), plan.txid);
+            Err(RestoreError::MissingPage { url: url(), page, commit_pages, files, txid, newest })
+        }
+        Finished::Nothing => Err(RestoreError::Plan { url: url(), target: options.target, source: PlanError::Empty }),
+    }
+}
+
+fn apply_error(error: ApplyError, object: &LtxName, store: &dyn Store, listings: &[Listed], draft: &Draft) -> RestoreError {
+    match error {
+        ApplyError::Damage(damage) => {
+            let last_good = plan::reach_without(listings, object);
+            RestoreError::Damaged { url: store.url().to_owned(), object: *object, damage, last_good }
+        }
+        ApplyError::Write(source) => draft.failed("write", source),
+        ApplyError::Output(error) => error,
+    }
+}
+
+fn report(plan: &Plan, header: &Header) -> Report {
+    Report {
+        txid: plan.txid,
+        max_txid_in_bucket: plan.max_txid_in_bucket,
+        timestamp: header.timestamp,
+        page_size: header.page_size,
+        commit_pages: header.commit_pages,
+        wal_end: header.wal_end(),
+        node_id: header.node_id,
+        files: plan.files.iter().map(|file| file.name).collect(),
+        read_bytes: plan.size_bytes(),
+    }
+}
