@@ -101,7 +101,7 @@ impl WalFile {
         newest.sort_unstable_by_key(|&(page, frame)| (page, std::cmp::Reverse(frame)));
         newest.dedup_by_key(|&mut (page, _)| page);
         newest.shrink_to_fit();
-        Ok(FramePages { page_size: header.page_size, commit_pages, end, start: from, newest })
+        Ok(FramePages { page_size: header.page_size, commit_pages, end, newest })
     }
 
     /// Reads the page of a frame that `pages` has verified.
@@ -149,7 +149,6 @@ pub(crate) struct FramePages {
     pub(crate) page_size: PageSize,
     /// The database's size in pages after the last commit.
     pub(crate) commit_pages: u32,
-    pub(crate) start: WalPos,
     pub(crate) end: WalPos,
     /// (page, frame), ascending by page.
     newest: Vec<(u32, u32)>,
@@ -158,7 +157,7 @@ pub(crate) struct FramePages {
 impl FramePages {
     /// Nothing at all: a snapshot of a database whose WAL is empty.
     pub(crate) const fn none(page_size: PageSize, commit_pages: u32, at: WalPos) -> Self {
-        Self { page_size, commit_pages, start: at, end: at, newest: Vec::new() }
+        Self { page_size, commit_pages, end: at, newest: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -51,8 +51,7 @@ impl Backoff {
     pub(crate) fn failed(&mut self, transient: bool, retry_after: Option<Duration>, jitter: f64) -> Duration {
         let doubled = 2_u32.saturating_pow(self.failures.min(16));
         self.failures = self.failures.saturating_add(1);
-        let (first, longest) =
-            if transient { (Self::FIRST, Self::LONGEST_TRANSIENT) } else { (Self::REFUSED, Self::LONGEST_REFUSED) };
+        let (first, longest) = if transient { (Self::FIRST, Self::LONGEST_TRANSIENT) } else { (Self::REFUSED, Self::LONGEST_REFUSED) };
         let pause = first.saturating_mul(doubled).min(longest);
         pause.mul_f64(0.5 + jitter / 2.0).max(retry_after.unwrap_or_default().min(Self::LONGEST_REFUSED))
     }

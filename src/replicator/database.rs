@@ -52,7 +52,7 @@ pub(crate) struct Published {
 
 impl Published {
     pub(crate) const fn live(&self) -> LiveEnd {
-        LiveEnd { end: self.end, database_pages: self.database_pages, committed_ms: self.committed_ms, sequence: self.sequence }
+        LiveEnd { end: self.end, committed_ms: self.committed_ms, sequence: self.sequence }
     }
 
     const fn behind(&self) -> u32 {
@@ -83,8 +83,6 @@ pub(crate) struct Database {
     pub(crate) urgent: AtomicU64,
     /// The last handle is closed; the uploader shall forget the database.
     pub(crate) closing: AtomicBool,
-    /// A descriptor did not fit into the channel.
-    pub(crate) overflowed: AtomicBool,
     /// The WAL was deleted: the next release of the last lock is the moment to stamp the file.
     pub(crate) stamp_due: AtomicBool,
     /// Open handles, changed under the registry's lock.
@@ -122,7 +120,6 @@ impl Database {
             preserving: AtomicBool::new(false),
             urgent: AtomicU64::new(0),
             closing: AtomicBool::new(false),
-            overflowed: AtomicBool::new(false),
             stamp_due: AtomicBool::new(false),
             handles: AtomicU32::new(0),
         }
@@ -167,9 +164,8 @@ impl Database {
             committed_ms,
         };
         drop(published);
-        if !self.hub.committed(frames) {
-            self.overflowed.store(true, Ordering::Release);
-        }
+        // One that does not fit is contained in what is published.
+        let _ = self.hub.committed(frames);
         if wake {
             self.hub.wake();
         }
@@ -246,7 +242,15 @@ impl Database {
             ("last_error", or_dash(facts.last_error)),
             ("uploads", facts.uploads.to_string()),
             ("snapshots", facts.snapshots.to_string()),
-            ("fencing", match facts.fencing { None => "not probed", Some(true) => "conditional", Some(false) => "weak" }.to_owned()),
+            (
+                "fencing",
+                match facts.fencing {
+                    None => "not probed",
+                    Some(true) => "conditional",
+                    Some(false) => "weak",
+                }
+                .to_owned(),
+            ),
             ("replica", self.store.url().to_owned()),
         ]
     }
@@ -391,14 +395,11 @@ impl Database {
         self.published.lock().captured = tail.state.captured.unwrap_or_default();
     }
 
-    /// Everything up to a commit is in the bucket.
-    pub(crate) fn note_acked(&self, sequence: u64) {
+    /// Everything up to a commit is in the bucket. Of the others the oldest was made at that time, where the uploader knows.
+    pub(crate) fn note_acked(&self, sequence: u64, oldest_waiting_ms: Option<i64>) {
         let mut published = self.published.lock();
-        if sequence >= published.sequence {
-            published.oldest_waiting_ms = 0;
-        } else if published.oldest_waiting_ms != 0 {
-            published.oldest_waiting_ms = published.committed_ms;
-        }
+        let settled = sequence >= published.sequence;
+        published.oldest_waiting_ms = if settled { 0 } else { oldest_waiting_ms.unwrap_or(published.committed_ms) };
     }
 
     /// Gives continuity up; a snapshot that runs is worthless then.
@@ -480,7 +481,10 @@ impl Database {
             && tail.state.attempt.is_none()
             && tail.spool.is_empty()
             && tail.mode == Mode::Running
-            && tail.state.captured.is_some_and(|c| published.end.frame == 0 || c == published.end || tail.state.sealed && published.behind() == 0)
+            && tail
+                .state
+                .captured
+                .is_some_and(|c| published.end.frame == 0 || c == published.end || tail.state.sealed && published.behind() == 0)
     }
 }
 

@@ -22,7 +22,7 @@ mod lineage;
 pub(crate) mod local;
 pub(crate) mod preserve;
 pub(crate) mod process;
-pub mod progress;
+pub(crate) mod progress;
 mod send;
 mod snapshot;
 mod tail;

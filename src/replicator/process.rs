@@ -112,12 +112,7 @@ impl Process {
 }
 
 /// Opens a database for replication, or joins those who have it open in this process.
-pub(crate) fn open(
-    path: &Path,
-    options: &Options,
-    host: Arc<dyn Host>,
-    start_thread: StartThread,
-) -> Result<Arc<Database>, OpenError> {
+pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_thread: StartThread) -> Result<Arc<Database>, OpenError> {
     let process = Process::current(start_thread)?;
     let local = |source| OpenError::Local { database: path.display().to_string(), path: path.display().to_string(), source };
     let identity = identity(path).map_err(local)?;

@@ -9,7 +9,7 @@ use crate::types::Txid;
 
 /// One word for the state of a database's replication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplicationState {
+pub(crate) enum ReplicationState {
     /// Everything committed is in the bucket, or nothing has been committed.
     Idle,
     /// Commits are on their way.
@@ -27,7 +27,7 @@ pub enum ReplicationState {
 impl ReplicationState {
     /// The word.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Uploading => "uploading",
@@ -75,7 +75,7 @@ pub(crate) struct Progress {
 
 /// Why a wait ended without success.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WaitError {
+pub(crate) enum WaitError {
     /// The time ran out.
     #[error("not in the bucket after {} ms{}", .0.as_millis(), .1.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
     Timeout(Duration, Option<String>),

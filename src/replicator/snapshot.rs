@@ -128,7 +128,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
     tail.mode = Mode::Running;
     tail.save()?;
     drop(tail);
-    database.note_acked(moment.sequence);
+    database.note_acked(moment.sequence, None);
     database.progress.update(|f| {
         f.acked_sequence = f.acked_sequence.max(moment.sequence);
         f.remote_txid = Some(txid);

@@ -95,7 +95,6 @@ pub(crate) struct Inflight {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LiveEnd {
     pub(crate) end: WalPos,
-    pub(crate) database_pages: u32,
     pub(crate) committed_ms: i64,
     pub(crate) sequence: u64,
 }
@@ -215,7 +214,8 @@ impl Tail {
 
     /// Gives continuity up: the full state will be sent.
     pub(crate) fn lose(&mut self, reason: FullReason) {
-        log::warn!(target: "replicated", "{}: the full state will be sent: {}", self.paths.database.display(), reason.text());
+        let level = if reason == FullReason::First { log::Level::Debug } else { log::Level::Warn };
+        log::log!(target: "replicated", level, "{}: the full state will be sent: {}", self.paths.database.display(), reason.text());
         self.mode = Mode::Full(reason);
         self.state.full = Some(reason);
         self.state.captured = None;

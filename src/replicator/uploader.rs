@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use super::budget::{Backoff, Budget};
 use super::database::{Database, now_ms};
-use super::hub::{Hub, HubReceiver, Notice};
+use super::hub::{Hub, HubReceiver, Notice, Waiting};
 use super::lineage::{self, Exists};
 use super::process::Registry;
 use super::progress::ReplicationState;
@@ -70,7 +70,7 @@ pub(crate) fn run(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
 async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Registry) -> std::io::Result<()> {
     let HubReceiver { commits, notices, wake } = receiver;
     let wake = UnixStream::from_std(wake)?;
-    let mailboxes: Rc<RefCell<HashMap<u64, Rc<Notify>>>> = Rc::default();
+    let mailboxes: Rc<RefCell<HashMap<u64, Rc<Mailbox>>>> = Rc::default();
     loop {
         wake.readable().await?;
         let mut bytes = [0; 64];
@@ -80,9 +80,9 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
         while let Ok(notice) = notices.try_recv() {
             match notice {
                 Notice::Opened(database) => {
-                    let notify = Rc::new(Notify::new());
-                    mailboxes.borrow_mut().insert(database.id, Rc::clone(&notify));
-                    let task = Task::new(database, Rc::clone(&notify));
+                    let mailbox = Rc::new(Mailbox::default());
+                    mailboxes.borrow_mut().insert(database.id, Rc::clone(&mailbox));
+                    let task = Task::new(database, mailbox);
                     let mailboxes = Rc::clone(&mailboxes);
                     tokio::task::spawn_local(async move {
                         let id = task.database.id;
@@ -91,28 +91,32 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
                     });
                 }
                 Notice::Look(id) => {
-                    if let Some(notify) = mailboxes.borrow().get(&id) {
-                        notify.notify_one();
+                    if let Some(mailbox) = mailboxes.borrow().get(&id) {
+                        mailbox.notify.notify_one();
                     }
                 }
             }
         }
-        let mut last = None;
         while let Ok(frames) = commits.try_recv() {
-            if last != Some(frames.database)
-                && let Some(notify) = mailboxes.borrow().get(&frames.database)
-            {
-                notify.notify_one();
-                last = Some(frames.database);
+            if let Some(mailbox) = mailboxes.borrow().get(&frames.database) {
+                mailbox.waiting.borrow_mut().heard(&frames);
+                mailbox.notify.notify_one();
             }
         }
     }
 }
 
+/// What the dispatcher leaves for a database's task.
+#[derive(Debug, Default)]
+struct Mailbox {
+    notify: Notify,
+    waiting: RefCell<Waiting>,
+}
+
 /// One database's task.
-pub(crate) struct Task {
-    pub(crate) database: Arc<Database>,
-    notify: Rc<Notify>,
+struct Task {
+    database: Arc<Database>,
+    mailbox: Rc<Mailbox>,
     budget: Budget,
     backoff: Backoff,
     /// The bucket has been compared with what the control file says.
@@ -123,9 +127,9 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    fn new(database: Arc<Database>, notify: Rc<Notify>) -> Self {
+    fn new(database: Arc<Database>, mailbox: Rc<Mailbox>) -> Self {
         let budget = Budget::new(database.options.sync_interval, database.options.burst, Instant::now());
-        Self { database, notify, budget, backoff: Backoff::default(), verified: false, failing_since: None, reported: None, failures: 0 }
+        Self { database, mailbox, budget, backoff: Backoff::default(), verified: false, failing_since: None, reported: None, failures: 0 }
     }
 
     /// A panic ends the replication of this database, says so in its status, and harms nothing else.
@@ -153,7 +157,7 @@ impl Task {
                 Next::Again => tokio::task::yield_now().await,
                 Next::Idle => {
                     if self.database.arm(1) {
-                        self.notify.notified().await;
+                        self.mailbox.notify.notified().await;
                     }
                 }
                 Next::After(pause) => self.pause(pause).await,
@@ -204,7 +208,7 @@ impl Task {
         let mut tail = database.lock_tail();
         let published = database.published();
         if database.is_settled(&tail) {
-            database.note_acked(published.sequence);
+            self.note_acked(published.sequence);
             database.progress.update(|f| {
                 f.acked_sequence = published.sequence;
                 f.remote_txid = tail.state.acked.map(|a| a.txid);
@@ -225,7 +229,11 @@ impl Task {
         if let Err(error) = frozen {
             return recover(database, &mut tail, error);
         }
-        Ok(if tail.inflight.is_some() || matches!(tail.mode, Mode::Full(_)) { Next::Again } else { Next::After(wait.max(self.budget.wait(Instant::now()))) })
+        Ok(if tail.inflight.is_some() || matches!(tail.mode, Mode::Full(_)) {
+            Next::Again
+        } else {
+            Next::After(wait.max(self.budget.wait(Instant::now())))
+        })
     }
 
     /// Sends the frozen batch; frames that arrive meanwhile are spooled where the WAL grows.
@@ -250,7 +258,7 @@ impl Task {
 
     fn acknowledged(&mut self, database: &Database, inflight: &Inflight) -> Result<(), StepError> {
         database.lock_tail().acknowledged()?;
-        database.note_acked(inflight.sequence);
+        self.note_acked(inflight.sequence);
         database.progress.update(|f| {
             f.acked_sequence = f.acked_sequence.max(inflight.sequence);
             f.remote_txid = Some(inflight.attempt.txid);
@@ -266,6 +274,11 @@ impl Task {
         Ok(())
     }
 
+    fn note_acked(&self, sequence: u64) {
+        let oldest_waiting_ms = self.mailbox.waiting.borrow_mut().acknowledged(sequence);
+        self.database.note_acked(sequence, oldest_waiting_ms);
+    }
+
     /// Awaits a request; spools as the WAL grows, and ends early where the last handle is closed.
     async fn meanwhile<T>(&self, request: impl Future<Output = T>) -> Result<T, StepError> {
         let mut request = pin!(request);
@@ -273,7 +286,7 @@ impl Task {
             if self.database.arm(ENCODE_AHEAD_FRAMES) {
                 tokio::select! {
                     done = &mut request => return Ok(done),
-                    () = self.notify.notified() => {}
+                    () = self.mailbox.notify.notified() => {}
                 }
             }
             if self.database.closing.load(Ordering::Acquire) {
@@ -291,7 +304,7 @@ impl Task {
             if self.database.arm(ENCODE_AHEAD_FRAMES) {
                 tokio::select! {
                     () = &mut sleep => return,
-                    () = self.notify.notified() => {}
+                    () = self.mailbox.notify.notified() => {}
                 }
             }
             if self.database.closing.load(Ordering::Acquire) || self.database.urgent.load(Ordering::Acquire) != urgent_before {

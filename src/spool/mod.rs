@@ -44,6 +44,9 @@ pub(crate) enum SpoolError {
     Full { directory: PathBuf, needed_bytes: u64, limit_bytes: u64 },
 }
 
+/// All entries to be merged, oldest first, and the newest one's header.
+pub(crate) type Contents = (Vec<Reader<BufReader<File>>>, Header);
+
 /// One file.
 #[derive(Clone, Debug)]
 struct Entry {
@@ -186,7 +189,7 @@ impl Spool {
     }
 
     /// Readers of all entries, oldest first, and the newest entry's header; `None` when empty.
-    pub(crate) fn readers(&self) -> Result<Option<(Vec<Reader<BufReader<File>>>, Header)>, SpoolError> {
+    pub(crate) fn readers(&self) -> Result<Option<Contents>, SpoolError> {
         let Some(newest) = self.entries.back() else { return Ok(None) };
         let readers = self.entries.iter().map(|e| self.reader(e)).collect::<Result<Vec<_>, _>>()?;
         Ok(Some((readers, read_header(&self.path(newest))?)))
@@ -330,7 +333,10 @@ mod tests {
         append(&mut spool, &[(1, 1)]).unwrap();
         append(&mut spool, &[(1, 2)]).unwrap();
         std::fs::write(dir.path().join("half.tmp"), b"x").unwrap();
-        assert!(matches!(Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 5, 8, None), Err(SpoolError::Missing { first: 7, last: 7, .. })));
+        assert!(matches!(
+            Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 5, 8, None),
+            Err(SpoolError::Missing { first: 7, last: 7, .. })
+        ));
         assert!(!dir.path().join("half.tmp").exists());
         // What the control file does not name never happened.
         let shorter = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 5, 6, None).unwrap();

@@ -97,10 +97,9 @@ impl SqliteApi {
                     "sqlite3_vfs_register",
                 )?),
                 log: std::mem::transmute::<*const c_void, unsafe extern "C" fn(c_int, *const c_char, ...)>(need(slot::LOG, "sqlite3_log")?),
-                uri_parameter: std::mem::transmute::<
-                    *const c_void,
-                    unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char,
-                >(need(slot::URI_PARAMETER, "sqlite3_uri_parameter")?),
+                uri_parameter: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char>(
+                    need(slot::URI_PARAMETER, "sqlite3_uri_parameter")?,
+                ),
                 uri_key: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char, c_int) -> *const c_char>(need(
                     slot::URI_KEY,
                     "sqlite3_uri_key",

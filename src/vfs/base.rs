@@ -57,7 +57,9 @@ impl BaseFile {
         let pointer = file.as_mut_ptr().cast::<File>();
         let mut out_flags = 0;
         // SAFETY: the buffer is as large as the base asks for and aligned; the name is terminated and stays where it is on the heap.
-        let rc = unsafe { open(vfs, name.as_ptr().add(4).cast::<c_char>(), pointer, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, &raw mut out_flags) };
+        let rc = unsafe {
+            open(vfs, name.as_ptr().add(4).cast::<c_char>(), pointer, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, &raw mut out_flags)
+        };
         let this = Self { file: Mutex::new(file), _name: name };
         if rc == SQLITE_OK { Ok(this) } else { Err(sqlite_error("open", rc)) }
     }

@@ -45,7 +45,9 @@ fn sync(database: &Arc<Database>, value: Option<&str>) -> Answer {
     let limit = match value.map(|text| (text, crate::config::parse_duration(text.trim_matches(['\'', '"'])))) {
         None => database.options.sync_timeout,
         Some((_, Ok(limit))) if limit <= Duration::from_secs(3600) => limit,
-        Some((text, _)) => return Answer::Error(format!("replicated_sync: got {text:?}; allowed is a time up to 1h, such as 500ms, 10s or 2m")),
+        Some((text, _)) => {
+            return Answer::Error(format!("replicated_sync: got {text:?}; allowed is a time up to 1h, such as 500ms, 10s or 2m"));
+        }
     };
     match database.sync(limit) {
         Ok(txid) => Answer::Text(txid.map(|t| t.to_string()).unwrap_or_default()),

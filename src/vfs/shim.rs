@@ -6,7 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::abi::{AnyFn, File, SQLITE_CANTOPEN, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_OPEN_WAL, Vfs};
+use super::abi::{
+    AnyFn, File, SQLITE_CANTOPEN, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_OPEN_WAL, Vfs,
+};
 use super::api::{ApiError, ApiRoutines, SqliteApi};
 use super::base::BaseVfs;
 use super::{file, host};
@@ -121,7 +123,9 @@ fn plan(parameters: &[(String, String)], flags: c_int) -> Result<Plan, String> {
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
         .filter(|(name, _)| name.starts_with("REPLICATED_"))
         .collect();
-    let meant = given("vfs") == NAME.to_str().ok() || given("replica").is_some() || environment.iter().any(|(name, _)| name == "REPLICATED_REPLICA");
+    let meant = given("vfs") == NAME.to_str().ok()
+        || given("replica").is_some()
+        || environment.iter().any(|(name, _)| name == "REPLICATED_REPLICA");
     if !meant {
         return Ok(Plan::PassThrough);
     }
