@@ -2,13 +2,31 @@
 //!
 //! The layout is Litestream 0.5's, see `docs/format.md`. This part knows nothing of SQLite.
 
+mod clients;
+mod credentials;
+mod env;
+mod folder;
+mod http;
+mod keys;
+mod open;
+mod profile;
+mod remote;
+mod remote_error;
+pub mod url;
+
 use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+pub use self::env::Env;
+pub use self::open::{StoreOptions, open, open_with_env};
+pub use self::url::{ReplicaUrl, UrlError};
 use crate::types::{TimestampMs, Txid};
+
+/// The size of all parts of a multipart upload but the last. S3 allows 10,000 parts: 78 GiB.
+const PART_SIZE_BYTES: usize = 8 * 1024 * 1024;
 
 /// The level of full snapshots.
 pub const SNAPSHOT_LEVEL: Level = Level(9);

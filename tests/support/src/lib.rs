@@ -1,1 +1,9 @@
-//! Test kit.
+//! What the tests, the demo and the benchmarks share.
+//!
+//! * [`s3::Server`]: an S3 server in the process that checks signatures and counts requests;
+//! * [`net::Proxy`]: a network that refuses, hangs, cuts and delays on demand;
+//! * [`sqlite`]: comparing databases.
+
+pub mod net;
+pub mod s3;
+pub mod sqlite;

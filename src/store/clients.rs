@@ -1,0 +1,254 @@
+//! The `object_store` clients, from URL, options and environment.
+
+use std::sync::Arc;
+
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential};
+use object_store::azure::{AzureConfigKey, AzureCredential, MicrosoftAzureBuilder};
+use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
+use object_store::{BackoffConfig, Certificate, ClientOptions, HeaderValue, RetryConfig};
+
+use super::credentials::{self, CredentialsError, Described, Recording, Secrets};
+use super::env::Env;
+use super::http::{Connector, one_line};
+use super::open::{StoreOptions, setting_error};
+use super::remote::Client;
+use super::url::{Location, ReplicaUrl, endpoint as parse_endpoint};
+use super::{StoreError, StoreErrorKind};
+
+const TO_STORE: Connector = Connector { for_credentials: false };
+const FOR_CREDENTIALS: Connector = Connector { for_credentials: true };
+
+/// A client for the URL's store. `slash` says that keys begin with one.
+pub(super) fn build(url: &ReplicaUrl, settings: &StoreOptions, env: &Env, secrets: &Secrets, slash: bool) -> Result<Client, StoreError> {
+    // Our copy of rustls; whoever installed one before us in it chose the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let plan = Plan { url, settings, env, secrets };
+    match url.location() {
+        Location::S3 { bucket, .. } => plan.s3(bucket, slash),
+        Location::Gcs { bucket, .. } => plan.gcs(bucket),
+        Location::Azure { account, container, .. } => plan.azure(account.as_deref(), container),
+        Location::Folder { .. } => Err(setting_error(url, "a folder is no bucket")),
+    }
+}
+
+struct Plan<'a> {
+    url: &'a ReplicaUrl,
+    settings: &'a StoreOptions,
+    env: &'a Env,
+    secrets: &'a Secrets,
+}
+
+/// One attempt per request: retrying is the caller's.
+fn no_retries() -> RetryConfig {
+    RetryConfig { max_retries: 0, backoff: BackoffConfig::default(), retry_timeout: std::time::Duration::ZERO }
+}
+
+impl Plan<'_> {
+    fn error(&self, cause: impl std::fmt::Display) -> StoreError {
+        setting_error(self.url, one_line(&cause.to_string()))
+    }
+
+    fn credentials_error(&self, error: CredentialsError) -> StoreError {
+        StoreError { kind: StoreErrorKind::Credentials, advice: error.advice, ..self.error(error.cause) }
+    }
+
+    /// The endpoint of the options, or else that of the environment.
+    fn endpoint(&self, from_env: Option<&str>) -> Result<Option<String>, StoreError> {
+        match (&self.settings.endpoint, from_env) {
+            (Some(endpoint), _) => Ok(Some(endpoint.clone())),
+            (None, Some(endpoint)) => parse_endpoint(endpoint).map(Some).map_err(|e| self.error(e)),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn http(&self, endpoint: Option<&str>) -> Result<ClientOptions, StoreError> {
+        let plain = endpoint.is_some_and(|e| e.starts_with("http://"));
+        if plain && self.settings.allow_http == Some(false) {
+            return Err(self.error("the endpoint begins with http:// and allow_http is false"));
+        }
+        let agent = HeaderValue::from_static(concat!("replicated/", env!("CARGO_PKG_VERSION")));
+        let mut options = ClientOptions::new()
+            .with_user_agent(agent)
+            .with_allow_http(self.settings.allow_http.unwrap_or(plain))
+            .with_timeout(self.settings.request_timeout)
+            .with_connect_timeout(self.settings.connect_timeout);
+        if let Some(path) = &self.settings.ca_bundle {
+            let name = path.display();
+            let pem = std::fs::read(path).map_err(|e| self.error(format_args!("CA bundle {name}: {e}")))?;
+            let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| self.error(format_args!("CA bundle {name}: {e}")))?;
+            if certificates.is_empty() {
+                return Err(self.error(format_args!("CA bundle {name}: there is no certificate in it")));
+            }
+            options = certificates.into_iter().fold(options, ClientOptions::with_root_certificate);
+        }
+        Ok(options)
+    }
+
+    fn s3(&self, bucket: &str, slash: bool) -> Result<Client, StoreError> {
+        let machine_http = self.http(None)?;
+        let ambient = |region: Option<&str>| {
+            AmazonS3Builder::new()
+                .with_bucket_name(bucket)
+                .with_region(self.settings.region.as_deref().or(region).unwrap_or(DEFAULT_REGION))
+                .with_client_options(machine_http)
+                .with_retry(no_retries())
+                .with_http_connector(FOR_CREDENTIALS)
+        };
+        let aws = credentials::aws(self.env, self.settings.profile.as_deref(), ambient).map_err(|e| self.credentials_error(e))?;
+        let region = self.settings.region.clone().or(aws.region).unwrap_or_else(|| DEFAULT_REGION.to_owned());
+        let endpoint = self.endpoint(aws.endpoint.as_deref())?;
+        let mut base = self.bucket_url(bucket, &region, endpoint.as_deref())?;
+        if slash {
+            base.push('/');
+        }
+        // "Virtual hosted" tells object_store to take the endpoint as it is.
+        let builder = AmazonS3Builder::new()
+            .with_bucket_name(bucket)
+            .with_region(region)
+            .with_endpoint(base)
+            .with_virtual_hosted_style_request(true)
+            .with_credentials(Arc::new(Recording::new(aws.provider, self.secrets, aws_secrets)))
+            .with_client_options(self.http(endpoint.as_deref())?)
+            .with_retry(no_retries())
+            .with_http_connector(TO_STORE);
+        let build =
+            |builder: AmazonS3Builder| -> Result<Arc<AmazonS3>, StoreError> { builder.build().map(Arc::new).map_err(|e| self.error(e)) };
+        let singly = build(builder.clone().with_config(object_store::aws::AmazonS3ConfigKey::DisableBulkDelete, "true"))?;
+        // A list of keys to delete would lack the slash that only our endpoint adds.
+        let bucket = if slash { Arc::clone(&singly) } else { build(builder)? };
+        Ok(Client {
+            bucket,
+            deletes_singly: Some(singly),
+            timestamp_key: "litestream-timestamp",
+            content_type: None,
+            completes_conditionally: true,
+        })
+    }
+
+    /// The URL below which the bucket's objects are.
+    fn bucket_url(&self, bucket: &str, region: &str, endpoint: Option<&str>) -> Result<String, StoreError> {
+        // A certificate for *.s3.region.amazonaws.com does not cover names with dots.
+        let path_style = self.settings.path_style.unwrap_or(endpoint.is_some() || bucket.contains('.'));
+        let amazon = || {
+            let country = if region.starts_with("cn-") { ".cn" } else { "" };
+            format!("https://s3.{region}.amazonaws.com{country}")
+        };
+        let endpoint = endpoint.map_or_else(amazon, str::to_owned);
+        if path_style {
+            return Ok(format!("{endpoint}/{bucket}"));
+        }
+        let (scheme, host) = endpoint.split_once("://").ok_or_else(|| self.error("the endpoint has no scheme"))?;
+        Ok(format!("{scheme}://{bucket}.{host}"))
+    }
+
+    fn gcs(&self, bucket: &str) -> Result<Client, StoreError> {
+        let endpoint = self.endpoint(None)?;
+        let with = |connector: Connector| -> Result<GoogleCloudStorageBuilder, StoreError> {
+            let mut builder = GoogleCloudStorageBuilder::new();
+            if let Some(path) = self.env.get("SERVICE_ACCOUNT") {
+                builder = builder.with_service_account_path(path);
+            }
+            for (name, value) in self.env.with_prefix("GOOGLE_") {
+                if is_secret(name) {
+                    self.secrets.add([value]);
+                }
+                // What the bucket is and how to connect are not for the environment to say.
+                let key = name.to_ascii_lowercase().parse().ok();
+                if let Some(key) = key.filter(|_| !matches!(name, "GOOGLE_BUCKET" | "GOOGLE_BUCKET_NAME")) {
+                    builder = builder.with_config(key, value);
+                }
+            }
+            if let Some(endpoint) = &endpoint {
+                builder = builder.with_base_url(endpoint);
+            }
+            let http = self.http(endpoint.as_deref())?;
+            Ok(builder.with_bucket_name(bucket).with_client_options(http).with_retry(no_retries()).with_http_connector(connector))
+        };
+        let build = |builder: GoogleCloudStorageBuilder| builder.build().map_err(|e| self.error(e));
+        let source = Arc::clone(build(with(FOR_CREDENTIALS)?)?.credentials());
+        let described = Described::new(source, "Google's application default credentials or metadata server", GCS_ADVICE);
+        let provider = Arc::new(Recording::new(Arc::new(described), self.secrets, gcp_secrets));
+        let bucket = Arc::new(build(with(TO_STORE)?.with_credentials(provider))?);
+        Ok(Client {
+            bucket,
+            deletes_singly: None,
+            timestamp_key: "litestream-timestamp",
+            content_type: None,
+            completes_conditionally: false,
+        })
+    }
+
+    fn azure(&self, account: Option<&str>, container: &str) -> Result<Client, StoreError> {
+        let endpoint = self.endpoint(None)?;
+        let with = |connector: Connector| -> Result<MicrosoftAzureBuilder, StoreError> {
+            let mut builder = MicrosoftAzureBuilder::new();
+            for (name, value) in self.env.with_prefix("AZURE_") {
+                if is_secret(name) {
+                    self.secrets.add([value]);
+                }
+                // Asking the `az` tool would run a process in the host.
+                let runs_a_process = name == "AZURE_USE_AZURE_CLI" || value == "azure_cli";
+                if runs_a_process || name == "AZURE_CONTAINER_NAME" {
+                    continue;
+                }
+                if let Ok(key) = name.to_ascii_lowercase().parse() {
+                    builder = builder.with_config(key, value);
+                }
+            }
+            for (name, key) in
+                [("LITESTREAM_AZURE_ACCOUNT_KEY", AzureConfigKey::AccessKey), ("LITESTREAM_AZURE_SAS_TOKEN", AzureConfigKey::SasKey)]
+            {
+                if let Some(value) = self.env.get(name).filter(|_| builder.get_config_value(&key).is_none()) {
+                    self.secrets.add([value]);
+                    builder = builder.with_config(key, value);
+                }
+            }
+            if let Some(account) = account {
+                builder = builder.with_account(account);
+            }
+            if let Some(endpoint) = &endpoint {
+                builder = builder.with_endpoint(endpoint.clone());
+            }
+            let http = self.http(endpoint.as_deref())?;
+            Ok(builder.with_container_name(container).with_client_options(http).with_retry(no_retries()).with_http_connector(connector))
+        };
+        let build = |builder: MicrosoftAzureBuilder| builder.build().map_err(|e| self.error(e));
+        let source = Arc::clone(build(with(FOR_CREDENTIALS)?)?.credentials());
+        let described = Described::new(source, "Azure's identity service", AZURE_ADVICE);
+        let provider = Arc::new(Recording::new(Arc::new(described), self.secrets, azure_secrets));
+        let bucket = Arc::new(build(with(TO_STORE)?.with_credentials(provider))?);
+        Ok(Client {
+            bucket,
+            deletes_singly: None,
+            // Azure's metadata names are identifiers, without hyphens.
+            timestamp_key: "litestreamtimestamp",
+            content_type: Some("application/octet-stream"),
+            completes_conditionally: false,
+        })
+    }
+}
+
+const DEFAULT_REGION: &str = "us-east-1";
+const GCS_ADVICE: &str = "Set GOOGLE_APPLICATION_CREDENTIALS to a service account's key file, or give the machine a service account";
+const AZURE_ADVICE: &str = "Set AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, or give the machine an identity";
+
+fn is_secret(variable: &str) -> bool {
+    ["KEY", "SECRET", "TOKEN", "SAS", "PASSWORD"].iter().any(|word| variable.contains(word))
+}
+
+fn aws_secrets(credential: &AwsCredential) -> Vec<&str> {
+    [Some(credential.key_id.as_str()), Some(credential.secret_key.as_str()), credential.token.as_deref()].into_iter().flatten().collect()
+}
+
+fn gcp_secrets(credential: &GcpCredential) -> Vec<&str> {
+    vec![&credential.bearer]
+}
+
+fn azure_secrets(credential: &AzureCredential) -> Vec<&str> {
+    match credential {
+        // Only its signatures leave this process; the key itself comes from the environment and is known from there.
+        AzureCredential::AccessKey(_) => Vec::new(),
+        AzureCredential::SASToken(pairs) => pairs.iter().filter(|(name, _)| name == "sig").map(|(_, value)| value.as_str()).collect(),
+        AzureCredential::BearerToken(token) => vec![token],
+    }
+}

@@ -1,0 +1,332 @@
+//! Where the credentials of a store come from.
+//!
+//! For S3 the order is that of the AWS SDK that Litestream uses: a profile that the URL or the caller names; keys in the environment
+//! (Litestream's own variables too); a web identity; a profile of the shared files; the container's service; the instance's.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use object_store::CredentialProvider;
+use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
+use object_store::client::{HttpError, HttpErrorKind};
+use parking_lot::Mutex;
+
+use super::StoreErrorKind;
+use super::env::Env;
+use super::http::{self, one_line};
+use super::profile::{Keys, Profile, ProfileFiles, Stamp};
+use super::remote_error::chain;
+
+/// Credentials that could not be had.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{cause}")]
+pub(super) struct CredentialsError {
+    pub(super) kind: StoreErrorKind,
+    pub(super) cause: String,
+    pub(super) advice: &'static str,
+}
+
+impl CredentialsError {
+    fn new(cause: impl Into<String>, advice: &'static str) -> Self {
+        Self { kind: StoreErrorKind::Credentials, cause: cause.into(), advice }
+    }
+}
+
+impl From<CredentialsError> for object_store::Error {
+    fn from(error: CredentialsError) -> Self {
+        Self::Unauthenticated { path: String::new(), source: Box::new(error) }
+    }
+}
+
+const NO_CREDENTIALS: &str = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role";
+const UNSUPPORTED: &str = "Put an access key into the profile, or have the tool that knows this source put one into the environment (aws configure export-credentials)";
+
+/// What the environment and the profile say about S3.
+pub(super) struct Aws {
+    pub(super) provider: AwsCredentialProvider,
+    pub(super) region: Option<String>,
+    pub(super) endpoint: Option<String>,
+}
+
+/// Finds the source of credentials and the settings that come with it. `ambient` builds a client that takes what the machine offers.
+pub(super) fn aws(
+    env: &Env,
+    profile: Option<&str>,
+    ambient: impl FnOnce(Option<&str>) -> AmazonS3Builder,
+) -> Result<Aws, CredentialsError> {
+    let files = ProfileFiles::locate(env, profile);
+    let keys = environment_keys(env)?.filter(|_| profile.is_none());
+    let web_identity = profile.is_none() && env.get("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() && env.get("AWS_ROLE_ARN").is_some();
+    // Keys in the environment are good without files; those may then be unreadable or lack what AWS_PROFILE names.
+    let read = files.read().map_err(|e| CredentialsError::new(e.to_string(), "Correct the file, or AWS_PROFILE"));
+    let shared = if keys.is_some() || web_identity { read.unwrap_or_default() } else { read? };
+    let region = env.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]).map(str::to_owned).or_else(|| shared.region.clone());
+    let endpoint = env.first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "LITESTREAM_S3_ENDPOINT"]);
+    let endpoint = endpoint.map(str::to_owned).or_else(|| shared.endpoint.clone());
+    let provider: AwsCredentialProvider = match keys {
+        Some(keys) => Arc::new(object_store::StaticCredentialProvider::new(credential(keys))),
+        None if web_identity => from_machine(env, &region, ambient)?,
+        None => match ProfileProvider::take(files, shared)? {
+            Some(provider) => Arc::new(provider),
+            None => from_machine(env, &region, ambient)?,
+        },
+    };
+    Ok(Aws { provider, region, endpoint })
+}
+
+fn credential(keys: Keys) -> AwsCredential {
+    AwsCredential { key_id: keys.id, secret_key: keys.secret, token: keys.token }
+}
+
+fn environment_keys(env: &Env) -> Result<Option<Keys>, CredentialsError> {
+    let id = env.first(&["AWS_ACCESS_KEY_ID", "LITESTREAM_ACCESS_KEY_ID"]);
+    let secret = env.first(&["AWS_SECRET_ACCESS_KEY", "LITESTREAM_SECRET_ACCESS_KEY"]);
+    match (id, secret) {
+        (Some(id), Some(secret)) => {
+            // A session token belongs to a key of AWS's own variables.
+            let token = env.get("AWS_ACCESS_KEY_ID").and_then(|_| env.get("AWS_SESSION_TOKEN"));
+            Ok(Some(Keys { id: id.to_owned(), secret: secret.to_owned(), token: token.map(str::to_owned) }))
+        }
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(CredentialsError::new("AWS_ACCESS_KEY_ID is set without AWS_SECRET_ACCESS_KEY", "Set both or none")),
+        (None, Some(_)) => Err(CredentialsError::new("AWS_SECRET_ACCESS_KEY is set without AWS_ACCESS_KEY_ID", "Set both or none")),
+    }
+}
+
+/// The variables by which a machine, a container or a cluster hands out credentials.
+const MACHINE: [&str; 8] = [
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_ENDPOINT_URL_STS",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_IMDSV1_FALLBACK",
+];
+
+fn from_machine(
+    env: &Env,
+    region: &Option<String>,
+    ambient: impl FnOnce(Option<&str>) -> AmazonS3Builder,
+) -> Result<AwsCredentialProvider, CredentialsError> {
+    let container = env.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").is_some() || env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI").is_some();
+    let source = if env.get("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() {
+        "the web identity (AWS_WEB_IDENTITY_TOKEN_FILE)"
+    } else if container {
+        "the container's credentials service"
+    } else if env.get("AWS_EC2_METADATA_DISABLED").is_some_and(|v| v.eq_ignore_ascii_case("true")) {
+        let cause = "no credentials in the environment or in a profile, and AWS_EC2_METADATA_DISABLED is set";
+        return Ok(Arc::new(Refusing(CredentialsError::new(cause, NO_CREDENTIALS))));
+    } else {
+        "the environment, a profile or this machine's metadata service"
+    };
+    let ambient = ambient(region.as_deref());
+    let ambient = match env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") {
+        Some(endpoint) => ambient.with_metadata_endpoint(endpoint),
+        None => ambient,
+    };
+    let builder = MACHINE.iter().fold(ambient, |builder, name| match (env.get(name), name.to_ascii_lowercase().parse()) {
+        (Some(value), Ok(key)) => builder.with_config(key, value),
+        _ => builder,
+    });
+    let built = builder.build().map_err(|e| CredentialsError::new(one_line(&e.to_string()), NO_CREDENTIALS))?;
+    Ok(Arc::new(Described::new(Arc::clone(built.credentials()), source, NO_CREDENTIALS)))
+}
+
+/// No source at all.
+#[derive(Debug)]
+struct Refusing(CredentialsError);
+
+impl CredentialProvider for Refusing {
+    type Credential = AwsCredential;
+
+    fn get_credential<'life0, 'async_trait>(&'life0 self) -> BoxFuture<'async_trait, object_store::Result<Arc<AwsCredential>>>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        async { Err(self.0.clone().into()) }.boxed()
+    }
+}
+
+/// A profile's keys, read again when its files change: tools renew short-lived keys there.
+///
+/// Looking at two files costs microseconds, so it happens for every request, and in place.
+struct ProfileProvider {
+    files: ProfileFiles,
+    last: Mutex<(Stamp, Arc<AwsCredential>)>,
+}
+
+impl ProfileProvider {
+    /// `None` where the profile has no keys and names no other source.
+    fn take(files: ProfileFiles, profile: Profile) -> Result<Option<Self>, CredentialsError> {
+        let stamp = files.stamp();
+        let Some(keys) = supported(&files, profile)? else { return Ok(None) };
+        Ok(Some(Self { files, last: Mutex::new((stamp, Arc::new(credential(keys)))) }))
+    }
+
+    fn current(&self) -> Result<Arc<AwsCredential>, CredentialsError> {
+        // Taken before reading, so that a write in between is noticed the next time.
+        let stamp = self.files.stamp();
+        let mut last = self.last.lock();
+        if last.0 != stamp {
+            let profile = self.files.read().map_err(|e| CredentialsError::new(e.to_string(), "Correct the file"))?;
+            let keys = supported(&self.files, profile)?;
+            let cause = || format!("the AWS profile {:?} no longer has an access key", self.files.name);
+            *last = (stamp, Arc::new(credential(keys.ok_or_else(|| CredentialsError::new(cause(), NO_CREDENTIALS))?)));
+        }
+        Ok(Arc::clone(&last.1))
+    }
+}
+
+fn supported(files: &ProfileFiles, profile: Profile) -> Result<Option<Keys>, CredentialsError> {
+    match profile.unsupported {
+        Some(setting) => {
+            let cause = format!("the AWS profile {:?} gets its credentials by {setting}, which is not supported here", files.name);
+            Err(CredentialsError::new(cause, UNSUPPORTED))
+        }
+        None => Ok(profile.keys),
+    }
+}
+
+impl fmt::Debug for ProfileProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProfileProvider").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl CredentialProvider for ProfileProvider {
+    type Credential = AwsCredential;
+
+    fn get_credential<'life0, 'async_trait>(&'life0 self) -> BoxFuture<'async_trait, object_store::Result<Arc<AwsCredential>>>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        async { Ok(self.current()?) }.boxed()
+    }
+}
+
+/// A source that asks somebody over the network; says so when it fails.
+pub(super) struct Described<T> {
+    inner: Arc<dyn CredentialProvider<Credential = T>>,
+    source: &'static str,
+    advice: &'static str,
+    has_worked: AtomicBool,
+}
+
+impl<T> Described<T> {
+    pub(super) fn new(inner: Arc<dyn CredentialProvider<Credential = T>>, source: &'static str, advice: &'static str) -> Self {
+        Self { inner, source, advice, has_worked: AtomicBool::new(false) }
+    }
+
+    fn failure(&self, error: &object_store::Error) -> CredentialsError {
+        let refused = http::last_refusal().filter(|refusal| refusal.by_credentials_source);
+        let broken = chain(error).find_map(|e| e.downcast_ref::<HttpError>());
+        let (kind, detail) = match (broken, refused) {
+            // A source that has worked before and cannot be reached now will be back. One that never has is not there.
+            (Some(e), _) if self.has_worked.load(Ordering::Relaxed) => match e.kind() {
+                HttpErrorKind::Timeout => (StoreErrorKind::Timeout, e.to_string()),
+                _ => (StoreErrorKind::Unreachable, e.to_string()),
+            },
+            (Some(e), _) => (StoreErrorKind::Credentials, e.to_string()),
+            (None, Some(r)) if r.status >= 500 => (StoreErrorKind::Server, format!("HTTP {} {} {}", r.status, r.code, r.message)),
+            (None, Some(r)) => (StoreErrorKind::Credentials, format!("HTTP {} {} {}", r.status, r.code, r.message)),
+            (None, None) => (StoreErrorKind::Credentials, error.to_string()),
+        };
+        CredentialsError { kind, cause: one_line(&format!("no credentials from {}: {detail}", self.source)), advice: self.advice }
+    }
+}
+
+impl<T> fmt::Debug for Described<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Described").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + Sync + 'static> CredentialProvider for Described<T> {
+    type Credential = T;
+
+    fn get_credential<'life0, 'async_trait>(&'life0 self) -> BoxFuture<'async_trait, object_store::Result<Arc<T>>>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        async {
+            let credential = self.inner.get_credential().await.map_err(|e| self.failure(&e))?;
+            self.has_worked.store(true, Ordering::Relaxed);
+            Ok(credential)
+        }
+        .boxed()
+    }
+}
+
+/// What must never be said. Filled with what was handed to the signer, and with the secrets of the environment.
+#[derive(Clone, Default)]
+pub(super) struct Secrets(Arc<Mutex<Vec<String>>>);
+
+impl Secrets {
+    /// Remembers a few of them, the newest first.
+    pub(super) fn add<'a>(&self, secrets: impl IntoIterator<Item = &'a str>) {
+        const REMEMBERED: usize = 32;
+        let mut known = self.0.lock();
+        for secret in secrets {
+            // A shorter one would blot out words; no store issues any.
+            if secret.len() >= 8 && !known.iter().any(|k| k == secret) {
+                known.insert(0, secret.to_owned());
+                known.truncate(REMEMBERED);
+            }
+        }
+    }
+
+    /// The text without them.
+    pub(super) fn redact(&self, text: &str) -> String {
+        self.0.lock().iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets")
+    }
+}
+
+/// Remembers what it hands out.
+pub(super) struct Recording<T> {
+    inner: Arc<dyn CredentialProvider<Credential = T>>,
+    secrets: Secrets,
+    of: fn(&T) -> Vec<&str>,
+}
+
+impl<T> Recording<T> {
+    pub(super) fn new(inner: Arc<dyn CredentialProvider<Credential = T>>, secrets: &Secrets, of: fn(&T) -> Vec<&str>) -> Self {
+        Self { inner, secrets: secrets.clone(), of }
+    }
+}
+
+impl<T> fmt::Debug for Recording<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recording")
+    }
+}
+
+impl<T: Send + Sync + 'static> CredentialProvider for Recording<T> {
+    type Credential = T;
+
+    fn get_credential<'life0, 'async_trait>(&'life0 self) -> BoxFuture<'async_trait, object_store::Result<Arc<T>>>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        async {
+            let credential = self.inner.get_credential().await?;
+            self.secrets.add((self.of)(&credential));
+            Ok(credential)
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,386 @@
+//! A replica in a folder of the file system.
+//!
+//! Blocking calls are made right in the futures. They run on the uploader's own single-threaded runtime, where nothing else would run
+//! meanwhile but another database's upload to the same disk, and a pool of threads would cost every host process threads of ours.
+//!
+//! An object comes into being complete, with its time, or not at all:
+//!
+//! ```text
+//! create <name>.<random>.tmp -> write -> set mtime -> fsync -> link to <name> (fails if it exists) -> unlink .tmp -> fsync folder
+//! ```
+
+use std::fs::{self, File, FileTimes, OpenOptions};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use parking_lot::Mutex;
+
+use super::keys::Keys;
+use super::url::ReplicaUrl;
+use super::{Created, Level, Listed, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload};
+use crate::types::{TimestampMs, Txid};
+
+/// Other writers' temporary files are left alone for so long.
+const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const TEMPORARY: &str = ".tmp";
+
+/// A replica in a folder.
+#[derive(Debug)]
+pub(super) struct FolderStore {
+    url: String,
+    root: PathBuf,
+    keys: Keys,
+    conditional: Mutex<Option<bool>>,
+}
+
+impl FolderStore {
+    /// Removes what crashed writers left behind; makes nothing.
+    pub(super) fn open(url: &ReplicaUrl, root: &Path) -> Self {
+        let store = Self { url: url.to_string(), root: root.to_owned(), keys: Keys::new(url.location()), conditional: Mutex::new(None) };
+        for level in Level::all() {
+            remove_abandoned(&store.folder(level), ABANDONED_AFTER);
+        }
+        store
+    }
+
+    fn folder(&self, level: Level) -> PathBuf {
+        self.root.join(self.keys.level(level))
+    }
+
+    fn path(&self, name: &LtxName) -> PathBuf {
+        self.root.join(self.keys.file(name))
+    }
+
+    fn error(&self, operation: &'static str, what: &dyn std::fmt::Display, error: &io::Error) -> StoreError {
+        let (kind, advice) = match error.kind() {
+            io::ErrorKind::NotFound => (StoreErrorKind::NotFound, ""),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                (StoreErrorKind::PermissionDenied, "Give this process's user write permission on the replica's folder")
+            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                (StoreErrorKind::Io, "Free space on the file system that holds the replica's folder")
+            }
+            io::ErrorKind::UnexpectedEof => (StoreErrorKind::Truncated, ""),
+            io::ErrorKind::NotADirectory => (StoreErrorKind::Io, "The replica's URL must name a folder"),
+            _ => (StoreErrorKind::Io, ""),
+        };
+        StoreError { kind, operation, object: format!("{what} in {}", self.url), cause: error.to_string(), advice, retry_after: None }
+    }
+
+    fn entries(&self, level: Level, from: Option<Txid>) -> io::Result<Vec<Listed>> {
+        let entries = match fs::read_dir(self.folder(level)) {
+            Ok(entries) => entries,
+            // Nothing was stored on this level yet.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        let mut listed = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().to_str().and_then(|name| LtxName::parse(level, name));
+            let Some(name) = name.filter(|name| from.is_none_or(|from| name.min_txid >= from)) else { continue };
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_file() => listed.push(describe(name, &metadata)?),
+                Ok(_) => {}
+                // Deleted since the folder was read.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        listed.sort_unstable_by_key(|l| l.name);
+        Ok(listed)
+    }
+
+    fn begin(&self, name: &LtxName, timestamp: TimestampMs) -> io::Result<Draft> {
+        Draft::begin(self.path(name), timestamp)
+    }
+
+    fn read(&self, name: &LtxName, range: &Range<u64>) -> io::Result<Bytes> {
+        let file = File::open(self.path(name))?;
+        let size = file.metadata()?.len();
+        if size < range.end {
+            let message = format!("the file has {size} bytes, bytes {} to {} were asked for", range.start, range.end);
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+        }
+        let length = usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)?;
+        let mut body = vec![0; length];
+        file.read_exact_at(&mut body, range.start)?;
+        Ok(body.into())
+    }
+
+    fn remove(&self, names: &[LtxName]) -> Result<(), StoreError> {
+        let mut touched = Vec::new();
+        for name in names {
+            match fs::remove_file(self.path(name)) {
+                Ok(()) if !touched.contains(&name.level) => touched.push(name.level),
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(self.error("delete", name, &e)),
+            }
+        }
+        for level in touched {
+            sync_folder(&self.folder(level)).map_err(|e| self.error("delete", &format_args!("level {level}"), &e))?;
+        }
+        Ok(())
+    }
+
+    /// Creates a file of its own twice.
+    fn probe(&self) -> io::Result<bool> {
+        let path = self.folder(Level::ZERO).join(format!(".replicated-probe-{:016x}", fastrand::u64(..)));
+        let publish = || Draft::begin(path.clone(), TimestampMs(0))?.publish();
+        let first = publish()?;
+        let second = publish();
+        // Where deleting fails, the answer still counts.
+        let _ = fs::remove_file(&path);
+        Ok(first == Published::Atomically && second? == Published::Exists)
+    }
+}
+
+impl Store for FolderStore {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn list(&self, level: Level, from: Option<Txid>) -> BoxFuture<'_, Result<Vec<Listed>, StoreError>> {
+        ready(self.entries(level, from).map_err(|e| self.error("list", &format_args!("level {level}"), &e))).boxed()
+    }
+
+    fn create<'a>(&'a self, name: &'a LtxName, body: Bytes, timestamp: TimestampMs) -> BoxFuture<'a, Result<Created, StoreError>> {
+        let created = || {
+            // Spares the write where the answer is known; publishing decides.
+            if self.path(name).try_exists()? {
+                return Ok(Created::AlreadyExists);
+            }
+            let mut draft = self.begin(name, timestamp)?;
+            draft.write(&body)?;
+            Ok(draft.publish()?.into())
+        };
+        ready(created().map_err(|e: io::Error| self.error("create", name, &e))).boxed()
+    }
+
+    fn upload<'a>(&'a self, name: &'a LtxName, timestamp: TimestampMs) -> BoxFuture<'a, Result<Box<dyn Upload>, StoreError>> {
+        let begun = self.begin(name, timestamp).map_err(|e| self.error("upload", name, &e));
+        let upload = |draft| -> Box<dyn Upload> { Box::new(FolderUpload { url: self.url.clone(), name: *name, draft }) };
+        ready(begun.map(upload)).boxed()
+    }
+
+    fn part_size_bytes(&self) -> usize {
+        PART_SIZE_BYTES
+    }
+
+    fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        ready(self.read(name, &range).map_err(|e| self.error("get", name, &e))).boxed()
+    }
+
+    fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {
+        let described = fs::metadata(self.path(name)).and_then(|metadata| describe(*name, &metadata));
+        ready(described.map_err(|e| self.error("head", name, &e))).boxed()
+    }
+
+    fn delete<'a>(&'a self, names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
+        ready(self.remove(names)).boxed()
+    }
+
+    fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let mut known = self.conditional.lock();
+        let answer = match *known {
+            Some(answer) => Ok(answer),
+            None => self.probe().map_err(|e| self.error("probe", &"level 0", &e)),
+        };
+        *known = answer.as_ref().ok().copied();
+        ready(answer).boxed()
+    }
+}
+
+/// A large file on its way.
+struct FolderUpload {
+    url: String,
+    name: LtxName,
+    draft: Draft,
+}
+
+fn upload_error(url: &str, name: &LtxName, error: &io::Error) -> StoreError {
+    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    StoreError {
+        kind: StoreErrorKind::Io,
+        operation: "upload",
+        object: format!("{name} in {url}"),
+        cause: error.to_string(),
+        advice: if full { "Free space on the file system that holds the replica's folder" } else { "" },
+        retry_after: None,
+    }
+}
+
+impl Upload for FolderUpload {
+    fn part(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), StoreError>> {
+        ready(self.draft.write(&body).map_err(|e| upload_error(&self.url, &self.name, &e))).boxed()
+    }
+
+    fn finish(self: Box<Self>) -> BoxFuture<'static, Result<Created, StoreError>> {
+        let Self { url, name, draft } = *self;
+        ready(draft.publish().map(Created::from).map_err(|e| upload_error(&url, &name, &e))).boxed()
+    }
+
+    fn abort(self: Box<Self>) -> BoxFuture<'static, ()> {
+        drop(self);
+        ready(()).boxed()
+    }
+}
+
+/// A file that nobody else sees yet; removed when dropped.
+struct Draft {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    timestamp: TimestampMs,
+}
+
+/// How a draft came to its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Published {
+    /// By an operation that fails where the name is taken.
+    Atomically,
+    /// After looking, on a file system that has no such operation.
+    Checked,
+    /// Not at all.
+    Exists,
+}
+
+impl From<Published> for Created {
+    fn from(published: Published) -> Self {
+        if published == Published::Exists { Self::AlreadyExists } else { Self::New }
+    }
+}
+
+impl Draft {
+    fn begin(path: PathBuf, timestamp: TimestampMs) -> io::Result<Self> {
+        let mut temporary = path.clone().into_os_string();
+        temporary.push(format!(".{:016x}{TEMPORARY}", fastrand::u64(..)));
+        let temporary = PathBuf::from(temporary);
+        let open = || OpenOptions::new().write(true).create_new(true).open(&temporary);
+        let file = match open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                make_folders(parent(&path))?;
+                open()?
+            }
+            opened => opened?,
+        };
+        Ok(Self { file, temporary, path, timestamp })
+    }
+
+    fn write(&mut self, body: &[u8]) -> io::Result<()> {
+        self.file.write_all(body)
+    }
+
+    fn publish(self) -> io::Result<Published> {
+        self.file.set_times(FileTimes::new().set_modified(system_time(self.timestamp)))?;
+        self.file.sync_all()?;
+        let published = match fs::hard_link(&self.temporary, &self.path) {
+            Ok(()) => Published::Atomically,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Published::Exists,
+            Err(e) if lacks_links(&e) => rename_if_absent(&self.temporary, &self.path)?,
+            Err(e) => return Err(e),
+        };
+        let folder = parent(&self.path).to_owned();
+        drop(self);
+        sync_folder(&folder)?;
+        Ok(published)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Gone already where it was renamed; otherwise a later open removes it.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// What file systems answer that have no hard links: FAT, some network and FUSE ones.
+fn lacks_links(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOTSUP | libc::ENOSYS | libc::EMLINK | libc::EINVAL))
+}
+
+fn rename_if_absent(from: &Path, to: &Path) -> io::Result<Published> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => return Ok(Published::Atomically),
+        Err(rustix::io::Errno::EXIST) => return Ok(Published::Exists),
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::NOTSUP) => {}
+        Err(e) => return Err(e.into()),
+    }
+    if to.try_exists()? {
+        return Ok(Published::Exists);
+    }
+    fs::rename(from, to)?;
+    Ok(Published::Checked)
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
+
+/// Makes a folder and those above it, each durable in its parent.
+fn make_folders(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => sync_folder(parent(path)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && path.parent().is_some() => {
+            make_folders(parent(path))?;
+            match fs::create_dir(path) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                made => made.and_then(|()| sync_folder(parent(path))),
+            }
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn describe(name: LtxName, metadata: &fs::Metadata) -> io::Result<Listed> {
+    Ok(Listed { name, size_bytes: metadata.len(), timestamp: timestamp(metadata.modified()?), timestamp_is_exact: true })
+}
+
+fn system_time(timestamp: TimestampMs) -> SystemTime {
+    let offset = Duration::from_millis(timestamp.0.unsigned_abs());
+    let time = if timestamp.0 < 0 { UNIX_EPOCH.checked_sub(offset) } else { UNIX_EPOCH.checked_add(offset) };
+    time.unwrap_or(UNIX_EPOCH)
+}
+
+fn timestamp(time: SystemTime) -> TimestampMs {
+    let millis = |d: Duration| i64::try_from(d.as_millis()).unwrap_or(i64::MAX);
+    TimestampMs(match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => millis(after),
+        Err(before) => -millis(before.duration()),
+    })
+}
+
+/// Removes old temporary files of a folder. A failure costs disk space only, and the next open tries again.
+fn remove_abandoned(folder: &Path, after: Duration) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.ends_with(TEMPORARY));
+        // The change time: a draft's mtime is the commit's, which may be long ago.
+        let age = entry.metadata().ok().filter(fs::Metadata::is_file).and_then(|m| SystemTime::now().duration_since(changed(&m)).ok());
+        if ours && age.is_some_and(|age| age > after) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn changed(metadata: &fs::Metadata) -> SystemTime {
+    use std::os::unix::fs::MetadataExt;
+    system_time(TimestampMs(metadata.ctime().saturating_mul(1000).saturating_add(metadata.ctime_nsec() / 1_000_000)))
+}
+
+#[cfg(test)]
+#[path = "folder_tests.rs"]
+mod tests;

@@ -1,0 +1,396 @@
+//! A replica in a bucket: S3 and what speaks its language, Google Cloud Storage, Azure Blob Storage.
+//!
+//! `object_store` does the talking, with its own retries off: a conditional creation that is retried below us would find its own object
+//! and call it another writer's.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, StreamExt};
+use futures_util::{FutureExt, TryFutureExt};
+use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use object_store::path::Path;
+use object_store::{
+    Attribute, Attributes, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
+};
+use tokio::sync::OnceCell;
+
+use super::credentials::Secrets;
+use super::env::Env;
+use super::http::{Refusal, traced, traced_conditionally};
+use super::keys::Keys;
+use super::open::StoreOptions;
+use super::remote_error::Context;
+use super::url::ReplicaUrl;
+use super::{Created, Level, Listed, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload, clients};
+use crate::types::{TimestampMs, Txid};
+
+/// What we need of an `object_store` client.
+pub(super) trait Bucket: ObjectStore + PaginatedListStore {}
+impl<T: ObjectStore + PaginatedListStore> Bucket for T {}
+
+/// A client and how its store differs from others.
+pub(super) struct Client {
+    pub(super) bucket: Arc<dyn Bucket>,
+    /// The same without requests that delete many objects at once, which not every store knows.
+    pub(super) deletes_singly: Option<Arc<dyn Bucket>>,
+    /// The user metadata in which Litestream keeps the time.
+    pub(super) timestamp_key: &'static str,
+    pub(super) content_type: Option<&'static str>,
+    /// Whether the end of a multipart upload may be conditional.
+    pub(super) completes_conditionally: bool,
+}
+
+/// A replica in a bucket.
+pub(super) struct RemoteStore(Arc<Inner>);
+
+struct Inner {
+    url: String,
+    keys: Keys,
+    client: Client,
+    secrets: Secrets,
+    conditional: OnceCell<bool>,
+    /// Set once the store has refused conditions altogether.
+    refuses_conditions: AtomicBool,
+}
+
+impl fmt::Debug for RemoteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteStore").field("url", &self.0.url).finish_non_exhaustive()
+    }
+}
+
+/// The outcome of a request, and what it was refused with.
+type Traced<T> = (object_store::Result<T>, Option<Refusal>);
+
+impl RemoteStore {
+    pub(super) fn open(url: &ReplicaUrl, settings: &StoreOptions, env: &Env) -> Result<Self, StoreError> {
+        let secrets = Secrets::default();
+        let keys = Keys::new(url.location());
+        let client = clients::build(url, settings, env, &secrets, keys.begin_with_slash())
+            .map_err(|error| StoreError { cause: secrets.redact(&error.cause), ..error })?;
+        let (conditional, refuses_conditions) = (OnceCell::new(), AtomicBool::new(false));
+        Ok(Self(Arc::new(Inner { url: url.to_string(), keys, client, secrets, conditional, refuses_conditions })))
+    }
+}
+
+/// A refusal that says that the store does not know what was asked for.
+fn is_unsupported(refusal: &Refusal) -> bool {
+    matches!(refusal.status, 405 | 501) || refusal.code == "NotImplemented" || refusal.code == "MethodNotAllowed"
+}
+
+/// A refusal that says that the object exists.
+fn says_exists(error: &object_store::Error, refusal: Option<&Refusal>) -> bool {
+    // 409 is also how S3 reports another write of the same key that is under way.
+    let undecided = |r: &Refusal| matches!(r.code.as_str(), "ConditionalRequestConflict" | "OperationAborted" | "ContainerBeingDeleted");
+    matches!(
+        error,
+        object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } | object_store::Error::NotModified { .. }
+    ) && !refusal.is_some_and(undecided)
+}
+
+impl Inner {
+    fn bucket(&self) -> &dyn Bucket {
+        &*self.client.bucket
+    }
+
+    fn context<'a>(&'a self, operation: &'static str, object: &'a (dyn fmt::Display + Sync)) -> Context<'a> {
+        Context { operation, object, url: &self.url }
+    }
+
+    fn check<T>(&self, context: &Context<'_>, (result, refusal): Traced<T>) -> Result<T, StoreError> {
+        result.map_err(|e| self.clean(context.failure(&e, refusal.as_ref())))
+    }
+
+    /// Whatever a store has to say, it does not get to repeat our secrets.
+    fn clean(&self, error: StoreError) -> StoreError {
+        StoreError { cause: self.secrets.redact(&error.cause), ..error }
+    }
+
+    /// A leading slash is dropped here; the client's endpoint has it where keys need it.
+    fn path(&self, context: &Context<'_>, key: &str) -> Result<Path, StoreError> {
+        Path::parse(key).map_err(|e| context.error(StoreErrorKind::Protocol, e.to_string(), "Choose another path for the replica"))
+    }
+
+    fn attributes(&self, timestamp: TimestampMs) -> Attributes {
+        let mut attributes = Attributes::new();
+        attributes.insert(Attribute::Metadata(self.client.timestamp_key.into()), timestamp.to_rfc3339().into());
+        if let Some(content_type) = self.client.content_type {
+            attributes.insert(Attribute::ContentType, content_type.into());
+        }
+        attributes
+    }
+
+    async fn list(&self, level: Level, from: Option<Txid>) -> Result<Vec<Listed>, StoreError> {
+        let what = format!("level {level}");
+        let context = self.context("list", &what);
+        let prefix = self.keys.level(level);
+        // Names go on after their TXID, so they come after the TXID alone, the first one included.
+        let offset = from.map(|from| format!("{prefix}{from}"));
+        let mut listed = Vec::new();
+        let mut page_token = None;
+        loop {
+            let options = PaginatedListOptions { offset: offset.clone(), page_token: page_token.take(), ..Default::default() };
+            let page = self.check(&context, traced(self.client.bucket.list_paginated(Some(&prefix), options)).await)?;
+            for object in page.result.objects {
+                let file_name = object.location.as_ref().strip_prefix(prefix.trim_start_matches('/'));
+                let Some(name) = file_name.and_then(|file_name| LtxName::parse(level, file_name)) else { continue };
+                if from.is_none_or(|from| name.min_txid >= from) {
+                    let timestamp = TimestampMs(object.last_modified.timestamp_millis());
+                    listed.push(Listed { name, size_bytes: object.size, timestamp, timestamp_is_exact: false });
+                }
+            }
+            match page.page_token {
+                Some(token) => page_token = Some(token),
+                None => break,
+            }
+        }
+        listed.sort_unstable_by_key(|l| l.name);
+        Ok(listed)
+    }
+
+    async fn put(&self, path: &Path, body: Bytes, timestamp: TimestampMs, mode: PutMode) -> Traced<()> {
+        let options = PutOptions { mode, attributes: self.attributes(timestamp), ..Default::default() };
+        let (result, refusal) = traced(self.bucket().put_opts(path, body.into(), options)).await;
+        (result.map(|_| ()), refusal)
+    }
+
+    /// `None` where the store knows no conditions.
+    async fn put_if_absent(
+        &self,
+        context: &Context<'_>,
+        path: &Path,
+        body: Bytes,
+        timestamp: TimestampMs,
+    ) -> Result<Option<Created>, StoreError> {
+        let (result, refusal) = self.put(path, body, timestamp, PutMode::Create).await;
+        match result {
+            Ok(()) => Ok(Some(Created::New)),
+            Err(e) if says_exists(&e, refusal.as_ref()) => Ok(Some(Created::AlreadyExists)),
+            Err(_) if refusal.as_ref().is_some_and(is_unsupported) => {
+                self.refuses_conditions.store(true, Ordering::Relaxed);
+                Ok(None)
+            }
+            Err(e) => self.check(context, (Err(e), refusal)),
+        }
+    }
+
+    async fn create(&self, name: &LtxName, body: Bytes, timestamp: TimestampMs) -> Result<Created, StoreError> {
+        let context = self.context("create", name);
+        let path = self.path(&context, &self.keys.file(name))?;
+        if !self.refuses_conditions.load(Ordering::Relaxed)
+            && let Some(created) = self.put_if_absent(&context, &path, body.clone(), timestamp).await?
+        {
+            return Ok(created);
+        }
+        if self.exists(&context, &path).await? {
+            return Ok(Created::AlreadyExists);
+        }
+        let put = self.put(&path, body, timestamp, PutMode::Overwrite).await;
+        self.check(&context, put).map(|()| Created::New)
+    }
+
+    async fn exists(&self, context: &Context<'_>, path: &Path) -> Result<bool, StoreError> {
+        match traced(self.bucket().head(path)).await {
+            (Ok(_), _) => Ok(true),
+            (Err(object_store::Error::NotFound { .. }), _) => Ok(false),
+            (Err(e), refusal) => self.check(context, (Err(e), refusal)),
+        }
+    }
+
+    async fn get_range(&self, name: &LtxName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let context = self.context("get", name);
+        let path = self.path(&context, &self.keys.file(name))?;
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..Default::default() };
+        let response = self.check(&context, traced(self.bucket().get_opts(&path, options)).await)?;
+        let body = response.bytes().await.map_err(|e| {
+            let error = self.clean(context.failure(&e, None));
+            // It was on its way and broke off.
+            let kind = if error.kind == StoreErrorKind::Timeout { error.kind } else { StoreErrorKind::Truncated };
+            StoreError { kind, advice: "", ..error }
+        })?;
+        if body.len() as u64 == range.end - range.start {
+            return Ok(body);
+        }
+        let cause = format!("{} bytes came, bytes {} to {} were asked for", body.len(), range.start, range.end);
+        Err(context.error(StoreErrorKind::Truncated, cause, ""))
+    }
+
+    async fn head(&self, name: &LtxName) -> Result<Listed, StoreError> {
+        let context = self.context("head", name);
+        let path = self.path(&context, &self.keys.file(name))?;
+        let options = GetOptions { head: true, ..Default::default() };
+        let response = self.check(&context, traced(self.bucket().get_opts(&path, options)).await)?;
+        let stored = response.attributes.get(&Attribute::Metadata(self.client.timestamp_key.into()));
+        let exact = stored.and_then(|text| TimestampMs::from_rfc3339(text));
+        Ok(Listed {
+            name: *name,
+            size_bytes: response.meta.size,
+            timestamp: exact.unwrap_or(TimestampMs(response.meta.last_modified.timestamp_millis())),
+            timestamp_is_exact: exact.is_some(),
+        })
+    }
+
+    async fn delete(&self, names: &[LtxName]) -> Result<(), StoreError> {
+        let what = match names {
+            [] => return Ok(()),
+            [name] => name.to_string(),
+            [first, ..] => format!("{first} and {} more", names.len() - 1),
+        };
+        let context = self.context("delete", &what);
+        let paths: Vec<Path> = names.iter().map(|name| self.path(&context, &self.keys.file(name))).collect::<Result<_, _>>()?;
+        let (result, refusal) = traced(delete_all(&*self.client.bucket, paths.clone())).await;
+        match (result, &self.client.deletes_singly) {
+            (Err(_), Some(singly)) if refusal.as_ref().is_some_and(is_unsupported) => {
+                self.check(&context, traced(delete_all(&**singly, paths)).await)
+            }
+            (result, _) => self.check(&context, (result, refusal)),
+        }
+    }
+
+    /// Creates an object of its own twice.
+    async fn probe(&self) -> Result<bool, StoreError> {
+        let context = self.context("probe", &"level 0");
+        let key = format!("{}.replicated-probe-{:016x}", self.keys.level(Level::ZERO), fastrand::u64(..));
+        let path = self.path(&context, &key)?;
+        let body = || Bytes::from_static(b"replicated asks whether this store refuses to replace an object\n");
+        let now = TimestampMs(chrono::Utc::now().timestamp_millis());
+        if self.put_if_absent(&context, &path, body(), now).await?.is_none() {
+            return Ok(false);
+        }
+        let second = self.put_if_absent(&context, &path, body(), now).await;
+        // Where deleting is not allowed, the answer still counts.
+        let _ = traced(self.bucket().delete(&path)).await;
+        Ok(second? == Some(Created::AlreadyExists))
+    }
+}
+
+/// Deletes all that are there; goes on after a failure and reports the first.
+async fn delete_all(bucket: &dyn Bucket, paths: Vec<Path>) -> object_store::Result<()> {
+    let mut outcomes = bucket.delete_stream(stream::iter(paths.into_iter().map(Ok)).boxed());
+    let mut failure = None;
+    while let Some(outcome) = outcomes.next().await {
+        match outcome {
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(e) => failure = failure.or(Some(e)),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+impl Store for RemoteStore {
+    fn url(&self) -> &str {
+        &self.0.url
+    }
+
+    fn list(&self, level: Level, from: Option<Txid>) -> BoxFuture<'_, Result<Vec<Listed>, StoreError>> {
+        self.0.list(level, from).boxed()
+    }
+
+    fn create<'a>(&'a self, name: &'a LtxName, body: Bytes, timestamp: TimestampMs) -> BoxFuture<'a, Result<Created, StoreError>> {
+        self.0.create(name, body, timestamp).boxed()
+    }
+
+    fn upload<'a>(&'a self, name: &'a LtxName, timestamp: TimestampMs) -> BoxFuture<'a, Result<Box<dyn Upload>, StoreError>> {
+        async move {
+            let inner = &self.0;
+            let context = inner.context("upload", name);
+            let path = inner.path(&context, &inner.keys.file(name))?;
+            let options = PutMultipartOptions { attributes: inner.attributes(timestamp), ..Default::default() };
+            let upload = inner.check(&context, traced(inner.bucket().put_multipart_opts(&path, options)).await)?;
+            Ok(Box::new(RemoteUpload { store: Arc::clone(inner), name: *name, path, upload }) as Box<dyn Upload>)
+        }
+        .boxed()
+    }
+
+    fn part_size_bytes(&self) -> usize {
+        PART_SIZE_BYTES
+    }
+
+    fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.0.get_range(name, range).boxed()
+    }
+
+    fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {
+        self.0.head(name).boxed()
+    }
+
+    fn delete<'a>(&'a self, names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.0.delete(names).boxed()
+    }
+
+    fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.0.conditional.get_or_try_init(|| self.0.probe()).map_ok(|answer| *answer).boxed()
+    }
+}
+
+/// A large object on its way, one part in flight.
+struct RemoteUpload {
+    store: Arc<Inner>,
+    name: LtxName,
+    path: Path,
+    upload: Box<dyn MultipartUpload>,
+}
+
+impl RemoteUpload {
+    async fn finish(mut self) -> Result<Created, StoreError> {
+        let store = Arc::clone(&self.store);
+        let context = store.context("upload", &self.name);
+        if store.exists(&context, &self.path).await? {
+            self.give_up().await;
+            return Ok(Created::AlreadyExists);
+        }
+        let conditional = store.client.completes_conditionally && !store.refuses_conditions.load(Ordering::Relaxed);
+        let (result, refusal) =
+            if conditional { traced_conditionally(self.upload.complete()).await } else { traced(self.upload.complete()).await };
+        match result {
+            Ok(_) => Ok(Created::New),
+            Err(e) if says_exists(&e, refusal.as_ref()) => {
+                self.give_up().await;
+                Ok(Created::AlreadyExists)
+            }
+            Err(e) => {
+                if conditional && refusal.as_ref().is_some_and(is_unsupported) {
+                    store.refuses_conditions.store(true, Ordering::Relaxed);
+                }
+                let definite = refusal.is_some();
+                let error = store.clean(context.failure(&e, refusal.as_ref()));
+                // Without an answer the upload may just have been completed, and the network is the likelier cause anyway.
+                if definite {
+                    self.give_up().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What remains in the store costs space until a lifecycle rule removes it; there is nobody to tell.
+    async fn give_up(&mut self) {
+        let _ = traced(self.upload.abort()).await;
+    }
+}
+
+impl Upload for RemoteUpload {
+    fn part(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            let outcome = traced(self.upload.put_part(body.into())).await;
+            self.store.check(&self.store.context("upload", &self.name), outcome)
+        }
+        .boxed()
+    }
+
+    fn finish(self: Box<Self>) -> BoxFuture<'static, Result<Created, StoreError>> {
+        Self::finish(*self).boxed()
+    }
+
+    fn abort(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+        async move { self.give_up().await }.boxed()
+    }
+}

@@ -1,0 +1,270 @@
+//! An S3 server in the process: signatures and checksums are checked, conditional creates are atomic, requests are counted.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder as Connections;
+use s3s::Body;
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Notify};
+
+/// How a server is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// 0 takes a free one.
+    pub port: u16,
+    /// Where objects are kept; `None` makes a folder that goes with the server.
+    pub root: Option<PathBuf>,
+    /// The bucket to create.
+    pub bucket: String,
+    /// The access key that clients must use.
+    pub access_key: String,
+    /// Its secret.
+    pub secret_key: String,
+    /// How much later each answer comes.
+    pub delay: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            port: 0,
+            root: None,
+            bucket: "replicas".to_owned(),
+            access_key: "testkit-access-key".to_owned(),
+            secret_key: "testkit-secret-key".to_owned(),
+            delay: Duration::ZERO,
+        }
+    }
+}
+
+/// Requests since the server began, refused ones included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// Objects and parts of objects.
+    pub put: u64,
+    /// Reads of objects.
+    pub get: u64,
+    /// Listings.
+    pub list: u64,
+    /// Deletions, of many at once too.
+    pub delete: u64,
+    /// Looks at an object or the bucket.
+    pub head: u64,
+    /// Beginnings and ends of multipart uploads.
+    pub multipart: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    put: AtomicU64,
+    get: AtomicU64,
+    list: AtomicU64,
+    delete: AtomicU64,
+    head: AtomicU64,
+    multipart: AtomicU64,
+}
+
+impl Counters {
+    fn count(&self, method: &Method, path: &str, query: &str) {
+        let is_bucket = path.trim_matches('/').split_once('/').is_none();
+        let asks = |key: &str| query.split('&').any(|part| part == key || part.starts_with(&format!("{key}=")));
+        let counter = match *method {
+            Method::PUT => &self.put,
+            Method::HEAD => &self.head,
+            Method::DELETE => &self.delete,
+            Method::POST if asks("delete") => &self.delete,
+            Method::POST => &self.multipart,
+            _ if is_bucket => &self.list,
+            _ => &self.get,
+        };
+        counter.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// The server, on a thread of its own; stops when dropped.
+pub struct Server {
+    options: Options,
+    address: SocketAddr,
+    root: PathBuf,
+    requests: Arc<Counters>,
+    stop: Arc<Notify>,
+    thread: Option<JoinHandle<()>>,
+    _own_root: Option<tempfile::TempDir>,
+}
+
+impl Server {
+    /// A server of its own folder, on a free port.
+    ///
+    /// # Errors
+    ///
+    /// Where a folder or a port cannot be had.
+    pub fn start() -> io::Result<Self> {
+        Self::with_options(Options::default())
+    }
+
+    /// A server as asked for.
+    ///
+    /// # Errors
+    ///
+    /// Where the folder or the port cannot be had.
+    pub fn with_options(options: Options) -> io::Result<Self> {
+        let own_root = options.root.is_none().then(tempfile::tempdir).transpose()?;
+        let root = match (&options.root, &own_root) {
+            (Some(root), _) => root.clone(),
+            (None, Some(own)) => own.path().to_owned(),
+            (None, None) => return Err(io::ErrorKind::NotFound.into()),
+        };
+        std::fs::create_dir_all(root.join(&options.bucket))?;
+        let listener = std::net::TcpListener::bind(("127.0.0.1", options.port))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let files = s3s_fs::FileSystem::new(&root).map_err(|e| io::Error::other(format!("{e:?}")))?;
+        let mut service = S3ServiceBuilder::new(files);
+        service.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
+        let requests = Arc::new(Counters::default());
+        let handler = Handler { service: service.build(), requests: Arc::clone(&requests), writes: Mutex::new(()), delay: options.delay };
+        let stop = Arc::new(Notify::new());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let thread = std::thread::Builder::new().name("testkit-s3".to_owned()).spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                runtime.block_on(serve(listener, Arc::new(handler), &stop));
+                // Requests that hang in a test's proxy are not waited for.
+                runtime.shutdown_timeout(Duration::from_millis(200));
+            }
+        })?;
+        Ok(Self { options, address, root, requests, stop, thread: Some(thread), _own_root: own_root })
+    }
+
+    /// `http://127.0.0.1:<port>`.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The bucket that exists.
+    #[must_use]
+    pub fn bucket(&self) -> &str {
+        &self.options.bucket
+    }
+
+    /// The access key.
+    #[must_use]
+    pub fn access_key(&self) -> &str {
+        &self.options.access_key
+    }
+
+    /// The secret of the access key.
+    #[must_use]
+    pub fn secret_key(&self) -> &str {
+        &self.options.secret_key
+    }
+
+    /// `s3://<bucket>/<path>?endpoint=…`, good together with `env`.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("s3://{}/{}?endpoint={}", self.bucket(), path.trim_start_matches('/'), self.endpoint())
+    }
+
+    /// What a process needs in its environment to use the server by a URL without options.
+    #[must_use]
+    pub fn env(&self) -> Vec<(String, String)> {
+        [
+            ("AWS_ACCESS_KEY_ID", self.access_key()),
+            ("AWS_SECRET_ACCESS_KEY", self.secret_key()),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ENDPOINT_URL", &self.endpoint()),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+    }
+
+    /// Where objects are kept: `<root>/<bucket>/<key>`.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The requests so far.
+    #[must_use]
+    pub fn requests(&self) -> Requests {
+        let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        let Counters { put, get, list, delete, head, multipart } = &*self.requests;
+        Requests { put: read(put), get: read(get), list: read(list), delete: read(delete), head: read(head), multipart: read(multipart) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.notify_one();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Handler {
+    service: S3Service,
+    requests: Arc<Counters>,
+    /// The file system behind the server looks and then writes: one write at a time makes that one step.
+    writes: Mutex<()>,
+    delay: Duration,
+}
+
+impl Handler {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        self.requests.count(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
+        tokio::time::sleep(self.delay).await;
+        let (parts, body) = request.into_parts();
+        // Read before the lock is taken, so that a slow client holds up nobody.
+        let Ok(body) = body.collect().await else { return refusal(StatusCode::BAD_REQUEST) };
+        let is_write = !matches!(parts.method, Method::GET | Method::HEAD);
+        let request = Request::from_parts(parts, Body::from(body.to_bytes()));
+        let _one_at_a_time = if is_write { Some(self.writes.lock().await) } else { None };
+        self.service.call(request).await.unwrap_or_else(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR))
+    }
+}
+
+fn refusal(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+async fn serve(listener: std::net::TcpListener, handler: Arc<Handler>, stop: &Notify) {
+    let Ok(listener) = TcpListener::from_std(listener) else { return };
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.notified() => return,
+        };
+        let Ok((stream, _)) = accepted else { continue };
+        // Small answers at once, as a real server on a real network would.
+        let _ = stream.set_nodelay(true);
+        let handler = Arc::clone(&handler);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let handler = Arc::clone(&handler);
+                async move { Ok::<_, Infallible>(handler.handle(request).await) }
+            });
+            // A connection that a client breaks off is the client's matter.
+            let _ = Connections::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
