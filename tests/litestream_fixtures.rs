@@ -1,4 +1,5 @@
 //! Buckets that Litestream wrote are read: every file verifies, and merging a plan gives the database that Litestream restores.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -67,7 +68,12 @@ fn every_file_verifies_and_says_what_its_name_says() {
             let bytes = fs::read(&path).unwrap();
             let mut decoder = Decoder::new();
             let mut pages = 0;
-            decoder.push(&bytes, &mut |_, _| Ok(pages += 1)).unwrap();
+            decoder
+                .push(&bytes, &mut |_, _| {
+                    pages += 1;
+                    Ok(())
+                })
+                .unwrap();
             let summary = decoder.finish().unwrap();
             let header = summary.header;
             assert_eq!((header.min_txid, header.max_txid), (name.min_txid, name.max_txid), "{bucket} {name}");
@@ -86,7 +92,12 @@ fn the_page_index_finds_every_page() {
             let bytes = fs::read(&path).unwrap();
             let page_size = header_of(&path).page_size;
             let mut pages: Vec<(PageNo, Vec<u8>)> = Vec::new();
-            Decoder::new().push(&bytes, &mut |pgno, page| Ok(pages.push((pgno, page.to_vec())))).unwrap();
+            Decoder::new()
+                .push(&bytes, &mut |pgno, page| {
+                    pages.push((pgno, page.to_vec()));
+                    Ok(())
+                })
+                .unwrap();
 
             let tail = &bytes[bytes.len().saturating_sub(32 * 1024)..];
             let range = PageIndex::locate(tail, bytes.len() as u64).unwrap();

@@ -12,7 +12,7 @@ pub const INDEX_HEADER_BYTES: usize = 48;
 /// Frames behind `max_frame` are no part of the log: they were rolled back, or belong to a transaction that is being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexHeader {
-    /// The page size of the database; `None` where nothing has been written since the WAL-index was made for an empty log.
+    /// The page size of the database; `None` where the WAL-index was made for an empty log and nothing has been written since.
     pub page_size: Option<PageSize>,
     /// How many frames the log has.
     pub max_frame: u32,
@@ -20,7 +20,8 @@ pub struct IndexHeader {
     pub db_pages: u32,
     /// The checksum words of the last frame, as they are stored in its header. Those of some older frame where `max_frame` is 0.
     pub frame_checksum: [u32; 2],
-    /// The salts of the log, as big-endian numbers. Where `max_frame` is 0 the log's own header may still have others.
+    /// The salts of the log, as big-endian numbers. Where `max_frame` is 0 the log's own header may have others, or be missing, and the
+    /// next writer may choose others again.
     pub salts: [u32; 2],
     /// Counted up by every transaction.
     pub change_counter: u32,
@@ -67,7 +68,7 @@ impl IndexHeader {
 
     /// The end of the last frame, as [`super::read_frames`] returns it for that frame.
     ///
-    /// Where `max_frame` is 0 only the salts mean something, and only once the log's header has been written with them.
+    /// Where `max_frame` is 0 it is no place in a log: neither the salts nor the checksum words need be those of the log's header.
     #[must_use]
     pub const fn end(&self) -> WalPos {
         WalPos { salts: self.salts, frame: self.max_frame, checksum: self.frame_checksum }
