@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::store::StoreOptions;
 use crate::types::Txid;
 
 mod error;
@@ -139,6 +140,21 @@ impl Options {
     #[must_use]
     pub fn replica_for(&self, database_file_name: &str) -> Option<String> {
         Some(self.replica.as_ref()?.replace("{name}", &url_encoded(database_file_name)))
+    }
+
+    /// What of these concerns the store.
+    #[must_use]
+    pub fn store_options(&self) -> StoreOptions {
+        StoreOptions {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            path_style: self.path_style,
+            allow_http: self.allow_http,
+            ca_bundle: self.ca_bundle.clone(),
+            profile: self.profile.clone(),
+            request_timeout: self.request_timeout,
+            connect_timeout: self.connect_timeout,
+        }
     }
 
     fn set(&mut self, spec: &OptionSpec, text: &str) -> Result<(), String> {

@@ -89,6 +89,10 @@ impl<'a> Assembly<'a> {
             if page.get() > commit_pages || Some(page) == lock_page || !mark(supplied, page) {
                 return Ok(());
             }
+            // The output is zeroes already, and a hole takes no disk.
+            if data.iter().all(|byte| *byte == 0) {
+                return Ok(());
+            }
             out.write(page_size.offset_of(page), data).map_err(LtxError::Io)
         };
         self.decoder.push(bytes, &mut on_page).map_err(ApplyError::from)

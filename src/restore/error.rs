@@ -148,8 +148,11 @@ impl RestoreError {
             Self::Store(error) if error.kind == StoreErrorKind::NotFound => {
                 "an object that was listed is gone: something deletes from this bucket, try again".to_owned()
             }
+            Self::Damaged { last_good: Some(txid), object, .. } if *txid < object.max_txid => {
+                format!("restore the state before it with --txid {txid}, or bring back the object from a copy")
+            }
             Self::Damaged { last_good: Some(txid), .. } => {
-                format!("restore the good part with --txid {txid}; if that still needs the damaged object, move the object away first")
+                format!("other files lead to TXID {txid} without this object: move it out of the bucket and restore again")
             }
             Self::Damaged { last_good: None, .. } => "restore the object from a copy or an older version of the bucket".to_owned(),
             Self::MissingPage { .. } => "an earlier state may be whole: see `replicated list`, then use --txid".to_owned(),

@@ -142,7 +142,7 @@ pub fn plan_restore(store: &dyn Store, target: Target) -> Result<Plan, RestoreEr
 pub fn catalogue(store: &dyn Store) -> Result<Vec<Listed>, RestoreError> {
     block_on(async {
         let listings = fetch::list(store).await?;
-        if listings.is_empty() { Err(nothing_listed(store, Target::Latest).await?) } else { Ok(listings) }
+        if listings.is_empty() { Err(nothing_listed(store, Target::Latest).await) } else { Ok(listings) }
     })
 }
 
@@ -185,7 +185,7 @@ pub async fn restore_to_path(store: &dyn Store, options: &RestoreOptions<'_>) ->
 async fn make_plan(store: &dyn Store, target: Target) -> Result<(Plan, Vec<Listed>), RestoreError> {
     let listings = fetch::list(store).await?;
     if listings.is_empty() {
-        return Err(nothing_listed(store, target).await?);
+        return Err(nothing_listed(store, target).await);
     }
     match plan_listed(store, &listings, target).await? {
         Ok(plan) => Ok((plan, listings)),
@@ -209,9 +209,14 @@ async fn plan_listed(store: &dyn Store, listings: &[Listed], target: Target) -> 
     Ok(plan(listings, target))
 }
 
-async fn nothing_listed(store: &dyn Store, target: Target) -> Result<RestoreError, RestoreError> {
+/// What to say of a bucket without LTX files. One that has them beside generations was upgraded and is restored as it is now.
+async fn nothing_listed(store: &dyn Store, target: Target) -> RestoreError {
     let url = store.url().to_owned();
-    Ok(RestoreError::Plan { url, target, source: PlanError::Empty })
+    match store.has_generations().await {
+        Ok(true) => RestoreError::Generations { url },
+        Ok(false) => RestoreError::Plan { url, target, source: PlanError::Empty },
+        Err(error) => RestoreError::Store(error),
+    }
 }
 
 /// Reads all files of a plan into a draft; the answer is the newest file's header.

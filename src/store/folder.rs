@@ -187,6 +187,11 @@ impl Store for FolderStore {
         ready(self.remove(names)).boxed()
     }
 
+    fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let generations = self.root.join(self.keys.generations());
+        ready(generations.try_exists().map_err(|e| self.error("list", &"generations", &e))).boxed()
+    }
+
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         let mut known = self.conditional.lock();
         let answer = match *known {

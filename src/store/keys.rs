@@ -47,6 +47,15 @@ impl Keys {
         self.level(name.level) + &name.file_name()
     }
 
+    /// What all keys of a Litestream 0.3 replica in the same place begin with.
+    pub(super) fn generations(&self) -> String {
+        let path = match self.layout {
+            Layout::S3 => &self.prefix,
+            Layout::Others => self.prefix.strip_suffix("ltx/").unwrap_or(&self.prefix),
+        };
+        format!("{path}generations/")
+    }
+
     /// Whether keys begin with a slash.
     pub(super) fn begin_with_slash(&self) -> bool {
         self.prefix.starts_with('/')
@@ -58,6 +67,15 @@ mod tests {
     use super::*;
     use crate::store::url::ReplicaUrl;
     use crate::types::Txid;
+
+    #[test]
+    fn generations_are_beside_the_levels() {
+        let generations = |url: &str| Keys::new(ReplicaUrl::parse(url).unwrap().location()).generations();
+        assert_eq!(generations("s3://b/app/db"), "app/db/generations/");
+        assert_eq!(generations("gs://b"), "generations/");
+        assert_eq!(generations("abs://a@c/app"), "app/generations/");
+        assert_eq!(generations("file:///backup/app"), "generations/");
+    }
 
     fn key(url: &str, level: u8) -> String {
         let name = LtxName { level: Level::new(level).unwrap(), min_txid: Txid::new(1).unwrap(), max_txid: Txid::new(28).unwrap() };

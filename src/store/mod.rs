@@ -173,6 +173,11 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Deletes objects; one that is gone already is no error.
     fn delete<'a>(&'a self, names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>>;
 
+    /// Whether Litestream 0.3 has left a replica here (`generations/`), which is another format. Stores that it could not write to have none.
+    fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
+
     /// Whether `create` really refuses to replace an object. Asks the store at most once, with an object of its own that it deletes.
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>>;
 }

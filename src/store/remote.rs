@@ -153,6 +153,14 @@ impl Inner {
         Ok(listed)
     }
 
+    async fn has_generations(&self) -> Result<bool, StoreError> {
+        let prefix = self.keys.generations();
+        let context = self.context("list", &"generations");
+        let options = PaginatedListOptions { max_keys: Some(1), ..Default::default() };
+        let page = self.check(&context, traced(self.client.bucket.list_paginated(Some(&prefix), options)).await)?;
+        Ok(!page.result.objects.is_empty())
+    }
+
     async fn put(&self, path: &Path, body: Bytes, timestamp: TimestampMs, mode: PutMode) -> Traced<()> {
         let options = PutOptions { mode, attributes: self.attributes(timestamp), ..Default::default() };
         let (result, refusal) = traced(self.bucket().put_opts(path, body.into(), options)).await;
@@ -324,6 +332,10 @@ impl Store for RemoteStore {
 
     fn delete<'a>(&'a self, names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
         self.0.delete(names).boxed()
+    }
+
+    fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.0.has_generations().boxed()
     }
 
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

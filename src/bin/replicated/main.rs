@@ -1,2 +1,134 @@
-//! CLI.
-fn main() {}
+//! The command-line tool: arguments, progress and output around the library's public interface.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod integrity;
+mod list;
+mod restore;
+mod store_flags;
+mod text;
+
+/// Restores and inspects what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
+#[derive(Debug, Parser)]
+#[command(name = "replicated", version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Restore(restore::Args),
+    List(list::Args),
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
+/// Long flags that Litestream's users write with one dash, and that clap would take for a row of short ones.
+const SINGLE_DASH: &[&str] = &[
+    "txid",
+    "timestamp",
+    "if-db-not-exists",
+    "if-replica-exists",
+    "integrity-check",
+    "parallelism",
+    "force",
+    "json",
+    "dry-run",
+    "quiet",
+    "level",
+];
+
+/// Why a command ended without success.
+#[derive(Debug)]
+enum Failure {
+    /// The arguments or the environment make no sense.
+    Usage(String),
+    /// It could not be done.
+    Failed {
+        /// What was tried, on what.
+        what: String,
+        /// Why it failed.
+        why: String,
+        /// What to do about it; may be empty.
+        advice: String,
+        /// Whether standard output is read by a program.
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(with_double_dashes(std::env::args_os()));
+    let outcome = match cli.command {
+        Command::Restore(args) => restore::run(&args),
+        Command::List(args) => list::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    match failure {
+        Failure::Usage(why) => {
+            text::to_stderr(&format!("error: {why}\n\nFor more information, try '--help'.\n"));
+            ExitCode::from(2)
+        }
+        Failure::Failed { what, why, advice, json } => {
+            let mut message = format!("error: {what}\n  why: {why}\n");
+            if !advice.is_empty() {
+                message.push_str(&format!("  try: {advice}\n"));
+            }
+            text::to_stderr(&message);
+            if *json {
+                text::to_stdout_json(&serde_json::json!({ "status": "error", "what": what, "why": why, "advice": advice }));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn with_double_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut is_verbatim = false;
+    args.map(|arg| {
+        is_verbatim |= arg == "--";
+        let flag = arg.to_str().and_then(|arg| arg.strip_prefix('-')).filter(|_| !is_verbatim);
+        let is_long = flag.is_some_and(|flag| SINGLE_DASH.contains(&flag.split('=').next().unwrap_or(flag)));
+        match flag {
+            Some(flag) if is_long => format!("--{flag}").into(),
+            _ => arg,
+        }
+    })
+    .collect()
+}
+
+/// Messages of the library, on stderr.
+fn log_to_stderr(level: log::LevelFilter) {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(level).format(|out, record| writeln!(out, "{}: {}", record.level().as_str().to_lowercase(), record.args()));
+    // Only this function sets a logger.
+    let _ = builder.try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn litestreams_spellings_are_understood() {
+        let args = ["replicated", "restore", "-o", "out", "-txid=1c", "-force", "-x", "--json", "--", "-txid"].map(OsString::from);
+        let expected = ["replicated", "restore", "-o", "out", "--txid=1c", "--force", "-x", "--json", "--", "-txid"].map(OsString::from);
+        assert_eq!(with_double_dashes(args.into_iter()), expected);
+    }
+}

@@ -1,0 +1,242 @@
+//! `replicated restore`.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use replicated::restore::{self, DEFAULT_PARALLELISM, Plan, Progress, Report, RestoreError, RestoreOptions, Target};
+use replicated::store::Store;
+use replicated::types::{TimestampMs, Txid};
+use serde_json::json;
+
+use crate::Failure;
+use crate::integrity::IntegrityCheck;
+use crate::store_flags::StoreFlags;
+use crate::text;
+
+/// Restore a database from a bucket, completely or not at all
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The replica: s3://bucket/path, gs://bucket/path, abs://account@container/path or file:///path
+    url: String,
+    /// The file to restore to; must not exist, or be empty
+    #[arg(short, value_name = "PATH", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    /// Restore the state right after this TXID (hexadecimal) instead of the latest
+    #[arg(long, value_name = "HEX", value_parser = txid, conflicts_with = "timestamp")]
+    txid: Option<Txid>,
+    /// Restore the last state at or before this time (RFC 3339, such as 2026-11-22T13:49:05Z)
+    #[arg(long, value_name = "TIME", value_parser = timestamp)]
+    timestamp: Option<TimestampMs>,
+    /// Do nothing, successfully, if the output exists
+    #[arg(long)]
+    if_db_not_exists: bool,
+    /// Do nothing, successfully, if the bucket has nothing
+    #[arg(long)]
+    if_replica_exists: bool,
+    /// Replace an existing output; its -wal, -shm and -journal are removed
+    #[arg(long)]
+    force: bool,
+    /// Only show what would be read
+    #[arg(long)]
+    dry_run: bool,
+    /// Let SQLite check the database before it is put in place
+    #[arg(long, value_enum, default_value_t = IntegrityCheck::None, value_name = "none|quick|full", hide_possible_values = true)]
+    integrity_check: IntegrityCheck,
+    /// Requests at once, each of up to 4 MiB of memory
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = clap::value_parser!(u64).range(1..=128))]
+    parallelism: u64,
+    /// Write the result to standard output as JSON
+    #[arg(long)]
+    json: bool,
+    /// Write nothing but errors
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+fn txid(text: &str) -> Result<Txid, String> {
+    Txid::from_hex(text).ok_or_else(|| "a TXID is 1 to 16 hexadecimal digits and not zero".to_owned())
+}
+
+fn timestamp(text: &str) -> Result<TimestampMs, String> {
+    TimestampMs::from_rfc3339(text)
+        .ok_or_else(|| "a time is written as RFC 3339 with its zone: 2026-11-22T13:49:05Z or 2026-11-22T14:49:05+01:00".to_owned())
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    if let Some(output) = args.output.as_ref().filter(|output| args.if_db_not_exists && output.symlink_metadata().is_ok()) {
+        return skipped(args, &format!("{} exists already", output.display()));
+    }
+    let store = args.store.open(&args.url)?;
+    let target = match (args.txid, args.timestamp) {
+        (Some(txid), _) => Target::Txid(txid),
+        (None, Some(at)) => Target::Timestamp(at),
+        (None, None) => Target::Latest,
+    };
+    let outcome = match &args.output {
+        Some(output) if !args.dry_run => restore_to(args, &*store, target, output),
+        _ => restore::plan_restore(&*store, target).map(|plan| show_plan(args, &*store, &plan)),
+    };
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(error) if error.is_empty_bucket() && args.if_replica_exists => {
+            skipped(args, &format!("{} has nothing to restore", store.url()))
+        }
+        Err(error) => Err(failure(args, &*store, &error)),
+    }
+}
+
+fn restore_to(args: &Args, store: &dyn Store, target: Target, output: &Path) -> Result<(), RestoreError> {
+    let started = Instant::now();
+    let bar = Bar::new(args.quiet || args.json);
+    let check = |path: &Path| {
+        bar.checking(args.integrity_check);
+        args.integrity_check.run(path)
+    };
+    let options = RestoreOptions {
+        target,
+        overwrite: args.force,
+        parallelism: usize::try_from(args.parallelism).unwrap_or(DEFAULT_PARALLELISM),
+        progress: Some(&bar),
+        check: Some(&check),
+        ..RestoreOptions::latest(output)
+    };
+    let outcome = restore::restore(store, &options);
+    bar.0.finish_and_clear();
+    show_report(args, store, output, &outcome?, started);
+    Ok(())
+}
+
+/// On a terminal, on stderr.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(is_hidden: bool) -> Self {
+        if is_hidden || !std::io::stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let style =
+            ProgressStyle::with_template("  {bar:32} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left {msg}");
+        Self(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    }
+
+    fn checking(&self, check: IntegrityCheck) {
+        if check != IntegrityCheck::None {
+            self.0.set_message(format!("({} integrity check)", check.name()));
+            self.0.tick();
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn planned(&self, plan: &Plan) {
+        self.0.set_length(plan.size_bytes());
+        self.0.set_position(0);
+    }
+
+    fn applied(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+}
+
+fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, started: Instant) {
+    let elapsed = started.elapsed();
+    if args.json {
+        return text::to_stdout_json(&json!({
+            "status": "restored",
+            "url": store.url(),
+            "output": output.to_string_lossy(),
+            "txid": report.txid.to_string(),
+            "max_txid_in_bucket": report.max_txid_in_bucket.to_string(),
+            "timestamp": report.timestamp.to_rfc3339(),
+            "page_size": report.page_size.get(),
+            "pages": report.commit_pages,
+            "database_bytes": report.database_bytes(),
+            "files": report.files.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "read_bytes": report.read_bytes,
+            "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+            "integrity_check": args.integrity_check.name(),
+        }));
+    }
+    if args.quiet {
+        return;
+    }
+    let behind = if report.txid < report.max_txid_in_bucket {
+        format!(", not the latest: the bucket goes up to {}", report.max_txid_in_bucket)
+    } else {
+        ", the latest".to_owned()
+    };
+    let checked = match args.integrity_check {
+        IntegrityCheck::None => "every checksum of the files read".to_owned(),
+        check => format!("every checksum of the files read, and SQLite's {} integrity check", check.name()),
+    };
+    let speed = report.read_bytes as f64 / elapsed.as_secs_f64().max(0.001);
+    text::to_stdout(&format!(
+        "Restored {output} from {url}\n\
+         \x20 state     TXID {txid}{behind}\n\
+         \x20 time      {time} ({age})\n\
+         \x20 size      {size}, {pages} pages of {page_size} bytes\n\
+         \x20 read      {read} in {files}, {took} ({speed}/s)\n\
+         \x20 verified  {checked}\n",
+        output = output.display(),
+        url = store.url(),
+        txid = report.txid,
+        time = text::time(report.timestamp),
+        age = text::age(report.timestamp),
+        size = text::size(report.database_bytes()),
+        pages = report.commit_pages,
+        page_size = report.page_size,
+        read = text::size(report.read_bytes),
+        files = text::count(report.files.len(), "file"),
+        took = text::elapsed(elapsed),
+        speed = text::size(speed as u64),
+    ));
+}
+
+fn show_plan(args: &Args, store: &dyn Store, plan: &Plan) {
+    if args.json {
+        return text::to_stdout_json(&json!({
+            "status": "planned",
+            "url": store.url(),
+            "txid": plan.txid.to_string(),
+            "max_txid_in_bucket": plan.max_txid_in_bucket.to_string(),
+            "read_bytes": plan.size_bytes(),
+            "files": plan.files.iter().map(|file| json!({ "name": file.name.to_string(), "size_bytes": file.size_bytes })).collect::<Vec<_>>(),
+        }));
+    }
+    if args.quiet {
+        return;
+    }
+    let mut shown = format!("Would restore TXID {} from {}\n", plan.txid, store.url());
+    for file in &plan.files {
+        shown.push_str(&format!("  level {}  {}  {:>10}\n", file.name.level, file.name.file_name(), text::size(file.size_bytes)));
+    }
+    shown.push_str(&format!(
+        "Would read {} in {}; the newest TXID of the bucket is {}\n",
+        text::size(plan.size_bytes()),
+        text::count(plan.files.len(), "file"),
+        plan.max_txid_in_bucket
+    ));
+    text::to_stdout(&shown);
+}
+
+fn skipped(args: &Args, why: &str) -> Result<(), Failure> {
+    if args.json {
+        text::to_stdout_json(&json!({ "status": "skipped", "why": why }));
+    } else if !args.quiet {
+        text::to_stdout(&format!("Nothing restored: {why}\n"));
+    }
+    Ok(())
+}
+
+fn failure(args: &Args, store: &dyn Store, error: &RestoreError) -> Failure {
+    let what = match &args.output {
+        Some(output) if !args.dry_run => format!("cannot restore {} to {}", store.url(), output.display()),
+        _ => format!("cannot plan a restore of {}", store.url()),
+    };
+    Failure::Failed { what, why: error.to_string(), advice: error.advice(), json: args.json }
+}
