@@ -15,4 +15,5 @@ mod replicator;
 mod spool;
 mod vfs;
 
+pub use replicator::remember::{RememberError, adopt};
 pub use vfs::{ApiRoutines, HostFunctions, RegisterError, extension_init, last_refusal, register_with};

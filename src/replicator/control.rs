@@ -146,6 +146,8 @@ pub(crate) struct State {
     pub(crate) restored_earlier: Option<RestoredEarlier>,
     /// The user declared the local file the truth over the bucket's history up to here.
     pub(crate) adopt: Option<Txid>,
+    /// Whether the store refuses to replace objects; `None` before it was asked.
+    pub(crate) fencing: Option<bool>,
 }
 
 /// The open control file.
@@ -194,15 +196,10 @@ impl Control {
     }
 }
 
-/// Tells replicas apart without keeping their URL.
+/// Tells replicas apart without keeping their URL. How the store is reached (endpoint, region) does not count: what it holds is compared anyway.
 pub(crate) fn replica_hash(url: &str) -> u64 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64GoIso, url.as_bytes())
-}
-
-/// Reads a control file without opening it for writing, for tools.
-pub(crate) fn read(path: &Path) -> io::Result<Option<State>> {
-    let page = std::fs::read(path)?;
-    Ok(newest_slot(&page).map(|(_, state)| state))
+    let bucket_and_path = url.split('?').next().unwrap_or_default();
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64GoIso, bucket_and_path.as_bytes())
 }
 
 fn newest_slot(page: &[u8]) -> Option<(u64, State)> {
@@ -261,6 +258,7 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
         w.u64(r.newest.get());
     });
     w.u64(state.adopt.map_or(0, Txid::get));
+    w.option(state.fencing, |w, f| w.u64(u64::from(f)));
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -317,6 +315,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     };
     let restored_earlier = r.option(|r| Some(RestoredEarlier { txid: Txid::new(r.u64()?)?, newest: Txid::new(r.u64()?)? }))?;
     let adopt = Txid::new(r.u64()?);
+    let fencing = r.option(|r| Some(r.u64()? != 0))?;
     let state = State {
         identity,
         replica_hash,
@@ -333,6 +332,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         full,
         restored_earlier,
         adopt,
+        fencing,
     };
     Some((sequence, state))
 }
@@ -402,6 +402,10 @@ impl Reader<'_> {
 mod tests {
     use super::*;
 
+    fn read(path: &Path) -> Option<State> {
+        newest_slot(&std::fs::read(path).unwrap()).map(|(_, state)| state)
+    }
+
     fn full_state() -> State {
         let pos = WalPos { salts: [1, u32::MAX], frame: 77, checksum: [5, 6] };
         State {
@@ -429,6 +433,7 @@ mod tests {
             full: Some(FullReason::Unfinished),
             restored_earlier: Some(RestoredEarlier { txid: Txid::FIRST, newest: Txid::FIRST.next() }),
             adopt: Some(Txid::FIRST),
+            fencing: Some(false),
         }
     }
 
@@ -459,7 +464,7 @@ mod tests {
             let mut torn = good.clone();
             torn[at] ^= 0xff;
             std::fs::write(&path, &torn).unwrap();
-            assert_eq!(read(&path).unwrap().unwrap(), full_state(), "byte {at}");
+            assert_eq!(read(&path).unwrap(), full_state(), "byte {at}");
         }
     }
 
@@ -468,8 +473,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         std::fs::write(&path, vec![0xa5; FILE_BYTES]).unwrap();
-        assert!(read(&path).unwrap().is_none());
+        assert!(read(&path).is_none());
         std::fs::write(&path, b"short").unwrap();
-        assert!(read(&path).unwrap().is_none());
+        assert!(read(&path).is_none());
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -16,6 +16,7 @@ use super::hub::{CommittedFrames, Hub, Notice};
 use super::local::Paths;
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::{Progress, WaitError};
+use super::stamp;
 use super::tail::{LiveEnd, Mode, StopKind, Tail, TailError};
 use crate::config::Options;
 use crate::store::Store;
@@ -287,7 +288,7 @@ impl Database {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
         if tail.state.sealed {
-            tail.state.stamp = self.settled_stamp();
+            tail.state.stamp = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0));
             if let Err(error) = tail.save() {
                 log::warn!(target: "replicated", "{error}");
             }
@@ -442,36 +443,7 @@ impl Database {
 
     /// What the database file looks like now; `None` where it cannot be told.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(&self.paths.database).ok()?;
-        let mut header = [0; 100];
-        self.open_file().ok()?.read_exact_at(&mut header, 0).ok()?;
-        let word = |at: usize| header.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
-        let ns = |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
-        Some(Stamp {
-            size_bytes: metadata.len(),
-            mtime_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
-            ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
-            header_words: [word(24)?, word(92)?],
-            too_fresh: false,
-        })
-    }
-
-    /// A stamp that a write in the same tick of the kernel's clock could not hide behind.
-    fn settled_stamp(&self) -> Option<Stamp> {
-        const TICK: Duration = Duration::from_millis(10);
-        let deadline = Instant::now() + 2 * TICK;
-        loop {
-            let stamp = self.stamp()?;
-            let age_ns = now_ms().saturating_mul(1_000_000).saturating_sub(stamp.mtime_ns.max(stamp.ctime_ns));
-            if age_ns > i64::try_from(TICK.as_nanos()).unwrap_or(i64::MAX) {
-                return Some(stamp);
-            }
-            if Instant::now() >= deadline {
-                return Some(Stamp { too_fresh: true, ..stamp });
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        stamp::take(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0))
     }
 
     /// Whether nothing is waiting to be sent, as far as is known.

@@ -59,6 +59,7 @@ pub(crate) async fn probe(database: &Database) -> Result<(), StepError> {
             database.paths.database.display()
         );
     }
+    database.lock_tail().state.fencing = Some(conditional);
     database.progress.update(|f| f.fencing = Some(conditional));
     Ok(())
 }
@@ -66,6 +67,9 @@ pub(crate) async fn probe(database: &Database) -> Result<(), StepError> {
 /// Compares what the control file says with the bucket, and sets the mode accordingly.
 pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
     let state = database.lock_tail().state.clone();
+    if state.fencing.is_some() {
+        database.progress.update(|f| f.fencing = state.fencing);
+    }
     let Some(acked) = state.acked else { return verify_unknown(database).await };
     let listed = database.store.list(Level::ZERO, Some(acked.txid)).await?;
     let reach = match listed.iter().map(|l| l.name.max_txid).max() {

@@ -11,6 +11,7 @@
 //! | `snapshot`, `preserve` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
 //! | `progress` | how far it is, for those who wait |
+//! | `stamp`, `remember` | what is told of a file that nobody has open |
 //! | `process` | what a process has one of |
 
 mod batch;
@@ -23,7 +24,9 @@ pub(crate) mod local;
 pub(crate) mod preserve;
 pub(crate) mod process;
 pub(crate) mod progress;
+pub(crate) mod remember;
 mod send;
 mod snapshot;
+mod stamp;
 mod tail;
 mod uploader;

@@ -14,11 +14,12 @@ use super::control::{Control, Identity, State};
 use super::database::{Database, Host};
 use super::hub::{Hub, Notice};
 use super::local::{OwnerMode, Paths, identity};
+use super::progress::WaitError;
 use super::tail::{Mode, Tail};
 use super::uploader;
 use crate::config::Options;
 use crate::spool::{Spool, SpoolError};
-use crate::store::{self, ReplicaUrl, StoreError, StoreOptions, UrlError};
+use crate::store::{self, ReplicaUrl, StoreError, UrlError};
 
 /// Why a database cannot be opened with replication.
 #[derive(Debug, thiserror::Error)]
@@ -130,7 +131,7 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
             database: path.display().to_string(),
         });
     }
-    let store = store::open(&url, &store_options(options))?;
+    let store = store::open(&url, &options.store_options())?;
     let paths = Paths::of(path);
     let tail = open_tail(&paths, identity, &url_text, options)?;
     let id = process.next_id.fetch_add(1, Ordering::Relaxed);
@@ -162,7 +163,7 @@ pub(crate) fn close(database: &Arc<Database>) {
     let limit = database.options.close_timeout;
     if database.is_known()
         && !limit.is_zero()
-        && let Err(error) = database.sync(limit)
+        && let Err(error @ WaitError::Timeout(..)) = database.sync(limit)
     {
         log::warn!(
             target: "replicated",
@@ -229,19 +230,6 @@ fn saved_for(saved: Option<State>, identity: Identity, url: &str, database: &str
         return fresh;
     }
     saved
-}
-
-fn store_options(options: &Options) -> StoreOptions {
-    StoreOptions {
-        endpoint: options.endpoint.clone(),
-        region: options.region.clone(),
-        path_style: options.path_style,
-        allow_http: options.allow_http,
-        ca_bundle: options.ca_bundle.clone(),
-        profile: options.profile.clone(),
-        request_timeout: options.request_timeout,
-        connect_timeout: options.connect_timeout,
-    }
 }
 
 impl Registry {

@@ -257,13 +257,18 @@ impl Task {
     }
 
     fn acknowledged(&mut self, database: &Database, inflight: &Inflight) -> Result<(), StepError> {
-        database.lock_tail().acknowledged()?;
+        let settled = {
+            let mut tail = database.lock_tail();
+            tail.acknowledged()?;
+            database.is_settled(&tail)
+        };
         self.note_acked(inflight.sequence);
         database.progress.update(|f| {
             f.acked_sequence = f.acked_sequence.max(inflight.sequence);
             f.remote_txid = Some(inflight.attempt.txid);
             f.last_success_ms = Some(now_ms());
             f.uploads += 1;
+            f.state = if settled { ReplicationState::Idle } else { ReplicationState::Uploading };
         });
         log::debug!(
             target: "replicated",

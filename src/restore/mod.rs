@@ -12,6 +12,7 @@ use std::pin::pin;
 use futures_util::StreamExt;
 
 use crate::ltx::Header;
+use crate::replicator::remember::{self, Restored};
 use crate::store::{Listed, LtxName, Store};
 use crate::types::{PageSize, TimestampMs, Txid, WalPos};
 
@@ -106,6 +107,8 @@ pub struct Report {
     pub files: Vec<LtxName>,
     /// Their size together.
     pub read_bytes: u64,
+    /// Why replication cannot go on from here by itself: the restored position could not be written beside the database.
+    pub not_resumable: Option<String>,
 }
 
 impl Report {
@@ -177,9 +180,10 @@ pub async fn restore_to_path(store: &dyn Store, options: &RestoreOptions<'_>) ->
     }
     draft.sync()?;
     draft.publish()?;
-    // RESUME: here the control file beside the database is written from `report`, so that replication goes on from its TXID (issue 2,
-    // `design.md` section 6). After the rename, which changes the file's ctime; a crash in between only costs a new snapshot.
-    Ok(report)
+    // After the rename, which changes the file's ctime. After a crash in between the user has to say that this file goes on.
+    let restored = Restored { txid: report.txid, newest: report.max_txid_in_bucket, page_size: report.page_size };
+    let remembered = remember::restored(&target, store.url(), &restored);
+    Ok(Report { not_resumable: remembered.err().map(|error| error.to_string()), ..report })
 }
 
 async fn make_plan(store: &dyn Store, target: Target) -> Result<(Plan, Vec<Listed>), RestoreError> {
@@ -276,5 +280,6 @@ fn report(plan: &Plan, header: &Header) -> Report {
         node_id: header.node_id,
         files: plan.files.iter().map(|file| file.name).collect(),
         read_bytes: plan.size_bytes(),
+        not_resumable: None,
     }
 }

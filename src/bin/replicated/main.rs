@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod adopt;
 mod integrity;
 mod list;
 mod restore;
@@ -23,6 +24,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Restore(restore::Args),
+    Adopt(adopt::Args),
     List(list::Args),
 }
 
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(with_double_dashes(std::env::args_os()));
     let outcome = match cli.command {
         Command::Restore(args) => restore::run(&args),
+        Command::Adopt(args) => adopt::run(&args),
         Command::List(args) => list::run(&args),
     };
     match outcome {

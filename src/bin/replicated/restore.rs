@@ -158,6 +158,7 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
             "database_bytes": report.database_bytes(),
             "files": report.files.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "read_bytes": report.read_bytes,
+            "resumable": report.not_resumable.is_none() && report.txid == report.max_txid_in_bucket,
             "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "integrity_check": args.integrity_check.name(),
         }));
@@ -175,13 +176,19 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
         check => format!("every checksum of the files read, and SQLite's {} integrity check", check.name()),
     };
     let speed = report.read_bytes as f64 / elapsed.as_secs_f64().max(0.001);
+    let next = match &report.not_resumable {
+        Some(why) => format!("its position could not be kept beside it ({why}): see `replicated adopt`"),
+        None if report.txid < report.max_txid_in_bucket => "nothing until you decide with `replicated adopt`".to_owned(),
+        None => "goes on from here when it is opened with this replica".to_owned(),
+    };
     text::to_stdout(&format!(
         "Restored {output} from {url}\n\
          \x20 state     TXID {txid}{behind}\n\
          \x20 time      {time} ({age})\n\
          \x20 size      {size}, {pages} pages of {page_size} bytes\n\
          \x20 read      {read} in {files}, {took} ({speed}/s)\n\
-         \x20 verified  {checked}\n",
+         \x20 verified  {checked}\n\
+         \x20 replicates {next}\n",
         output = output.display(),
         url = store.url(),
         txid = report.txid,

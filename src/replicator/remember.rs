@@ -1,0 +1,84 @@
+//! What tools write beside a database before it is opened with replication.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::control::{Acked, Control, RestoredEarlier, State, replica_hash};
+use super::local::{OwnerMode, Paths, identity};
+use super::stamp;
+use crate::types::{PageSize, Txid, WalPos};
+
+/// Why nothing could be remembered.
+#[derive(Debug, thiserror::Error)]
+pub enum RememberError {
+    /// The directory beside the database, or the control file in it, cannot be written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A process has the database open and replicates it.
+    #[error("{0} is open in a process that replicates it: stop that process first")]
+    InUse(PathBuf),
+}
+
+/// What was restored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Restored {
+    pub(crate) txid: Txid,
+    /// The newest TXID that the bucket had.
+    pub(crate) newest: Txid,
+    pub(crate) page_size: PageSize,
+}
+
+/// A restored database goes on replicating from its TXID, if that was the newest; else nothing is sent until the user has decided.
+pub(crate) fn restored(database: &Path, replica_url: &str, restored: &Restored) -> Result<(), RememberError> {
+    let earlier = (restored.txid < restored.newest).then_some(RestoredEarlier { txid: restored.txid, newest: restored.newest });
+    write(database, |_, identity| State {
+        identity: Some(identity),
+        replica_hash: replica_hash(replica_url),
+        node_id: fastrand::u64(1..),
+        page_size: restored.page_size.get(),
+        acked: Some(Acked { txid: restored.txid, end: WalPos::default() }),
+        captured: Some(WalPos::default()),
+        sealed: true,
+        stamp: stamp::settled(database, &|header| std::fs::File::open(database)?.read_exact_at(header, 0)),
+        restored_earlier: earlier,
+        ..State::default()
+    })
+}
+
+/// Declares a database file the truth over what its bucket holds up to `newest`: at its next open the full state is sent as the TXID after
+/// that. What the bucket holds stays restorable.
+///
+/// # Errors
+/// Where the database is open in a process that replicates it, or the directory beside it cannot be written.
+pub fn adopt(database: &Path, replica_url: &str, newest: Txid) -> Result<(), RememberError> {
+    write(database, |saved, identity| {
+        let fresh =
+            State { identity: Some(identity), replica_hash: replica_hash(replica_url), node_id: fastrand::u64(1..), ..State::default() };
+        let saved = saved.filter(|s| s.identity == fresh.identity && s.replica_hash == fresh.replica_hash);
+        State { adopt: Some(newest), ..saved.unwrap_or(fresh) }
+    })
+}
+
+fn write(database: &Path, state: impl FnOnce(Option<State>, super::control::Identity) -> State) -> Result<(), RememberError> {
+    let absolute = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
+    let paths = Paths::of(&absolute);
+    let error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| RememberError::Io { path, source }
+    };
+    let identity = identity(database).map_err(error(database))?;
+    let owner = OwnerMode::of(database).map_err(error(database))?;
+    paths.create_directory(&owner).map_err(error(&paths.directory))?;
+    let (mut control, saved) = Control::open(&paths.control(), &owner).map_err(error(&paths.control()))?;
+    if !control.try_lock().map_err(error(&paths.control()))? {
+        return Err(RememberError::InUse(database.to_owned()));
+    }
+    control.save(&state(saved, identity)).and_then(|()| control.sync()).map_err(error(&paths.control()))
+}
