@@ -81,6 +81,12 @@ impl Bucket {
         restore::catalogue(&*self.store()).unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// Everything in it, nothing where there is nothing.
+    #[must_use]
+    pub fn try_list(&self) -> Vec<Listed> {
+        restore::catalogue(&*self.store()).unwrap_or_default()
+    }
+
     /// Everything at a level.
     #[must_use]
     pub fn level(&self, level: Level) -> Vec<Listed> {

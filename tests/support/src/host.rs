@@ -256,10 +256,18 @@ impl Host {
 
     /// Closes a connection.
     ///
+    /// # Errors
+    /// What SQLite said.
+    pub fn try_close(&mut self, db: Db) -> Result<(), String> {
+        self.ask(&json!({"op": "close", "db": db.0})).map(drop)
+    }
+
+    /// Closes a connection.
+    ///
     /// # Panics
     /// Where that fails.
     pub fn close(&mut self, db: Db) {
-        self.ask(&json!({"op": "close", "db": db.0})).unwrap_or_else(|error| panic!("close: {error}"));
+        self.try_close(db).unwrap_or_else(|error| panic!("close: {error}"));
     }
 
     /// Ends it as programs end: its connections are closed.
@@ -275,9 +283,10 @@ impl Host {
     /// kill -9.
     ///
     /// # Panics
-    /// Where that fails.
+    /// Where it does not end.
     pub fn kill(mut self) {
-        self.child.kill().expect("a child can be killed");
+        // It may have ended already.
+        let _ = self.child.kill();
         self.child.wait().expect("a killed child ends");
     }
 }
