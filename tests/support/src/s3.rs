@@ -136,7 +136,13 @@ impl Server {
         let mut service = S3ServiceBuilder::new(files);
         service.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
         let requests = Arc::new(Counters::default());
-        let handler = Handler { service: service.build(), requests: Arc::clone(&requests), writes: Mutex::new(()), delay: options.delay };
+        let handler = Handler {
+            service: service.build(),
+            requests: Arc::clone(&requests),
+            writes: Mutex::new(()),
+            delay: options.delay,
+            root: root.clone(),
+        };
         let stop = Arc::new(Notify::new());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let thread = std::thread::Builder::new().name("testkit-s3".to_owned()).spawn({
@@ -225,6 +231,7 @@ struct Handler {
     /// The file system behind the server looks and then writes: one write at a time makes that one step.
     writes: Mutex<()>,
     delay: Duration,
+    root: PathBuf,
 }
 
 impl Handler {
@@ -233,16 +240,27 @@ impl Handler {
         tokio::time::sleep(self.delay).await;
         let (parts, body) = request.into_parts();
         // Read before the lock is taken, so that a slow client holds up nobody.
-        let Ok(body) = body.collect().await else { return refusal(StatusCode::BAD_REQUEST) };
+        let Ok(body) = body.collect().await else { return refusal(StatusCode::BAD_REQUEST, "") };
         let is_write = !matches!(parts.method, Method::GET | Method::HEAD);
         let request = Request::from_parts(parts, Body::from(body.to_bytes()));
         let _one_at_a_time = if is_write { Some(self.writes.lock().await) } else { None };
-        self.service.call(request).await.unwrap_or_else(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR))
+        // The file system behind the server would make the bucket.
+        if self.lacks_bucket(request.uri().path()) {
+            return refusal(StatusCode::NOT_FOUND, NO_SUCH_BUCKET);
+        }
+        self.service.call(request).await.unwrap_or_else(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR, ""))
+    }
+
+    fn lacks_bucket(&self, path: &str) -> bool {
+        let bucket = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        !bucket.is_empty() && !self.root.join(bucket).is_dir()
     }
 }
 
-fn refusal(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+const NO_SUCH_BUCKET: &str = "<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>";
+
+fn refusal(status: StatusCode, body: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::from(bytes::Bytes::from_static(body.as_bytes())));
     *response.status_mut() = status;
     response
 }
