@@ -81,7 +81,10 @@ fn round(dist: &Path, directory: &Path, replica: &str, env: &[(String, String)])
     let again = directory.join("again.db");
     restore(dist, replica, &again, env)?;
     sqlite::page_compare(&database, &again)?;
-    good(&format!("reopened: the rest followed (TXID {}), no second snapshot; restored again: equal to the original, page by page", txid.trim()));
+    good(&format!(
+        "reopened: the rest followed (TXID {}), no second snapshot; restored again: equal to the original, page by page",
+        txid.trim()
+    ));
     Ok(())
 }
 
@@ -167,7 +170,8 @@ fn run_self(role: &str, dist: &Path, uri: &str, env: &[(String, String)]) -> Res
 }
 
 fn restore(dist: &Path, replica: &str, to: &Path, env: &[(String, String)]) -> Result<()> {
-    let status = Command::new(dist.join("replicated")).args(["restore", "--quiet", replica, "-o"]).arg(to).envs(env.iter().cloned()).status()?;
+    let status =
+        Command::new(dist.join("replicated")).args(["restore", "--quiet", replica, "-o"]).arg(to).envs(env.iter().cloned()).status()?;
     if status.success() { Ok(()) } else { Err("the restore failed".into()) }
 }
 
