@@ -37,8 +37,10 @@ pub(crate) trait Host: Send + Sync + std::fmt::Debug {
 /// The newest committed state, and what the uploader wants to hear of.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Published {
-    /// False until the WAL-index has been seen.
+    /// False until the WAL-index, or for want of it the WAL, has been seen.
     pub(crate) known: bool,
+    /// What is known comes from the WAL-index.
+    from_index: bool,
     pub(crate) end: WalPos,
     pub(crate) database_pages: u32,
     pub(crate) page_size: Option<PageSize>,
@@ -132,8 +134,13 @@ impl Database {
     ///
     /// Cheap where nothing was committed; pushes a descriptor where something was.
     pub(crate) fn observe(&self, index: &IndexHeader) {
+        self.publish(index, true);
+    }
+
+    fn publish(&self, index: &IndexHeader, from_index: bool) {
         let mut published = self.published.lock();
         let end = index.end();
+        published.from_index |= from_index;
         if published.known && (published.end == end || end.frame == 0) {
             return;
         }
@@ -145,12 +152,11 @@ impl Database {
         published.page_size = index.page_size;
         let first_frame = if same_log && !first_sight { published.end.frame + 1 } else { 1 };
         published.end = end;
-        if end.frame > 0 {
-            published.sequence += 1;
-            published.committed_ms = committed_ms;
-            if published.oldest_waiting_ms == 0 {
-                published.oldest_waiting_ms = committed_ms;
-            }
+        // What there is at first sight counts as a commit, in the WAL or not: the bucket may lack all of it.
+        published.sequence += 1;
+        published.committed_ms = committed_ms;
+        if published.oldest_waiting_ms == 0 {
+            published.oldest_waiting_ms = committed_ms;
         }
         let wake = first_sight || published.behind() >= published.wake_frames;
         if wake {
@@ -177,12 +183,21 @@ impl Database {
         self.published.lock().known
     }
 
-    /// A writer asks to restart the WAL, with the write lock held and the WAL-index as given. False: it must append.
-    pub(crate) fn may_restart(&self, index: &IndexHeader) -> bool {
+    /// Whether the WAL-index has been seen since the open.
+    pub(crate) fn has_seen_index(&self) -> bool {
+        self.published.lock().from_index
+    }
+
+    /// The WAL is to be restarted, with the write lock held and the WAL-index as given. False: the caller must append, or report busy.
+    ///
+    /// A writer waits for a moment only. A checkpoint that somebody asked for takes what it takes, as it does without us.
+    pub(crate) fn may_restart(&self, index: &IndexHeader, asked_for: bool) -> bool {
         self.observe(index);
         let page_bytes = index.page_size.unwrap_or(PageSize::MIN).get();
-        let Some(mut tail) = self.tail.try_lock_for(GATE_PATIENCE) else { return false };
-        match self.secure(&mut tail, GATE_BYTES / page_bytes) {
+        let (tail, most_frames) =
+            if asked_for { (Some(self.tail.lock()), u32::MAX) } else { (self.tail.try_lock_for(GATE_PATIENCE), GATE_BYTES / page_bytes) };
+        let Some(mut tail) = tail else { return false };
+        match self.secure(&mut tail, most_frames) {
             Ok(()) => true,
             Err(error) => {
                 log::debug!(target: "replicated", "{}: the WAL is not restarted yet: {error}", self.paths.database.display());
@@ -261,8 +276,11 @@ impl Database {
         tail.resolve(&live.end, &|| self.stamp());
         if self.preserving.load(Ordering::Acquire) {
             let mut slot = self.preserver.lock();
-            if let (Some(preserver), Ok(wal)) = (&mut slot.active, tail.wal()) {
-                preserver.before_restart(wal);
+            if let Some(preserver) = &mut slot.active {
+                match tail.wal() {
+                    Ok(wal) => preserver.before_restart(wal),
+                    Err(error) => preserver.give_up(error.to_string()),
+                }
             }
         }
         let result = tail.seal(&live, most_frames, self.stamp());
@@ -333,10 +351,13 @@ impl Database {
 
     /// A program that asks before it has read anything: the WAL itself tells, as it tells SQLite's recovery.
     fn observe_without_index(&self) {
-        let Ok(wal) = WalFile::open(&self.paths.wal) else { return };
-        let Ok(Some((end, database_pages, page_size))) = wal.last_commit() else { return };
+        let wal = WalFile::open(&self.paths.wal);
+        let last_commit = wal.as_ref().ok().and_then(|wal| wal.last_commit().ok()).flatten();
+        let salts = wal.and_then(|wal| wal.header()).map(|header| header.salts).unwrap_or_default();
+        let (end, database_pages, page_size) =
+            last_commit.map_or((WalPos { salts, ..WalPos::default() }, 0, None), |(end, pages, size)| (end, pages, Some(size)));
         let index = IndexHeader {
-            page_size: Some(page_size),
+            page_size,
             max_frame: end.frame,
             db_pages: database_pages,
             frame_checksum: end.checksum,
@@ -345,7 +366,7 @@ impl Database {
             is_init: true,
             big_endian_checksum: false,
         };
-        self.observe(&index);
+        self.publish(&index, false);
     }
 
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
@@ -356,7 +377,7 @@ impl Database {
             tail.mode = Mode::Unresolved;
         }
         let mut published = self.published.lock();
-        published.known = false;
+        (published.known, published.from_index) = (false, false);
         published.wake_frames = 1;
     }
 
@@ -384,7 +405,7 @@ impl Database {
         self.tail.lock()
     }
 
-    /// Sleeps until that many frames are waiting: false if they are already, and then it must not sleep.
+    /// The uploader is to be woken when that many frames are waiting. False if they are already: then nobody will wake it.
     pub(crate) fn arm(&self, frames: u32) -> bool {
         let mut published = self.published.lock();
         published.wake_frames = frames;
@@ -416,17 +437,18 @@ impl Database {
         self.host.open_database(&self.paths.database)
     }
 
-    /// Begins to preserve the state as it is now, if no checkpoint runs; `build` makes the preserver for it.
-    pub(crate) fn begin_preserving(
+    /// Begins to preserve the state as it is now, if no checkpoint runs; `build` makes the preserver for it and completes what is published.
+    pub(crate) fn begin_preserving<E>(
         &self,
-        build: impl FnOnce(&Published) -> Result<Preserver, TailError>,
-    ) -> Result<Option<Published>, TailError> {
+        build: impl FnOnce(Published) -> Result<(Preserver, Published), E>,
+    ) -> Result<Option<Published>, E> {
         let mut slot = self.preserver.lock();
         if slot.checkpoints > 0 {
             return Ok(None);
         }
         let published = self.published();
-        slot.active = Some(build(&published)?);
+        let (preserver, published) = build(published)?;
+        slot.active = Some(preserver);
         self.preserving.store(true, Ordering::Release);
         Ok(Some(published))
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::batch::{FramePages, WalFile};
+use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, FullReason};
 use super::database::{Database, Published, now_ms};
 use super::lineage;
@@ -21,7 +21,7 @@ use super::tail::{Mode, StopKind, TailError};
 use super::uploader::{Next, StepError, stop};
 use crate::ltx::{Encoder, Header};
 use crate::store::{Created, LtxName, Upload};
-use crate::types::{PageNo, TimestampMs, Txid, WalPos};
+use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// How long to wait for a checkpoint that runs just now.
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
@@ -35,36 +35,104 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
     let moment = match begin(database, reason)? {
         Begin::Moment(moment) => moment,
         Begin::Wait => return Ok(Next::After(CHECKPOINT_PAUSE)),
-        Begin::Empty => return Ok(Next::Idle),
+        Begin::Empty(sequence) => {
+            database.note_acked(sequence, None);
+            database.progress.update(|f| f.acked_sequence = f.acked_sequence.max(sequence));
+            return Ok(Next::Idle);
+        }
     };
-    let result = send_moment(database, reason, newest.map(|l| l.name.max_txid), &moment).await;
-    database.end_preserving();
-    result
+    let _ends = Preserving(database);
+    send_moment(database, reason, newest.map(|l| l.name.max_txid), &moment).await
+}
+
+/// Ends preserving, also where the snapshot is cut off.
+struct Preserving<'a>(&'a Database);
+
+impl Drop for Preserving<'_> {
+    fn drop(&mut self) {
+        self.0.end_preserving();
+    }
 }
 
 enum Begin {
     Moment(Published),
     /// A checkpoint runs.
     Wait,
-    /// There is no page yet.
+    /// There is no page yet, as of that commit.
+    Empty(u64),
+}
+
+enum BeginError {
     Empty,
+    Step(StepError),
+}
+
+impl From<TailError> for BeginError {
+    fn from(error: TailError) -> Self {
+        Self::Step(error.into())
+    }
+}
+
+impl From<BatchError> for BeginError {
+    fn from(error: BatchError) -> Self {
+        TailError::from(error).into()
+    }
+}
+
+impl From<io::Error> for BeginError {
+    fn from(error: io::Error) -> Self {
+        Self::Step(error.into())
+    }
+}
+
+/// Page size and pages of the database by its own header; `None` where it is empty or not in WAL mode.
+fn size_of(database: &Database) -> Result<Option<(Option<PageSize>, u32)>, io::Error> {
+    const WAL_VERSION: u8 = 2;
+    let Some(stamp) = database.stamp() else { return Ok(None) };
+    if stamp.size_bytes == 0 {
+        return Ok(None);
+    }
+    let mut header = [0; 32];
+    database.open_file()?.read_exact_at(&mut header, 0)?;
+    let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65536,
+        other => u32::from(other),
+    };
+    let Some(page_size) = PageSize::new(page_bytes).filter(|_| header[18] == WAL_VERSION) else { return Ok(None) };
+    let stored = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
+    let [change_counter, valid_for] = stamp.header_words;
+    let pages = if stored > 0 && change_counter == valid_for {
+        stored
+    } else {
+        u32::try_from(stamp.size_bytes / u64::from(page_bytes)).unwrap_or(u32::MAX)
+    };
+    Ok((pages > 0).then_some((Some(page_size), pages)))
 }
 
 /// Chooses the moment: from here on its pages are preserved and later frames are captured as they come.
 fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let mut tail = database.lock_tail();
-    let published = database.published();
-    let (Some(page_size), true) = (published.page_size, published.database_pages > 0) else { return Ok(Begin::Empty) };
-    let begun = database.begin_preserving(|published| {
+    let sequence = database.published().sequence;
+    let begun = database.begin_preserving(|mut published| {
         let frames = if published.end.frame > 0 {
             let start = WalPos { frame: 0, ..published.end };
             tail.wal()?.pages(&start, published.end.frame)?
         } else {
-            FramePages::none(page_size, published.database_pages, published.end)
+            // A WAL-index that was made for an empty WAL knows neither.
+            if published.page_size.is_none() || published.database_pages == 0 {
+                (published.page_size, published.database_pages) = size_of(database)?.ok_or(BeginError::Empty)?;
+            }
+            FramePages::none(published.page_size.ok_or(BeginError::Empty)?, published.database_pages, published.end)
         };
-        Preserver::new(frames, published.database_pages, &database.paths.directory)
-            .map_err(|source| TailError::Control { path: database.paths.directory.clone(), source })
-    })?;
+        let preserver = Preserver::new(frames, published.database_pages, &database.paths.directory)
+            .map_err(|source| TailError::Control { path: database.paths.directory.clone(), source })?;
+        Ok((preserver, published))
+    });
+    let begun = match begun {
+        Err(BeginError::Empty) => return Ok(Begin::Empty(sequence)),
+        Err(BeginError::Step(error)) => return Err(error),
+        Ok(begun) => begun,
+    };
     let Some(published) = begun else { return Ok(Begin::Wait) };
     tail.state.captured = Some(published.end);
     // With nothing in the WAL, whatever generation SQLite begins next follows on.

@@ -55,6 +55,8 @@ pub(crate) enum Next {
     Again,
     /// Nothing until something is committed.
     Idle,
+    /// Nothing, whatever is committed, until somebody acts.
+    Stopped,
     /// Nothing until something is committed that goes without a token, or the time has passed.
     After(Duration),
 }
@@ -160,6 +162,10 @@ impl Task {
                         self.mailbox.notify.notified().await;
                     }
                 }
+                Next::Stopped => {
+                    let _ = self.database.arm(u32::MAX);
+                    self.mailbox.notify.notified().await;
+                }
                 Next::After(pause) => self.pause(pause).await,
             }
         }
@@ -181,10 +187,10 @@ impl Task {
         };
         if let Mode::Stopped(kind, message) = mode {
             report_stop(&database, kind, message);
-            return Ok(Next::Idle);
+            return Ok(Next::Stopped);
         }
         if !self.verified {
-            lineage::verify(&database).await?;
+            self.meanwhile(lineage::verify(&database)).await??;
             self.verified = true;
             self.succeeded();
             return Ok(Next::Again);
@@ -193,7 +199,7 @@ impl Task {
             return self.send_inflight().await;
         }
         if let Mode::Full(reason) = mode {
-            let next = snapshot::send_full(&database, reason).await?;
+            let next = self.meanwhile(snapshot::send_full(&database, reason)).await??;
             if next == Next::Again {
                 self.budget.take(Instant::now());
                 self.succeeded();
@@ -244,7 +250,7 @@ impl Task {
         let name = LtxName::level0(inflight.attempt.txid);
         let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
         if created == Created::AlreadyExists {
-            match lineage::compare(&database, &name, &inflight.attempt).await? {
+            match self.meanwhile(lineage::compare(&database, &name, &inflight.attempt)).await?? {
                 Exists::Ours => {}
                 Exists::Foreign(whose) => {
                     stop(&database, StopKind::Fenced, whose);
@@ -287,8 +293,9 @@ impl Task {
     /// Awaits a request; spools as the WAL grows, and ends early where the last handle is closed.
     async fn meanwhile<T>(&self, request: impl Future<Output = T>) -> Result<T, StepError> {
         let mut request = pin!(request);
+        let mut wake_frames = ENCODE_AHEAD_FRAMES;
         loop {
-            if self.database.arm(ENCODE_AHEAD_FRAMES) {
+            if self.database.arm(wake_frames) {
                 tokio::select! {
                     done = &mut request => return Ok(done),
                     () = self.mailbox.notify.notified() => {}
@@ -297,7 +304,7 @@ impl Task {
             if self.database.closing.load(Ordering::Acquire) {
                 return Err(StepError::Closed);
             }
-            self.encode_ahead();
+            wake_frames = self.encode_ahead();
         }
     }
 
@@ -305,8 +312,9 @@ impl Task {
     async fn pause(&self, pause: Duration) {
         let urgent_before = self.database.urgent.load(Ordering::Acquire);
         let mut sleep = pin!(tokio::time::sleep(pause));
+        let mut wake_frames = ENCODE_AHEAD_FRAMES;
         loop {
-            if self.database.arm(ENCODE_AHEAD_FRAMES) {
+            if self.database.arm(wake_frames) {
                 tokio::select! {
                     () = &mut sleep => return,
                     () = self.mailbox.notify.notified() => {}
@@ -315,27 +323,29 @@ impl Task {
             if self.database.closing.load(Ordering::Acquire) || self.database.urgent.load(Ordering::Acquire) != urgent_before {
                 return;
             }
-            self.encode_ahead();
+            wake_frames = self.encode_ahead();
         }
     }
 
-    fn encode_ahead(&self) {
+    /// Spools what waits in the WAL where it is much. Returns at how many frames to look again: never, where nothing can be spooled now.
+    fn encode_ahead(&self) -> u32 {
         let database = &self.database;
         let mut tail = database.lock_tail();
         if tail.state.captured.is_none() || matches!(tail.mode, Mode::Stopped(..) | Mode::Unresolved) {
-            return;
+            return u32::MAX;
         }
         let live = database.published().live();
         if tail.uncaptured_frames(&live.end) < ENCODE_AHEAD_FRAMES {
-            return;
+            database.note_captured(&tail);
+            return ENCODE_AHEAD_FRAMES;
         }
         let spooled = tail.capture_to_spool(&live, u32::MAX).and_then(|()| tail.merge_waiting());
         database.note_captured(&tail);
-        if let Err(error) = spooled
-            && let Err(error) = recover(database, &mut tail, error)
-        {
+        let Err(error) = spooled else { return ENCODE_AHEAD_FRAMES };
+        if let Err(error) = recover(database, &mut tail, error) {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
         }
+        u32::MAX
     }
 
     fn succeeded(&mut self) {

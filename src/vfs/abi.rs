@@ -33,6 +33,8 @@ pub(crate) const SQLITE_SHM_EXCLUSIVE: c_int = 8;
 
 /// The WAL-index lock that a writer holds.
 pub(crate) const WAL_WRITE_LOCK: c_int = 0;
+/// The WAL-index lock that a checkpointer holds.
+pub(crate) const WAL_CHECKPOINT_LOCK: c_int = 1;
 /// The first of the five locks of the read marks.
 pub(crate) const WAL_READ_LOCK_0: c_int = 3;
 

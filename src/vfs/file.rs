@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use super::abi::{
     File, IoMethods, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_PRAGMA,
     SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_READONLY,
-    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
 use super::pragma::{self, Answer};
@@ -42,6 +42,8 @@ struct MainFile {
     index: AtomicPtr<u8>,
     /// This connection holds the WAL's write lock.
     holds_write: AtomicBool,
+    /// This connection holds the checkpoint lock.
+    holds_checkpoint: AtomicBool,
     /// `PRAGMA journal_mode=WAL` is being carried out, which needs one rollback transaction.
     switching_to_wal: AtomicBool,
     /// The refusal was logged.
@@ -104,6 +106,7 @@ pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, datab
         generation: process::generation(),
         index: AtomicPtr::new(std::ptr::null_mut()),
         holds_write: AtomicBool::new(false),
+        holds_checkpoint: AtomicBool::new(false),
         switching_to_wal: AtomicBool::new(false),
         refused: AtomicBool::new(false),
     };
@@ -385,8 +388,10 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
             main.holds_write.store(false, Ordering::Relaxed);
             guarded(main, (), observe);
         }
+        (GIVE, WAL_CHECKPOINT_LOCK, 1) => main.holds_checkpoint.store(false, Ordering::Relaxed),
         (TAKE, 4, 4) => {
-            let allowed = guarded(main, false, || main.index_header().is_some_and(|index| database.may_restart(&index)));
+            let asked_for = main.holds_checkpoint.load(Ordering::Relaxed);
+            let allowed = guarded(main, false, || main.index_header().is_some_and(|index| database.may_restart(&index, asked_for)));
             if !allowed {
                 return SQLITE_BUSY;
             }
@@ -398,7 +403,8 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
     if rc == SQLITE_OK {
         match (flags, offset) {
             (TAKE, WAL_WRITE_LOCK) => main.holds_write.store(true, Ordering::Relaxed),
-            (READ, WAL_READ_LOCK_0..) if !database.is_known() => guarded(main, (), observe),
+            (TAKE, WAL_CHECKPOINT_LOCK) if n == 1 => main.holds_checkpoint.store(true, Ordering::Relaxed),
+            (READ, WAL_READ_LOCK_0..) if !database.has_seen_index() => guarded(main, (), observe),
             _ => {}
         }
     }
