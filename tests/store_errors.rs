@@ -346,6 +346,41 @@ fn missing_credentials_are_told_at_the_first_operation() {
     assert!(begun.elapsed() < Duration::from_secs(2));
 }
 
+/// An environment whose only source of credentials is the metadata service at an address.
+fn machine(metadata: &str) -> Env {
+    [("HOME", "/nonexistent"), ("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)].into_iter().collect()
+}
+
+#[test]
+fn a_machine_gives_credentials() {
+    let server = Server::start().unwrap();
+    let keys = format!(
+        r#"{{"Code":"Success","AccessKeyId":"{}","SecretAccessKey":"{}","Token":"t","Expiration":"2100-01-01T00:00:00Z"}}"#,
+        server.access_key(),
+        server.secret_key()
+    );
+    let metadata = Scripted::start(&[(200, "", "metadata-token"), (200, "", "role"), (200, "", &keys)]);
+    let store = open(&server.url("db"), &machine(&metadata.endpoint));
+    run(async {
+        assert_eq!(store.list(Level::ZERO, None).await.unwrap(), []);
+        assert_eq!(store.list(Level::ZERO, None).await.unwrap(), []);
+    });
+    assert_eq!(metadata.count(), 3, "credentials are kept until they expire");
+}
+
+#[test]
+fn a_machine_without_credentials_is_told_so() {
+    let server = Server::start().unwrap();
+    let metadata = Scripted::start(&[(404, "", "no role")]);
+    let nobody = "http://127.0.0.1:1";
+    for endpoint in [metadata.endpoint.as_str(), nobody] {
+        let error = run(open(&server.url("db"), &machine(endpoint)).list(Level::ZERO, None)).unwrap_err();
+        assert_eq!(error.kind, Kind::Credentials, "{error}");
+        assert!(error.cause.starts_with("no credentials from the environment, a profile or this machine"), "{error}");
+        assert!(error.advice.contains("AWS_ACCESS_KEY_ID"), "{error}");
+    }
+}
+
 #[test]
 fn settings_that_cannot_work_are_told_at_once() {
     let told = |url: &str, env: &Env, said: &str| {

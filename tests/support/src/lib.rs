@@ -4,6 +4,7 @@
 //! * [`net::Proxy`]: a network that refuses, hangs, cuts and delays on demand;
 //! * [`sqlite`]: comparing databases.
 
+mod google;
 pub mod net;
 pub mod s3;
 pub mod sqlite;
