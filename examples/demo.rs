@@ -177,7 +177,8 @@ fn restore(dist: &Path, replica: &str, to: &Path, env: &[(String, String)]) -> R
 
 fn counter(database: &Path) -> Result<u64> {
     let connection = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    Ok(connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?)
+    let count: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
+    Ok(count.try_into()?)
 }
 
 /// A replica URL inside a database URI.
