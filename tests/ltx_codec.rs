@@ -224,7 +224,7 @@ proptest! {
         prop_assert_eq!((summary.page_count as usize, summary.size_bytes), (pages.len(), file.len() as u64));
         prop_assert!(summary.index_matches);
 
-        let mut reader = Reader::new(file.as_slice());
+        let mut reader = Reader::with_chunk_bytes(file.as_slice(), pieces[0]);
         prop_assert_eq!(reader.read_header().unwrap(), header);
         let (mut page, mut pulled) = (Vec::new(), Pages::new());
         while let Some(n) = reader.next_page(&mut page).unwrap() {

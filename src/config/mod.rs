@@ -90,7 +90,7 @@ impl Default for Options {
             max_memory_bytes: 32 << 20,
             max_local_bytes: 4 << 30,
             connect_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(60),
             log: LogTarget::Sqlite,
             log_level: LevelFilter::Info,
             endpoint: None,

@@ -137,18 +137,18 @@ pub const OPTIONS: &[OptionSpec] = &[
     option("sync_timeout", durations(10, 3_600_000), "30s", "How long `PRAGMA replicated_sync` waits for the bucket."),
     option(
         "max_memory",
-        Kind::Bytes { min: 8 * MIB, max: TIB },
+        Kind::Bytes { min: 16 * MIB, max: TIB },
         "32MiB",
-        "The limit of the memory that replication of all databases of the process takes.",
+        "What the replication of a database may take in memory: a batch over an eighth of it goes through a file.",
     ),
     option(
         "max_local",
         Kind::Bytes { min: MIB, max: 1024 * TIB },
         "4GiB",
-        "The limit of the local disk that waiting changes of a database take (its WAL and the spool) while the bucket cannot be reached.",
+        "The limit of the local disk that changes take which wait in the spool while the bucket cannot be reached. Past it they are dropped, and the full state follows.",
     ),
     option("connect_timeout", durations(100, 600_000), "5s", "How long a connection to the store may take to open."),
-    option("request_timeout", durations(100, 3_600_000), "30s", "How long one request to the store may take."),
+    option("request_timeout", durations(100, 3_600_000), "60s", "How long one request to the store may take."),
     option("log", Kind::Log, "sqlite", "Where log lines go: to SQLite's own log (`sqlite3_log`), to stderr, or to a file."),
     option("log_level", Kind::LogLevel, "info", "How much is logged."),
     option(

@@ -122,7 +122,7 @@ fn the_bounds_of_each_range_are_allowed() {
         ("close_timeout", "10m"),
         ("burst", "1"),
         ("burst", "100"),
-        ("max_memory", "8MiB"),
+        ("max_memory", "16MiB"),
         ("max_local", "1MiB"),
     ] {
         assert!(resolve(&[(name, text)], &[]).is_ok(), "{name}={text}");

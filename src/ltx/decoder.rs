@@ -294,3 +294,45 @@ impl PartialEq for IndexDigest {
         self.bytes == other.bytes && self.crc.value() == other.crc.value()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{PageSize, TimestampMs, Txid};
+
+    /// Pushes bytes one by one, as that gives the buffer every chance to grow, and returns the most that was kept.
+    fn most_kept(bytes: impl Iterator<Item = u8>) -> usize {
+        let mut decoder = Decoder::new();
+        let mut most = 0;
+        for byte in bytes {
+            let result = decoder.push(&[byte], &mut |_, _| Ok(()));
+            most = most.max(decoder.buffer.capacity() + decoder.page.capacity() + decoder.expected_index.scratch.capacity());
+            if result.is_err() {
+                break;
+            }
+        }
+        most
+    }
+
+    #[test]
+    fn no_more_than_a_few_pages_are_kept_whatever_arrives() {
+        let txid = Txid::FIRST.next();
+        let header = Header::new(PageSize::new(4096).unwrap(), u32::MAX, txid, txid, TimestampMs(0)).encode();
+        let lz4_frame = [0, 0, 0, 1, 0, 0, 0x04, 0x22, 0x4d, 0x18, 0x64, 0x40, 0xa7];
+        let starts: [&[u8]; 6] = [
+            // The largest block that is allowed, and one that is not.
+            &[0, 0, 0, 1, 0, 1, 0, 0, 0x10, 0x20],
+            &[0, 0, 0, 1, 0, 1, 0xff, 0xff, 0xff, 0xff],
+            // LZ4 frames of one large block, and of blocks without end.
+            &[lz4_frame.as_slice(), &[0xff, 0xff, 0xff, 0x7f]].concat(),
+            &[lz4_frame.as_slice(), &[0, 0, 0, 0x80].repeat(100_000)].concat(),
+            &[lz4_frame.as_slice(), &[1, 0, 0, 0, 0].repeat(100_000)].concat(),
+            // An index without end.
+            &[0; 6],
+        ];
+        for (i, start) in starts.into_iter().enumerate() {
+            let most = most_kept(header.iter().chain(start).copied().chain(std::iter::repeat_n(1, 200_000)));
+            assert!(most < 5 * 4096, "input {i} made the decoder keep {most} bytes");
+        }
+    }
+}

@@ -5,16 +5,17 @@ use std::io::Read;
 use super::{Decoder, Header, LtxError, Summary};
 use crate::types::PageNo;
 
-/// How many bytes are read at once.
+/// How many bytes are read at once unless the caller chooses.
 const CHUNK_BYTES: usize = 32 * 1024;
 
 /// Pulls the pages of one LTX file out of an [`std::io::Read`].
 ///
-/// What is kept is one chunk of 32 KiB, one page frame and one page. The chunk is allocated at the first read.
+/// What is kept is one chunk of 32 KiB, one page frame and one page. The chunk is allocated at the first read and given back at the end.
 #[derive(Debug)]
 pub struct Reader<R: Read> {
     input: R,
     decoder: Decoder,
+    chunk_bytes: usize,
     chunk: Vec<u8>,
     start: usize,
     end: usize,
@@ -24,7 +25,13 @@ pub struct Reader<R: Read> {
 impl<R: Read> Reader<R> {
     /// A reader at the start of a file. Nothing is read yet.
     pub fn new(input: R) -> Self {
-        Self { input, decoder: Decoder::new(), chunk: Vec::new(), start: 0, end: 0, summary: None }
+        Self::with_chunk_bytes(input, CHUNK_BYTES)
+    }
+
+    /// As [`Reader::new`], reading so many bytes at once: for many inputs less, for slow ones more.
+    pub fn with_chunk_bytes(input: R, chunk_bytes: usize) -> Self {
+        let chunk_bytes = chunk_bytes.max(1);
+        Self { input, decoder: Decoder::new(), chunk_bytes, chunk: Vec::new(), start: 0, end: 0, summary: None }
     }
 
     /// The header, where it has been read: at the latest after the first [`Reader::next_page`].
@@ -69,6 +76,7 @@ impl<R: Read> Reader<R> {
                 return Ok(page);
             }
             if self.fill()? == 0 {
+                self.chunk = Vec::new();
                 self.summary = Some(self.decoder.summary()?);
                 return Ok(None);
             }
@@ -88,7 +96,9 @@ impl<R: Read> Reader<R> {
 
     /// Reads the next chunk; 0 at the end.
     fn fill(&mut self) -> Result<usize, LtxError> {
-        self.chunk.resize(CHUNK_BYTES, 0);
+        if self.chunk.is_empty() {
+            self.chunk = vec![0; self.chunk_bytes];
+        }
         loop {
             match self.input.read(&mut self.chunk) {
                 Ok(bytes) => {

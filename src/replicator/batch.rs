@@ -160,8 +160,9 @@ impl FramePages {
         Self { page_size, commit_pages, end: at, newest: Vec::new() }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.newest.len()
+    /// What the pages take uncompressed.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        self.newest.len() as u64 * u64::from(self.page_size.get())
     }
 
     /// The newest frame of a page.

@@ -211,7 +211,7 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) ->
         other => other,
     };
     let spool = opened.map_err(|source| OpenError::Spool { database: database.clone(), source })?;
-    let mut tail = Tail::new(paths.clone(), control, state, spool, Mode::Unresolved);
+    let mut tail = Tail::new(paths.clone(), control, state, spool, Mode::Unresolved, options.max_memory_bytes / 8);
     tail.save().map_err(|e| local(&paths.control(), std::io::Error::other(e)))?;
     Ok(tail)
 }

@@ -21,9 +21,6 @@ use crate::ltx::{Header, LtxError, merge};
 use crate::spool::{Spool, SpoolError, entry_header};
 use crate::types::{TimestampMs, Txid, WalPos};
 
-/// A batch up to this many bytes of pages is kept in memory; a larger one goes through a file.
-const MEMORY_BATCH_BYTES: usize = 4 * 1024 * 1024;
-
 /// Why local capture failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TailError {
@@ -112,13 +109,26 @@ pub(crate) struct Tail {
     /// The commits that are captured.
     pub(crate) captured_sequence: u64,
     wal: Option<WalFile>,
+    /// A batch of up to this many bytes of pages is kept in memory; a larger one goes through a file.
+    memory_batch_bytes: u64,
     /// Saved since the last sync to disk.
     unsynced: bool,
 }
 
 impl Tail {
-    pub(crate) const fn new(paths: Paths, control: Control, state: State, spool: Spool, mode: Mode) -> Self {
-        Self { paths, control: Some(control), state, spool, mode, inflight: None, captured_sequence: 0, wal: None, unsynced: false }
+    pub(crate) const fn new(paths: Paths, control: Control, state: State, spool: Spool, mode: Mode, memory_batch_bytes: u64) -> Self {
+        Self {
+            paths,
+            control: Some(control),
+            state,
+            spool,
+            mode,
+            inflight: None,
+            captured_sequence: 0,
+            wal: None,
+            memory_batch_bytes,
+            unsynced: false,
+        }
     }
 
     pub(crate) fn save(&mut self) -> Result<(), TailError> {
@@ -353,7 +363,7 @@ impl Tail {
             timestamp_ms: live.committed_ms,
             size_bytes: 0,
             checksum: 0,
-            in_file: pages.len().saturating_mul(pages.page_size.bytes()) > MEMORY_BATCH_BYTES,
+            in_file: pages.content_bytes() > self.memory_batch_bytes,
         };
         let header = attempt_header(&attempt, &pages, self.state.node_id);
         let body = if attempt.in_file {

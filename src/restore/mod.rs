@@ -25,7 +25,6 @@ mod times;
 
 pub use error::{Damage, RestoreError};
 pub use plan::{Plan, PlanError, Target, oldest, plan};
-pub use times::TimeSearch;
 
 use apply::{ApplyError, Assembly, Finished};
 use output::Draft;

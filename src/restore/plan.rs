@@ -121,7 +121,7 @@ pub(super) fn last_good_words(txid: Option<Txid>) -> String {
     txid.map_or_else(|| "no TXID can be restored without it".to_owned(), |txid| format!("the last good TXID is {txid}"))
 }
 
-/// Chooses the files for a target. Timestamps count as they are listed: see `TimeSearch` for stores whose listings lack the exact ones.
+/// Chooses the files for a target. Timestamps count as they are listed; `plan_restore` also asks stores whose listings lack the exact ones.
 ///
 /// # Errors
 ///

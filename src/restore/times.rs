@@ -11,7 +11,7 @@ use crate::types::TimestampMs;
 
 /// The search for the last file at or before a time.
 #[derive(Debug)]
-pub struct TimeSearch {
+pub(super) struct TimeSearch {
     at: TimestampMs,
     levels: Vec<Bisection>,
     found: Option<Listed>,
@@ -27,8 +27,7 @@ struct Bisection {
 
 impl TimeSearch {
     /// Begins a search in the listings of all levels.
-    #[must_use]
-    pub fn new(listings: &[Listed], at: TimestampMs) -> Self {
+    pub(super) fn new(listings: &[Listed], at: TimestampMs) -> Self {
         let mut search = Self { at, levels: Vec::new(), found: None };
         for file in listings.iter().filter(|file| file.timestamp_is_exact) {
             search.compare(file);
@@ -43,13 +42,12 @@ impl TimeSearch {
     }
 
     /// The files whose exact timestamps are needed next, at most one for each level. Empty: the search is over.
-    #[must_use]
-    pub fn wanted(&self) -> Vec<LtxName> {
+    pub(super) fn wanted(&self) -> Vec<LtxName> {
         self.levels.iter().filter_map(Bisection::middle).map(|file| file.name).collect()
     }
 
     /// Takes the answer for one wanted file.
-    pub fn answer(&mut self, exact: &Listed) {
+    pub(super) fn answer(&mut self, exact: &Listed) {
         let is_before = self.compare(exact);
         let level = self.levels.iter_mut().find(|level| level.middle().is_some_and(|middle| middle.name == exact.name));
         if let Some(level) = level {
@@ -63,8 +61,7 @@ impl TimeSearch {
     }
 
     /// The file whose end the time stands for, as far as is known.
-    #[must_use]
-    pub fn found(&self) -> Option<&Listed> {
+    pub(super) fn found(&self) -> Option<&Listed> {
         self.found.as_ref()
     }
 

@@ -15,9 +15,6 @@ use super::remote::Client;
 use super::url::{Location, ReplicaUrl, endpoint as parse_endpoint};
 use super::{StoreError, StoreErrorKind};
 
-const TO_STORE: Connector = Connector { for_credentials: false };
-const FOR_CREDENTIALS: Connector = Connector { for_credentials: true };
-
 /// A client for the URL's store. `slash` says that keys begin with one.
 pub(super) fn build(url: &ReplicaUrl, settings: &StoreOptions, env: &Env, secrets: &Secrets, slash: bool) -> Result<Client, StoreError> {
     // Our copy of rustls; whoever installed one before us in it chose the same.
@@ -44,6 +41,10 @@ fn no_retries() -> RetryConfig {
 }
 
 impl Plan<'_> {
+    fn connector(&self, for_credentials: bool) -> Connector {
+        Connector { secrets: self.secrets.clone(), for_credentials }
+    }
+
     fn error(&self, cause: impl std::fmt::Display) -> StoreError {
         setting_error(self.url, one_line(&cause.to_string()))
     }
@@ -92,7 +93,7 @@ impl Plan<'_> {
                 .with_region(self.settings.region.as_deref().or(region).unwrap_or(DEFAULT_REGION))
                 .with_client_options(machine_http)
                 .with_retry(no_retries())
-                .with_http_connector(FOR_CREDENTIALS)
+                .with_http_connector(self.connector(true))
         };
         let aws = credentials::aws(self.env, self.settings.profile.as_deref(), ambient).map_err(|e| self.credentials_error(e))?;
         let region = self.settings.region.clone().or(aws.region).unwrap_or_else(|| DEFAULT_REGION.to_owned());
@@ -110,7 +111,7 @@ impl Plan<'_> {
             .with_credentials(Arc::new(Recording::new(aws.provider, self.secrets, aws_secrets)))
             .with_client_options(self.http(endpoint.as_deref())?)
             .with_retry(no_retries())
-            .with_http_connector(TO_STORE);
+            .with_http_connector(self.connector(false));
         let build =
             |builder: AmazonS3Builder| -> Result<Arc<AmazonS3>, StoreError> { builder.build().map(Arc::new).map_err(|e| self.error(e)) };
         let singly = build(builder.clone().with_config(object_store::aws::AmazonS3ConfigKey::DisableBulkDelete, "true"))?;
@@ -165,10 +166,10 @@ impl Plan<'_> {
             Ok(builder.with_bucket_name(bucket).with_client_options(http).with_retry(no_retries()).with_http_connector(connector))
         };
         let build = |builder: GoogleCloudStorageBuilder| builder.build().map_err(|e| self.error(e));
-        let source = Arc::clone(build(with(FOR_CREDENTIALS)?)?.credentials());
+        let source = Arc::clone(build(with(self.connector(true))?)?.credentials());
         let described = Described::new(source, "Google's application default credentials or metadata server", GCS_ADVICE);
         let provider = Arc::new(Recording::new(Arc::new(described), self.secrets, gcp_secrets));
-        let bucket = Arc::new(build(with(TO_STORE)?.with_credentials(provider))?);
+        let bucket = Arc::new(build(with(self.connector(false))?.with_credentials(provider))?);
         Ok(Client {
             bucket,
             deletes_singly: None,
@@ -213,10 +214,10 @@ impl Plan<'_> {
             Ok(builder.with_container_name(container).with_client_options(http).with_retry(no_retries()).with_http_connector(connector))
         };
         let build = |builder: MicrosoftAzureBuilder| builder.build().map_err(|e| self.error(e));
-        let source = Arc::clone(build(with(FOR_CREDENTIALS)?)?.credentials());
+        let source = Arc::clone(build(with(self.connector(true))?)?.credentials());
         let described = Described::new(source, "Azure's identity service", AZURE_ADVICE);
         let provider = Arc::new(Recording::new(Arc::new(described), self.secrets, azure_secrets));
-        let bucket = Arc::new(build(with(TO_STORE)?.with_credentials(provider))?);
+        let bucket = Arc::new(build(with(self.connector(false))?.with_credentials(provider))?);
         Ok(Client {
             bucket,
             deletes_singly: None,

@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -37,16 +38,29 @@ pub(super) struct FolderStore {
     root: PathBuf,
     keys: Keys,
     conditional: Mutex<Option<bool>>,
+    /// Done once, before the first write: who only reads changes nothing.
+    cleaned: Once,
 }
 
 impl FolderStore {
-    /// Removes what crashed writers left behind; makes nothing.
+    /// Touches nothing.
     pub(super) fn open(url: &ReplicaUrl, root: &Path) -> Self {
-        let store = Self { url: url.to_string(), root: root.to_owned(), keys: Keys::new(url.location()), conditional: Mutex::new(None) };
-        for level in Level::all() {
-            remove_abandoned(&store.folder(level), ABANDONED_AFTER);
+        Self {
+            url: url.to_string(),
+            root: root.to_owned(),
+            keys: Keys::new(url.location()),
+            conditional: Mutex::new(None),
+            cleaned: Once::new(),
         }
-        store
+    }
+
+    /// Removes what crashed writers left behind.
+    fn clean(&self) {
+        self.cleaned.call_once(|| {
+            for level in Level::all() {
+                remove_abandoned(&self.folder(level), ABANDONED_AFTER);
+            }
+        });
     }
 
     fn folder(&self, level: Level) -> PathBuf {
@@ -98,6 +112,7 @@ impl FolderStore {
     }
 
     fn begin(&self, name: &LtxName, timestamp: TimestampMs) -> io::Result<Draft> {
+        self.clean();
         Draft::begin(self.path(name), timestamp)
     }
 

@@ -13,6 +13,8 @@ use futures_util::{FutureExt, StreamExt};
 use object_store::client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector};
 use object_store::{ClientOptions, HeaderValue};
 
+use super::credentials::Secrets;
+
 /// Error bodies are read up to this; what a store has to say stands at the beginning.
 const ERROR_BODY_BYTES: usize = 16 * 1024;
 
@@ -65,8 +67,10 @@ pub(super) fn last_refusal() -> Option<Refusal> {
 }
 
 /// Connects as `object_store` would, and watches.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Connector {
+    /// What error bodies must not repeat.
+    pub(super) secrets: Secrets,
     /// Whether its requests fetch credentials.
     pub(super) for_credentials: bool,
 }
@@ -74,14 +78,14 @@ pub(super) struct Connector {
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let client = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Watched { client, for_credentials: self.for_credentials }))
+        Ok(HttpClient::new(Watched { client, connector: self.clone() }))
     }
 }
 
 #[derive(Debug)]
 struct Watched {
     client: HttpClient,
-    for_credentials: bool,
+    connector: Connector,
 }
 
 impl HttpService for Watched {
@@ -110,7 +114,7 @@ impl Watched {
         // A body that breaks off still leaves the status.
         let body = beginning(body.bytes_stream()).await?;
         let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
-        let (code, message) = explanation(&String::from_utf8_lossy(&body));
+        let (code, message) = explanation(&self.connector.secrets.redact(&String::from_utf8_lossy(&body)));
         let refusal = Refusal {
             status: status.as_u16(),
             // An answer to HEAD has no body; Azure repeats the code in a header.
@@ -118,7 +122,7 @@ impl Watched {
             message,
             retry_after: header("retry-after").and_then(retry_after),
             region: header("x-amz-bucket-region").map(str::to_owned),
-            by_credentials_source: self.for_credentials,
+            by_credentials_source: self.connector.for_credentials,
         };
         // Outside an operation there is nobody to tell.
         let _ = TRACE.try_with(|trace| trace.borrow_mut().refusal = Some(refusal));

@@ -42,7 +42,7 @@ impl Default for StoreOptions {
             profile: None,
             // A part of 8 MiB within this takes 1.1 Mbit/s.
             request_timeout: Duration::from_secs(60),
-            connect_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
         }
     }
 }

@@ -83,6 +83,10 @@ fn is_unsupported(refusal: &Refusal) -> bool {
     matches!(refusal.status, 405 | 501) || refusal.code == "NotImplemented" || refusal.code == "MethodNotAllowed"
 }
 
+fn is_bucket_missing(refusal: &Refusal) -> bool {
+    matches!(refusal.code.as_str(), "NoSuchBucket" | "ContainerNotFound")
+}
+
 /// A refusal that says that the object exists.
 fn says_exists(error: &object_store::Error, refusal: Option<&Refusal>) -> bool {
     // 409 is also how S3 reports another write of the same key that is under way.
@@ -96,6 +100,10 @@ fn says_exists(error: &object_store::Error, refusal: Option<&Refusal>) -> bool {
 impl Inner {
     fn bucket(&self) -> &dyn Bucket {
         &*self.client.bucket
+    }
+
+    fn singly(&self) -> &dyn Bucket {
+        self.client.deletes_singly.as_deref().unwrap_or(&*self.client.bucket)
     }
 
     fn context<'a>(&'a self, operation: &'static str, object: &'a (dyn fmt::Display + Sync)) -> Context<'a> {
@@ -254,12 +262,23 @@ impl Inner {
         };
         let context = self.context("delete", &what);
         let paths: Vec<Path> = names.iter().map(|name| self.path(&context, &self.keys.file(name))).collect::<Result<_, _>>()?;
+        if paths.len() == 1 {
+            return self.deleted(&context, traced(delete_all(self.singly(), paths)).await);
+        }
         let (result, refusal) = traced(delete_all(&*self.client.bucket, paths.clone())).await;
         match (result, &self.client.deletes_singly) {
             (Err(_), Some(singly)) if refusal.as_ref().is_some_and(is_unsupported) => {
-                self.check(&context, traced(delete_all(&**singly, paths)).await)
+                self.deleted(&context, traced(delete_all(&**singly, paths)).await)
             }
-            (result, _) => self.check(&context, (result, refusal)),
+            (result, _) => self.deleted(&context, (result, refusal)),
+        }
+    }
+
+    /// Objects that are gone already are no failure, a bucket that is gone is.
+    fn deleted(&self, context: &Context<'_>, (result, refusal): Traced<()>) -> Result<(), StoreError> {
+        match &refusal {
+            Some(refusal) if result.is_ok() && is_bucket_missing(refusal) => Err(self.clean(context.refused(refusal))),
+            _ => self.check(context, (result, refusal)),
         }
     }
 
@@ -275,7 +294,7 @@ impl Inner {
         }
         let second = self.put_if_absent(&context, &path, body(), now).await;
         // Where deleting is not allowed, the answer still counts.
-        let _ = traced(self.bucket().delete(&path)).await;
+        let _ = traced(delete_all(self.singly(), vec![path])).await;
         Ok(second? == Some(Created::AlreadyExists))
     }
 }

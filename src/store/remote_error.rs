@@ -47,7 +47,10 @@ impl Context<'_> {
             other => {
                 let text = innermost(other);
                 // Answers of status 200 that hold an error, and lists of what could not be deleted.
-                let (kind, advice) = if text.contains("AccessDenied") {
+                let (kind, advice) = if self.operation == "get" && text.contains("Wanted range") {
+                    // A store that answers what lies beyond the end with nothing, rather than with 416.
+                    (Kind::Truncated, "")
+                } else if text.contains("AccessDenied") {
                     (Kind::PermissionDenied, PERMISSION)
                 } else if text.contains("SlowDown") {
                     (Kind::Throttled, "")
@@ -81,6 +84,7 @@ impl Context<'_> {
         let code = refusal.code.as_str();
         match code {
             "InvalidAccessKeyId"
+            | "NotSignedUp"
             | "SignatureDoesNotMatch"
             | "ExpiredToken"
             | "InvalidToken"

@@ -20,8 +20,11 @@ pub struct ApiRoutines {
 mod slot {
     pub(super) const LIBVERSION_NUMBER: usize = 67;
     pub(super) const MPRINTF: usize = 69;
+    pub(super) const RESULT_NULL: usize = 84;
+    pub(super) const RESULT_TEXT: usize = 85;
     pub(super) const VFS_FIND: usize = 141;
     pub(super) const VFS_REGISTER: usize = 142;
+    pub(super) const CREATE_FUNCTION_V2: usize = 162;
     pub(super) const LOG: usize = 167;
     pub(super) const URI_PARAMETER: usize = 189;
     pub(super) const URI_KEY: usize = 245;
@@ -42,6 +45,14 @@ pub(crate) enum ApiError {
     Missing(&'static str),
 }
 
+/// An SQL function's implementation: context, number of arguments, arguments.
+pub(crate) type SqlFunction = unsafe extern "C" fn(*mut c_void, c_int, *mut *mut c_void);
+type Unused = Option<unsafe extern "C" fn()>;
+type CreateFunction =
+    unsafe extern "C" fn(*mut c_void, *const c_char, c_int, c_int, *mut c_void, Option<SqlFunction>, Unused, Unused, Unused) -> c_int;
+/// The last argument is a destructor; all ones means that SQLite makes a copy.
+type ResultText = unsafe extern "C" fn(*mut c_void, *const c_char, c_int, isize);
+
 /// The functions, all present.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SqliteApi {
@@ -53,6 +64,9 @@ pub(crate) struct SqliteApi {
     uri_parameter: unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char,
     uri_key: unsafe extern "C" fn(*const c_char, c_int) -> *const c_char,
     database_file_object: unsafe extern "C" fn(*const c_char) -> *mut File,
+    create_function: CreateFunction,
+    result_text: ResultText,
+    result_null: unsafe extern "C" fn(*mut c_void),
 }
 
 impl SqliteApi {
@@ -108,8 +122,22 @@ impl SqliteApi {
                     slot::DATABASE_FILE_OBJECT,
                     "sqlite3_database_file_object",
                 )?),
+                create_function: std::mem::transmute::<*const c_void, CreateFunction>(need(
+                    slot::CREATE_FUNCTION_V2,
+                    "sqlite3_create_function_v2",
+                )?),
+                result_text: std::mem::transmute::<*const c_void, ResultText>(need(slot::RESULT_TEXT, "sqlite3_result_text")?),
+                result_null: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void)>(need(
+                    slot::RESULT_NULL,
+                    "sqlite3_result_null",
+                )?),
             })
         }
+    }
+
+    /// Whether both are of one copy of SQLite.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        std::ptr::fn_addr_eq(self.vfs_find, other.vfs_find)
     }
 
     /// `sqlite3_libversion_number()`.
@@ -153,6 +181,32 @@ impl SqliteApi {
         let message = c_string(message);
         // SAFETY: "%s" consumes exactly one C string.
         unsafe { (self.log)(code, c"%s".as_ptr(), message.as_ptr()) }
+    }
+
+    /// Gives a connection an SQL function without arguments. Where it fails the connection goes without.
+    ///
+    /// # Safety
+    /// `database` is a connection of this SQLite.
+    pub(crate) unsafe fn create_function(&self, database: *mut c_void, name: &CStr, function: SqlFunction) {
+        const SQLITE_UTF8: c_int = 1;
+        // SAFETY: the connection is the caller's, and no application data is passed.
+        let _ = unsafe {
+            (self.create_function)(database, name.as_ptr(), 0, SQLITE_UTF8, std::ptr::null_mut(), Some(function), None, None, None)
+        };
+    }
+
+    /// Answers an SQL function with text, or NULL.
+    ///
+    /// # Safety
+    /// `context` is the one that SQLite passed to the function.
+    pub(crate) unsafe fn result(&self, context: *mut c_void, text: Option<&str>) {
+        const SQLITE_TRANSIENT: isize = -1;
+        match text.map(c_string) {
+            // SAFETY: SQLite copies the C string at once.
+            Some(text) => unsafe { (self.result_text)(context, text.as_ptr(), -1, SQLITE_TRANSIENT) },
+            // SAFETY: passed on.
+            None => unsafe { (self.result_null)(context) },
+        }
     }
 
     /// All URI parameters of a database's name, in order.

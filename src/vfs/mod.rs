@@ -61,12 +61,14 @@ pub(crate) fn note_refusal(error: &str) {
 ///
 /// # Safety
 /// Called by SQLite with the arguments of an extension's entry point.
-pub unsafe extern "C" fn extension_init(_database: *mut c_void, error_message: *mut *mut c_char, routines: *const ApiRoutines) -> c_int {
+pub unsafe extern "C" fn extension_init(database: *mut c_void, error_message: *mut *mut c_char, routines: *const ApiRoutines) -> c_int {
     // SAFETY: passed on; the default is decided by a variable that is only looked at.
     let registered = catch_unwind(|| unsafe { shim::register(routines, std::env::var_os("REPLICATED_DEFAULT").is_some_and(|v| v == "1")) });
     match registered {
         Ok(Ok(api)) => {
             crate::logging::install(api);
+            // SAFETY: the connection that loads the extension, or none where SQLite is asked to register only.
+            unsafe { offer_last_error(database, api) };
             SQLITE_OK_LOAD_PERMANENTLY
         }
         Ok(Err(error)) => {
@@ -80,6 +82,27 @@ pub unsafe extern "C" fn extension_init(_database: *mut c_void, error_message: *
             SQLITE_ERROR
         }
         Err(_) => SQLITE_ERROR,
+    }
+}
+
+/// `SELECT replicated_last_error()` on the connection that loaded the extension: why a database was not opened. SQLite itself shows a fixed
+/// text for that, and a VFS has no way to give another.
+///
+/// # Safety
+/// `database` is null or a connection of the SQLite behind `api`.
+unsafe fn offer_last_error(database: *mut c_void, api: SqliteApi) {
+    static API: std::sync::OnceLock<SqliteApi> = std::sync::OnceLock::new();
+    unsafe extern "C" fn last_error(context: *mut c_void, _count: c_int, _arguments: *mut *mut c_void) {
+        let text = catch_unwind(last_refusal).unwrap_or_default();
+        if let Some(api) = API.get() {
+            // SAFETY: SQLite's own context.
+            unsafe { api.result(context, text.as_deref()) };
+        }
+    }
+    // With two copies of SQLite in a process the function is the first one's: its result functions are not for the other's contexts.
+    if !database.is_null() && API.get_or_init(|| api).is_same(&api) {
+        // SAFETY: passed on.
+        unsafe { api.create_function(database, c"replicated_last_error", last_error) };
     }
 }
 

@@ -62,15 +62,15 @@ pub fn read_frames(
 ) -> Result<WalPos, WalError> {
     check_salts(header, from.frame, from.salts)?;
     let frame_bytes = frame_bytes(header.page_size);
-    let frames_per_chunk = u32::try_from(CHUNK_BYTES / frame_bytes).unwrap_or(1).max(1);
-    let mut chunk = Vec::new();
+    let frames_left = to_frame.saturating_sub(from.frame);
+    let frames_per_chunk = u32::try_from(CHUNK_BYTES / frame_bytes).unwrap_or(1).max(1).min(frames_left);
+    let mut buffer = vec![0; frames_per_chunk as usize * frame_bytes as usize];
     let mut end = *from;
     while end.frame < to_frame {
         let frames = frames_per_chunk.min(to_frame - end.frame);
-        chunk.resize(frames as usize * frame_bytes as usize, 0);
-        let read = read_fully(file, &mut chunk, frame_offset(header.page_size, end.frame))?;
-        let complete = chunk.get(..read).unwrap_or_default().chunks_exact(frame_bytes as usize);
-        for frame in complete {
+        let chunk = buffer.get_mut(..frames as usize * frame_bytes as usize).unwrap_or_default();
+        let read = read_fully(file, chunk, frame_offset(header.page_size, end.frame))?;
+        for frame in chunk.get(..read).unwrap_or_default().chunks_exact(frame_bytes as usize) {
             let Some((frame_header, page)) = frame.split_first_chunk::<FRAME_HEADER_BYTES>() else { break };
             let decoded = FrameHeader::decode(frame_header);
             end = verify(header, &end, frame_header, &decoded, page)?;

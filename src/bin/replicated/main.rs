@@ -129,6 +129,17 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_of_restore_is_documented() {
+        let page = include_str!("../../../docs/restore.md");
+        let command = Cli::command();
+        let restore = command.find_subcommand("restore").unwrap();
+        let flags: Vec<String> = restore.get_arguments().filter_map(|arg| Some(format!("`--{}", arg.get_long()?))).collect();
+        assert!(flags.len() > 15);
+        let missing: Vec<&String> = flags.iter().filter(|flag| !page.contains(flag.as_str())).collect();
+        assert!(missing.is_empty(), "not in docs/restore.md: {missing:?}");
+    }
+
+    #[test]
     fn litestreams_spellings_are_understood() {
         let args = ["replicated", "restore", "-o", "out", "-txid=1c", "-force", "-x", "--json", "--", "-txid"].map(OsString::from);
         let expected = ["replicated", "restore", "-o", "out", "--txid=1c", "--force", "-x", "--json", "--", "-txid"].map(OsString::from);

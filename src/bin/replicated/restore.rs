@@ -119,14 +119,15 @@ impl Bar {
         if is_hidden || !std::io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
+        // Fits into 80 columns, message included.
         let style =
-            ProgressStyle::with_template("  {bar:32} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left {msg}");
+            ProgressStyle::with_template("  {bar:24} {percent:>3}% of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left{msg}");
         Self(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
     }
 
     fn checking(&self, check: IntegrityCheck) {
         if check != IntegrityCheck::None {
-            self.0.set_message(format!("({} integrity check)", check.name()));
+            self.0.set_message("; checking");
             self.0.tick();
         }
     }

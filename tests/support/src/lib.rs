@@ -9,6 +9,7 @@
 
 pub mod bucket;
 pub mod host;
+mod google;
 pub mod net;
 pub mod s3;
 pub mod sqlite;

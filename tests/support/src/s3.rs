@@ -21,6 +21,18 @@ use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, Notify};
 
+use crate::google;
+
+/// Whose language a server speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// Amazon's, signatures checked.
+    #[default]
+    S3,
+    /// Google's XML interface, nothing checked.
+    Google,
+}
+
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -36,6 +48,8 @@ pub struct Options {
     pub secret_key: String,
     /// How much later each answer comes.
     pub delay: Duration,
+    /// Whose language it speaks.
+    pub dialect: Dialect,
 }
 
 impl Default for Options {
@@ -47,6 +61,7 @@ impl Default for Options {
             access_key: "testkit-access-key".to_owned(),
             secret_key: "testkit-secret-key".to_owned(),
             delay: Duration::ZERO,
+            dialect: Dialect::S3,
         }
     }
 }
@@ -134,9 +149,18 @@ impl Server {
         let address = listener.local_addr()?;
         let files = s3s_fs::FileSystem::new(&root).map_err(|e| io::Error::other(format!("{e:?}")))?;
         let mut service = S3ServiceBuilder::new(files);
-        service.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
+        if options.dialect == Dialect::S3 {
+            service.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
+        }
         let requests = Arc::new(Counters::default());
-        let handler = Handler { service: service.build(), requests: Arc::clone(&requests), writes: Mutex::new(()), delay: options.delay };
+        let handler = Handler {
+            service: service.build(),
+            requests: Arc::clone(&requests),
+            writes: Mutex::new(()),
+            delay: options.delay,
+            root: root.clone(),
+            dialect: options.dialect,
+        };
         let stop = Arc::new(Notify::new());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let thread = std::thread::Builder::new().name("testkit-s3".to_owned()).spawn({
@@ -174,15 +198,21 @@ impl Server {
         &self.options.secret_key
     }
 
-    /// `s3://<bucket>/<path>?endpoint=…`, good together with `env`.
+    /// `s3://<bucket>/<path>?endpoint=…`, or `gs://`; good together with `env`.
     #[must_use]
     pub fn url(&self, path: &str) -> String {
-        format!("s3://{}/{}?endpoint={}", self.bucket(), path.trim_start_matches('/'), self.endpoint())
+        let scheme = if self.options.dialect == Dialect::Google { "gs" } else { "s3" };
+        format!("{scheme}://{}/{}?endpoint={}", self.bucket(), path.trim_start_matches('/'), self.endpoint())
     }
 
-    /// What a process needs in its environment to use the server by a URL without options.
+    /// What a process needs in its environment to use the server: for S3 by a URL without options, for Google by that of `url`.
     #[must_use]
     pub fn env(&self) -> Vec<(String, String)> {
+        if self.options.dialect == Dialect::Google {
+            // A service account that asks nobody for a token.
+            let account = r#"{"disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": ""}"#;
+            return vec![("GOOGLE_SERVICE_ACCOUNT_KEY".to_owned(), account.to_owned())];
+        }
         [
             ("AWS_ACCESS_KEY_ID", self.access_key()),
             ("AWS_SECRET_ACCESS_KEY", self.secret_key()),
@@ -225,24 +255,44 @@ struct Handler {
     /// The file system behind the server looks and then writes: one write at a time makes that one step.
     writes: Mutex<()>,
     delay: Duration,
+    root: PathBuf,
+    dialect: Dialect,
 }
 
 impl Handler {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         self.requests.count(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
         tokio::time::sleep(self.delay).await;
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if self.dialect == Dialect::Google {
+            google::translate_request(&mut parts.headers);
+        }
         // Read before the lock is taken, so that a slow client holds up nobody.
-        let Ok(body) = body.collect().await else { return refusal(StatusCode::BAD_REQUEST) };
+        let Ok(body) = body.collect().await else { return refusal(StatusCode::BAD_REQUEST, "") };
         let is_write = !matches!(parts.method, Method::GET | Method::HEAD);
         let request = Request::from_parts(parts, Body::from(body.to_bytes()));
         let _one_at_a_time = if is_write { Some(self.writes.lock().await) } else { None };
-        self.service.call(request).await.unwrap_or_else(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR))
+        // The file system behind the server would make the bucket.
+        if self.lacks_bucket(request.uri().path()) {
+            return refusal(StatusCode::NOT_FOUND, NO_SUCH_BUCKET);
+        }
+        let mut response = self.service.call(request).await.unwrap_or_else(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR, ""));
+        if self.dialect == Dialect::Google {
+            google::translate_response(response.headers_mut());
+        }
+        response
+    }
+
+    fn lacks_bucket(&self, path: &str) -> bool {
+        let bucket = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        !bucket.is_empty() && !self.root.join(bucket).is_dir()
     }
 }
 
-fn refusal(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+const NO_SUCH_BUCKET: &str = "<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>";
+
+fn refusal(status: StatusCode, body: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::from(bytes::Bytes::from_static(body.as_bytes())));
     *response.status_mut() = status;
     response
 }

@@ -24,7 +24,7 @@ fn main() -> io::Result<()> {
     for (name, value) in server.env() {
         writeln!(out, "{name}={value}")?;
     }
-    writeln!(out, "REPLICATED_S3_ENDPOINT={}\nREPLICATED_S3_BUCKET={}\n", server.endpoint(), server.bucket())?;
+    writeln!(out, "REPLICATED_TEST_S3_ENDPOINT={}\nREPLICATED_TEST_S3_BUCKET={}\n", server.endpoint(), server.bucket())?;
     out.flush()?;
     drop(out);
     loop {

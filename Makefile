@@ -1,0 +1,44 @@
+# `make` lists the targets.
+
+CARGO ?= cargo
+DIST := dist
+# Everything that is installed for tests only.
+TEST_ENV := target/test-env
+
+.PHONY: help build demo test test-stores lint bench fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## dist/replicated.so (the extension) and dist/replicated (the command-line tool)
+	$(CARGO) build --release --workspace
+	@mkdir -p $(DIST)
+	cp target/release/libreplicated_ext.so $(DIST)/replicated.so
+	cp target/release/replicated $(DIST)/replicated
+
+demo: build ## write, kill -9, restore, compare: on a folder, then on S3
+	$(CARGO) run --quiet --release --example demo
+
+test: $(TEST_ENV)/ready ## all tests; installs what they need into target/
+	$(CARGO) build --workspace
+	REPLICATED_TEST_ENV=$(abspath $(TEST_ENV)) REPLICATED_TEST_REQUIRE=1 $(CARGO) test --workspace
+
+$(TEST_ENV)/ready: scripts/test-env.sh
+	sh scripts/test-env.sh $(TEST_ENV)
+
+test-stores: ## the store conformance suite against SeaweedFS, Azurite and a Google emulator
+	sh scripts/test-stores.sh
+
+lint: ## formatter and clippy, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+bench: build ## measure against plain SQLite and Litestream; writes docs/performance.md
+	sh scripts/bench.sh
+
+fuzz: ## the decoders under libFuzzer, 60 s each (needs cargo-fuzz)
+	sh scripts/fuzz.sh
+
+clean: ## remove what was built
+	$(CARGO) clean
+	rm -rf $(DIST)
