@@ -320,7 +320,8 @@ impl Database {
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
-        if tail.state.sealed {
+        // A file that was not recognised is not to be known by this stamp at the next open.
+        if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
             tail.state.stamp = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0));
             if let Err(error) = tail.save() {
                 log::warn!(target: "replicated", "{error}");

@@ -159,7 +159,8 @@ impl Tail {
         match self.mode {
             Mode::Full(reason) => self.lose(reason),
             Mode::Running => log::debug!(target: "replicated", "{}: continuing at {live}", self.paths.database.display()),
-            _ => {}
+            Mode::Stopped(kind, ref message) => self.stop(kind, message.clone()),
+            Mode::Unresolved => {}
         }
     }
 
@@ -176,6 +177,11 @@ impl Tail {
                     earlier.txid, earlier.newest
                 ),
             );
+        }
+        if let (Some(adopt), Some(acked)) = (self.state.adopt, self.state.acked)
+            && acked.txid <= adopt
+        {
+            return Mode::Full(FullReason::Adopted);
         }
         let Some(captured) = self.state.captured else {
             // Nothing is known locally; the bucket decides. Until then frames are kept from the start of the WAL.
@@ -330,6 +336,10 @@ impl Tail {
     /// SQLite writes the header of a new generation.
     pub(crate) fn generation_begins(&mut self, salts: [u32; 2]) {
         let Some(captured) = self.state.captured else { return };
+        if let Mode::Stopped(..) = self.mode {
+            // What goes on in a file that was not recognised must not vouch for it at the next open.
+            return;
+        }
         if captured.salts == salts || self.state.next_salts == Some(salts) {
             return;
         }
