@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#![allow(clippy::panic)] // The helpers are part of tests.
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;

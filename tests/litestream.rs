@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#![allow(clippy::panic)] // The helpers are part of tests.
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 

@@ -334,21 +334,28 @@ impl Tail {
     }
 
     /// SQLite writes the header of a new generation.
-    pub(crate) fn generation_begins(&mut self, salts: [u32; 2]) {
-        let Some(captured) = self.state.captured else { return };
+    ///
+    /// False where frames of the one before may have been lost by that.
+    pub(crate) fn generation_begins(&mut self, salts: [u32; 2], live: &WalPos) -> bool {
+        let Some(captured) = self.state.captured else { return true };
         if let Mode::Stopped(..) = self.mode {
             // What goes on in a file that was not recognised must not vouch for it at the next open.
-            return;
+            return true;
         }
         if captured.salts == salts || self.state.next_salts == Some(salts) {
-            return;
+            return true;
         }
         if self.state.sealed {
             self.state.next_salts = Some(salts);
             self.save_or_warn();
-        } else if self.mode == Mode::Running && captured.frame > 0 {
-            self.lose(FullReason::ContinuityLost);
+        } else if captured.frame == 0 && live.frame == 0 {
+            // Nothing was ever committed to the generation before: a transaction that was rolled back had written its header.
+            self.state.captured = Some(WalPos { salts, ..WalPos::default() });
+            self.save_or_warn();
+        } else {
+            return false;
         }
+        true
     }
 
     /// Freezes the next batch: everything that is captured or in the WAL becomes one LTX file with the next TXID.
