@@ -8,8 +8,8 @@
 //! * [`tools`]: other programs that tests run;
 
 pub mod bucket;
-pub mod host;
 mod google;
+pub mod host;
 pub mod net;
 pub mod s3;
 pub mod sqlite;
