@@ -189,8 +189,9 @@ impl Tail {
             return Mode::Running;
         };
         let unchanged = |state: &State| state.sealed && state.stamp.is_some_and(|s| !s.too_fresh && stamp() == Some(s));
+        let sealed_before_live = self.state.sealed && self.state.next_salts == Some(live.salts);
         if live.frame == 0 {
-            return if unchanged(&self.state) { Mode::Running } else { self.judge_lost(live, stamp) };
+            return if sealed_before_live || unchanged(&self.state) { Mode::Running } else { self.judge_lost(live, stamp) };
         }
         if live.salts == captured.salts {
             return if live.frame >= captured.frame && self.wal().is_ok_and(|w| w.holds(&captured)) {
@@ -200,7 +201,7 @@ impl Tail {
                 Mode::Full(FullReason::BucketAhead)
             };
         }
-        if self.state.sealed && self.state.next_salts == Some(live.salts) || unchanged(&self.state) {
+        if sealed_before_live || unchanged(&self.state) {
             self.begin_at(live);
             return Mode::Running;
         }
@@ -511,3 +512,7 @@ fn open_wal<'a>(slot: &'a mut Option<WalFile>, paths: &Paths) -> Result<&'a WalF
     }
     slot.as_ref().ok_or_else(|| BatchError::Io { path: paths.wal.clone(), source: std::io::ErrorKind::NotFound.into() })
 }
+
+#[cfg(test)]
+#[path = "tail_tests.rs"]
+mod tests;
