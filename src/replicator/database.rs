@@ -41,6 +41,8 @@ pub(crate) struct Published {
     pub(crate) known: bool,
     /// What is known comes from the WAL-index.
     from_index: bool,
+    /// SQLite was allowed to begin a new generation, and nothing has been committed since: the database file alone is the newest state.
+    pub(crate) wal_is_over: bool,
     pub(crate) end: WalPos,
     pub(crate) database_pages: u32,
     pub(crate) page_size: Option<PageSize>,
@@ -59,7 +61,10 @@ impl Published {
     }
 
     const fn behind(&self) -> u32 {
-        if self.end.salts[0] == self.captured.salts[0] && self.end.salts[1] == self.captured.salts[1] {
+        if !self.known {
+            // What it says is of an earlier open.
+            0
+        } else if self.end.salts[0] == self.captured.salts[0] && self.end.salts[1] == self.captured.salts[1] {
             self.end.frame.saturating_sub(self.captured.frame)
         } else {
             self.end.frame
@@ -90,6 +95,19 @@ pub(crate) struct Database {
     pub(crate) stamp_due: AtomicBool,
     /// Open handles, changed under the registry's lock.
     pub(crate) handles: AtomicU32,
+    /// Handles that were the last one when they were closed and are still flushing, changed under the registry's lock.
+    pub(crate) flushing: AtomicU32,
+}
+
+/// Who tells of the WAL's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// The WAL-index, read under the write lock.
+    Writer,
+    /// The WAL-index, read without it.
+    Reader,
+    /// The WAL itself.
+    Wal,
 }
 
 #[derive(Debug, Default)]
@@ -125,22 +143,31 @@ impl Database {
             closing: AtomicBool::new(false),
             stamp_due: AtomicBool::new(false),
             handles: AtomicU32::new(0),
+            flushing: AtomicU32::new(0),
         }
     }
 
     // What the shim calls.
 
-    /// The WAL-index as it is: called with the write lock held before it is released, and at the first read.
+    /// The WAL-index as it is, with the write lock held.
     ///
     /// Cheap where nothing was committed; pushes a descriptor where something was.
     pub(crate) fn observe(&self, index: &IndexHeader) {
-        self.publish(index, true);
+        self.publish(index, Source::Writer);
     }
 
-    fn publish(&self, index: &IndexHeader, from_index: bool) {
+    /// The WAL-index as a reader found it. Commits may have followed, so it counts only while no other is known.
+    pub(crate) fn observe_first(&self, index: &IndexHeader) {
+        self.publish(index, Source::Reader);
+    }
+
+    fn publish(&self, index: &IndexHeader, source: Source) {
         let mut published = self.published.lock();
         let end = index.end();
-        published.from_index |= from_index;
+        if source == Source::Reader && published.from_index {
+            return;
+        }
+        published.from_index |= source != Source::Wal;
         if published.known && (published.end == end || end.frame == 0) {
             return;
         }
@@ -148,6 +175,7 @@ impl Database {
         let same_log = published.end.salts == end.salts;
         let committed_ms = now_ms();
         published.known = true;
+        published.wal_is_over = false;
         published.database_pages = index.db_pages;
         published.page_size = index.page_size;
         let first_frame = if same_log && !first_sight { published.end.frame + 1 } else { 1 };
@@ -171,10 +199,12 @@ impl Database {
             committed_ms,
         };
         drop(published);
-        // One that does not fit is contained in what is published.
-        let _ = self.hub.committed(frames);
-        if wake {
+        // One that does not fit is contained in what is published; but then nothing in the channel tells whom to wake.
+        let told = self.hub.committed(frames);
+        if wake && told {
             self.hub.wake();
+        } else if wake {
+            self.hub.notify(Notice::Look(self.id));
         }
     }
 
@@ -208,6 +238,11 @@ impl Database {
         }
     }
 
+    /// SQLite holds the lock under which it may begin a new generation: the database file has everything that was committed.
+    pub(crate) fn wal_is_over(&self) {
+        self.published.lock().wal_is_over = true;
+    }
+
     /// SQLite is about to destroy the WAL and cannot be refused. What cannot be saved costs a full upload later.
     pub(crate) fn wal_vanishes(&self) {
         let mut tail = self.tail.lock();
@@ -230,7 +265,13 @@ impl Database {
     /// A rollback-journal transaction begins: what it changes is in no WAL.
     pub(crate) fn changes_outside_wal(&self) {
         let mut tail = self.tail.lock();
-        if tail.state.captured.is_some() {
+        if tail.state.captured.is_none() {
+            return;
+        }
+        // A file that may not be the bucket's at all does not become so by this.
+        let live = self.published.lock().live();
+        tail.resolve(&live.end, &|| self.stamp());
+        if tail.state.captured.is_some() && !matches!(tail.mode, Mode::Stopped(..)) {
             self.lose(&mut tail, FullReason::ContinuityLost);
         }
     }
@@ -277,6 +318,10 @@ impl Database {
         if self.preserving.load(Ordering::Acquire) {
             let mut slot = self.preserver.lock();
             if let Some(preserver) = &mut slot.active {
+                let frames = preserver.frames_needed();
+                if frames > most_frames {
+                    return Err(TailError::TooMuch { frames });
+                }
                 match tail.wal() {
                     Ok(wal) => preserver.before_restart(wal),
                     Err(error) => preserver.give_up(error.to_string()),
@@ -305,7 +350,7 @@ impl Database {
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
-        if tail.state.sealed {
+        if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
             tail.state.stamp = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0));
             if let Err(error) = tail.save() {
                 log::warn!(target: "replicated", "{error}");
@@ -366,7 +411,7 @@ impl Database {
             is_init: true,
             big_endian_checksum: false,
         };
-        self.publish(&index, false);
+        self.publish(&index, Source::Wal);
     }
 
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
@@ -381,10 +426,9 @@ impl Database {
         published.wake_frames = 1;
     }
 
-    /// Tells the uploader to forget the database, and waits until it has, for a moment.
-    pub(crate) fn close_when_unused(&self) {
+    /// Has the uploader forget the database, which is `closing`, and waits until it has, for a moment.
+    pub(crate) fn wait_forgotten(&self) {
         const PATIENCE: Duration = Duration::from_secs(1);
-        self.closing.store(true, Ordering::Release);
         self.hub.notify(Notice::Look(self.id));
         self.progress.wait_released(PATIENCE);
     }

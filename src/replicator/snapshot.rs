@@ -114,7 +114,7 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let mut tail = database.lock_tail();
     let sequence = database.published().sequence;
     let begun = database.begin_preserving(|mut published| {
-        let frames = if published.end.frame > 0 {
+        let frames = if published.end.frame > 0 && !published.wal_is_over {
             let start = WalPos { frame: 0, ..published.end };
             tail.wal()?.pages(&start, published.end.frame)?
         } else {
@@ -135,8 +135,11 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     };
     let Some(published) = begun else { return Ok(Begin::Wait) };
     tail.state.captured = Some(published.end);
-    // With nothing in the WAL, whatever generation SQLite begins next follows on.
-    tail.state.sealed = published.end.frame == 0;
+    // With nothing in the WAL that is not in the database file, whatever generation SQLite begins next follows on.
+    tail.state.sealed = published.end.frame == 0 || published.wal_is_over;
+    if !tail.state.sealed {
+        tail.state.next_salts = None;
+    }
     tail.state.stamp = if tail.state.sealed { database.stamp() } else { None };
     tail.state.full = Some(if reason == FullReason::First { reason } else { FullReason::Unfinished });
     tail.captured_sequence = published.sequence;
