@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
@@ -23,11 +23,11 @@ struct HostLogger {
     sink: Mutex<Sink>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Sink {
     Sqlite,
     Stderr,
-    File(File),
+    File(Arc<File>),
 }
 
 /// Installs the logger of the extension. The first SQLite that loads it gets the lines.
@@ -46,7 +46,7 @@ pub(crate) fn configure(options: &Options) {
         LogTarget::Sqlite => Sink::Sqlite,
         LogTarget::Stderr => Sink::Stderr,
         LogTarget::File(path) => match File::options().append(true).create(true).open(path) {
-            Ok(file) => Sink::File(file),
+            Ok(file) => Sink::File(Arc::new(file)),
             Err(error) => {
                 log::warn!(target: "replicated", "option log: {}: {error}; lines go to sqlite3_log", path.display());
                 Sink::Sqlite
@@ -68,14 +68,14 @@ impl Log for HostLogger {
         }
         let now = crate::types::TimestampMs(crate::replicator::database::now_ms());
         let stamped = || format!("{now} {:5} replicated: {}\n", record.level(), record.args());
-        let mut sink = self.sink.lock();
+        // No lock of ours is held while something is written: SQLite's log may call back into the application, and a child forked meanwhile
+        // would find the lock held for ever.
+        let sink = self.sink.lock().clone();
         // A line that cannot be written has nowhere else to go.
-        let _ = match &mut *sink {
+        let _ = match sink {
             Sink::Stderr => std::io::stderr().write_all(stamped().as_bytes()),
-            Sink::File(file) => file.write_all(stamped().as_bytes()),
+            Sink::File(file) => (&*file).write_all(stamped().as_bytes()),
             Sink::Sqlite => {
-                // SQLite's log may call back into the application: no lock of ours is held meanwhile.
-                drop(sink);
                 for piece in pieces(&record.args().to_string()) {
                     self.api.log(sqlite_code(record.level()), &piece);
                 }

@@ -108,6 +108,11 @@ impl Preserver {
         }
     }
 
+    /// How many frames would have to be set aside before the WAL is destroyed.
+    pub(crate) fn frames_needed(&self) -> u32 {
+        if self.wal_gone { 0 } else { u32::try_from(self.frames.after(self.cursor).count()).unwrap_or(u32::MAX) }
+    }
+
     /// The frames of the WAL are about to be destroyed.
     pub(crate) fn before_restart(&mut self, wal: &WalFile) {
         if std::mem::replace(&mut self.wal_gone, true) {

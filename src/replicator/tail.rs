@@ -10,14 +10,14 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, Attempt, Control, FullReason, Stamp, State};
 use super::local::Paths;
-use crate::ltx::{Header, LtxError, merge};
+use crate::ltx::{Header, LtxError, Reader, merge};
 use crate::spool::{Spool, SpoolError, entry_header};
 use crate::types::{TimestampMs, Txid, WalPos};
 
@@ -178,9 +178,8 @@ impl Tail {
                 ),
             );
         }
-        if let (Some(adopt), Some(acked)) = (self.state.adopt, self.state.acked)
-            && acked.txid <= adopt
-        {
+        let adopted = |adopt: Txid| self.state.acked.is_none_or(|acked| adopt >= acked.txid);
+        if self.state.captured.is_some() && self.state.adopt.is_some_and(adopted) {
             return Mode::Full(FullReason::Adopted);
         }
         let Some(captured) = self.state.captured else {
@@ -210,15 +209,23 @@ impl Tail {
 
     /// Continuity is lost: is this file at least provably the newer one?
     fn judge_lost(&self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
+        if self.state.acked.is_none() {
+            // There is nothing that this file would have to continue. Whether the bucket has something else is asked there.
+            return Mode::Full(FullReason::ContinuityLost);
+        }
         // Each restart by a connection that knows the log adds one to the first salt.
         let restarts = self.state.captured.map_or(0, |c| live.salts[0].wrapping_sub(c.salts[0]));
         let restarted = live.frame > 0 && (1..1 << 20).contains(&restarts);
         // The change counter only grows. An equal one under a changed file proves nothing.
-        let counted = match (self.state.stamp, stamp()) {
-            (Some(then), Some(now)) => (1..1 << 30).contains(&now.header_words[0].wrapping_sub(then.header_words[0])),
-            _ => false,
+        let (counted, only_fresh) = match (self.state.stamp, stamp()) {
+            (Some(then), Some(now)) => (
+                (1..1 << 30).contains(&now.header_words[0].wrapping_sub(then.header_words[0])),
+                // The same but for a write that the clock's tick may hide, which can only have come after the stamp.
+                self.state.sealed && then.too_fresh && now == (Stamp { too_fresh: false, ..then }),
+            ),
+            _ => (false, false),
         };
-        if restarted || counted {
+        if restarted || counted || only_fresh {
             return Mode::Full(FullReason::ContinuityLost);
         }
         Mode::Stopped(
@@ -306,6 +313,11 @@ impl Tail {
     /// Makes everything safe that SQLite is about to destroy, so that a generation of the WAL may end.
     pub(crate) fn seal(&mut self, live: &LiveEnd, most_frames: u32, stamp: Option<Stamp>) -> Result<(), TailError> {
         if let Mode::Stopped(..) = self.mode {
+            // What is committed while nothing is captured must never pass for captured: a later open then finds continuity lost.
+            if self.state.sealed && live.end.frame > 0 && self.state.captured != Some(live.end) {
+                (self.state.sealed, self.state.next_salts) = (false, None);
+                self.save()?;
+            }
             return Ok(());
         }
         self.capture_to_spool(live, most_frames)?;
@@ -438,8 +450,8 @@ impl Tail {
         let Some(attempt) = self.state.attempt else { return Ok(true) };
         let body = if attempt.in_file {
             let path = self.spool.attempt_path(attempt.txid);
-            let complete = File::open(&path).and_then(|f| f.metadata()).is_ok_and(|m| m.len() == attempt.size_bytes);
-            complete.then_some(Body::File(path))
+            // A power loss can leave a file of the right length without its content.
+            is_intact(&path, &attempt).then_some(Body::File(path))
         } else {
             self.encode_attempt(&attempt).unwrap_or_default().map(Body::Memory)
         };
@@ -504,6 +516,21 @@ fn attempt_header(attempt: &Attempt, pages: &FramePages, node_id: u64) -> Header
     header.set_wal_range(attempt.start.frame, &pages.end);
     header.node_id = node_id;
     header
+}
+
+/// Whether a file holds the attempt's bytes.
+fn is_intact(path: &Path, attempt: &Attempt) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    if !file.metadata().is_ok_and(|m| m.len() == attempt.size_bytes) {
+        return false;
+    }
+    let (mut reader, mut page) = (Reader::new(file), Vec::new());
+    while let Ok(next) = reader.next_page(&mut page) {
+        if next.is_none() {
+            return reader.summary().is_some_and(|s| s.file_checksum == attempt.checksum);
+        }
+    }
+    false
 }
 
 fn open_wal<'a>(slot: &'a mut Option<WalFile>, paths: &Paths) -> Result<&'a WalFile, BatchError> {

@@ -43,7 +43,7 @@ impl Fixture {
         let paths = self.paths();
         let owner = OwnerMode::of(&paths.database).unwrap();
         paths.create_directory(&owner).unwrap();
-        let (control, _) = Control::open(&paths.control(), &owner).unwrap();
+        let (control, _) = Control::open(&paths.control(), &owner).unwrap().unwrap();
         let spool =
             Spool::open(&paths.directory, owner, u64::MAX, state.spool_first, state.spool_next, state.attempt.map(|a| a.txid)).unwrap();
         Tail::new(paths, control, state, spool, Mode::Unresolved, 1 << 20)
@@ -133,9 +133,11 @@ fn after_a_clean_close_an_unchanged_file_is_continued() {
 fn a_stamp_that_proves_nothing_is_not_believed() {
     let fixture = Fixture::new();
     let end = fixture.live();
+    // The clock's tick could hide a write, which can only have come after the stamp: the file is the newer one, and unproved.
+    let mut tail = fixture.tail(State { sealed: true, stamp: Some(Stamp { too_fresh: true, ..stamp(7) }), ..captured(end) });
+    tail.resolve(&WalPos::default(), &|| Some(stamp(7)));
+    assert_eq!(tail.mode, Mode::Full(FullReason::ContinuityLost));
     for state in [
-        // The clock's tick could hide a write.
-        State { sealed: true, stamp: Some(Stamp { too_fresh: true, ..stamp(7) }), ..captured(end) },
         // Not taken at a clean close.
         State { sealed: false, stamp: Some(stamp(7)), ..captured(end) },
         State { sealed: true, stamp: None, ..captured(end) },
@@ -195,7 +197,7 @@ fn a_database_restored_to_an_earlier_state_waits_for_the_user() {
     let state = State { restored_earlier: Some(earlier), sealed: true, stamp: Some(stamp(1)), ..captured(WalPos::default()) };
     assert!(is_diverged(&resolved(&fixture, state.clone(), Some(stamp(1)))));
     let adopted = State { adopt: Some(earlier.newest), ..state };
-    assert_eq!(resolved(&fixture, adopted, Some(stamp(1))).mode, Mode::Running);
+    assert_eq!(resolved(&fixture, adopted, Some(stamp(1))).mode, Mode::Full(FullReason::Adopted));
 }
 
 #[test]
@@ -214,7 +216,7 @@ fn a_seal_puts_everything_into_the_spool_and_the_next_generation_follows_on() {
     assert!(tail.state.sealed && !tail.spool.is_empty());
     assert_eq!(tail.state.captured, Some(sealed.end));
     let salts = fixture.restart();
-    tail.generation_begins(salts);
+    assert!(tail.generation_begins(salts, &sealed.end));
     assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
     tail.freeze(&fixture.live_end()).unwrap();
     // Both generations are one batch, and what is captured is the live end.
@@ -236,10 +238,8 @@ fn a_generation_that_begins_without_a_seal_is_a_break() {
     let fixture = Fixture::new();
     let end = fixture.live();
     let mut tail = resolved(&fixture, captured(end), None);
-    tail.generation_begins(end.salts);
-    assert_eq!(tail.mode, Mode::Running);
-    tail.generation_begins([1, 2]);
-    assert_eq!(tail.mode, Mode::Full(FullReason::ContinuityLost));
+    assert!(tail.generation_begins(end.salts, &end));
+    assert!(!tail.generation_begins([1, 2], &end));
 }
 
 /// A predecessor's batch, not yet looked at: its bytes survive the restart of the WAL that it was made of.

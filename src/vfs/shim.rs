@@ -243,8 +243,9 @@ fn attach(registered: &'static Registered, path: &Path, options: &Options) -> Re
 
 /// SQLite shows the application a fixed text for this code, so that the log must tell the reason.
 fn refuse(error: &str) -> c_int {
-    log::error!(target: "replicated", "the database is not opened: {error}");
     super::note_refusal(error);
+    // The application's own logger may panic.
+    let _ = catch_unwind(|| log::error!(target: "replicated", "the database is not opened: {error}"));
     SQLITE_CANTOPEN
 }
 
