@@ -1,6 +1,7 @@
 //! Litestream 0.5.17 and we read each other's buckets, and take each other's over.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::panic)] // The helpers are part of tests.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

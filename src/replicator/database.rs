@@ -226,19 +226,30 @@ impl Database {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(&mut tail, FullReason::SpoolLost);
         }
-        // SQLite deletes a WAL once all of it is in the database file.
-        let mut published = self.published.lock();
-        published.end = WalPos { frame: 0, ..published.end };
-        drop(published);
+        self.wal_is_empty();
         self.stamp_due.store(true, Ordering::Relaxed);
+    }
+
+    /// SQLite deletes a WAL, or cuts it to nothing, once all of it is in the database file. Called with the tail locked.
+    fn wal_is_empty(&self) {
+        let mut published = self.published.lock();
+        published.end = WalPos { salts: published.end.salts, ..WalPos::default() };
     }
 
     /// The WAL is about to be cut to that many bytes.
     pub(crate) fn wal_shrinks(&self, bytes: u64) {
         let published = self.published();
         let end = published.page_size.map_or(0, |size| crate::wal::end_offset(size, published.end.frame));
-        if published.end.frame > 0 && bytes < end && !self.tail.lock().state.sealed {
-            self.wal_vanishes();
+        if published.end.frame == 0 || bytes >= end {
+            return;
+        }
+        let tail = self.tail.lock();
+        if !tail.state.sealed {
+            drop(tail);
+            return self.wal_vanishes();
+        }
+        if bytes == 0 {
+            self.wal_is_empty();
         }
     }
 
@@ -313,14 +324,19 @@ impl Database {
         let mut tail = self.tail.lock();
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
-        tail.generation_begins(salts);
+        if !tail.generation_begins(salts, &live.end) {
+            self.lose(&mut tail, FullReason::ContinuityLost);
+        }
+        // All of the generation before is in the database file.
+        self.published.lock().end = WalPos { salts, ..WalPos::default() };
     }
 
     /// The last lock on the database is about to be given up, after the WAL was deleted: nobody can have written since.
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
-        if tail.state.sealed {
+        // A file that was not recognised is not to be known by this stamp at the next open.
+        if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
             tail.state.stamp = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0));
             if let Err(error) = tail.save() {
                 log::warn!(target: "replicated", "{error}");

@@ -148,7 +148,8 @@ async fn ahead(database: &Database, ours: Txid) -> Result<(), StepError> {
 async fn verify_unknown(database: &Database) -> Result<(), StepError> {
     let Some(newest) = newest(database).await? else {
         let mut tail = database.lock_tail();
-        if !matches!(tail.mode, Mode::Full(_)) {
+        // Whatever else was lost before: nothing had been sent.
+        if tail.mode != Mode::Full(FullReason::First) {
             database.lose(&mut tail, FullReason::First);
         }
         return Ok(());

@@ -200,6 +200,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
     (tail.state.full, tail.state.adopt, tail.state.restored_earlier, tail.state.attempt) = (None, None, None, None);
     tail.mode = Mode::Running;
     tail.save()?;
+    let settled = database.is_settled(&tail);
     drop(tail);
     database.note_acked(moment.sequence, None);
     database.progress.update(|f| {
@@ -207,6 +208,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
         f.remote_txid = Some(txid);
         f.last_success_ms = Some(now_ms());
         f.snapshots += 1;
+        f.state = if settled { ReplicationState::Idle } else { ReplicationState::Uploading };
     });
     Ok(Next::Again)
 }

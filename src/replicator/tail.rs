@@ -160,7 +160,7 @@ impl Tail {
             Mode::Full(reason) => self.lose(*reason),
             Mode::Stopped(kind, message) => self.stop(*kind, message.clone()),
             Mode::Running => log::debug!(target: "replicated", "{}: continuing at {live}", self.paths.database.display()),
-            _ => {}
+            Mode::Unresolved => {}
         }
     }
 
@@ -177,6 +177,11 @@ impl Tail {
                     earlier.txid, earlier.newest
                 ),
             );
+        }
+        if let (Some(adopt), Some(acked)) = (self.state.adopt, self.state.acked)
+            && acked.txid <= adopt
+        {
+            return Mode::Full(FullReason::Adopted);
         }
         let Some(captured) = self.state.captured.filter(|_| self.state.acked.is_some()) else {
             // Nothing is known of the bucket, so the bucket decides. Until then frames are kept from the start of the WAL; what was spooled of
@@ -334,17 +339,28 @@ impl Tail {
     }
 
     /// SQLite writes the header of a new generation.
-    pub(crate) fn generation_begins(&mut self, salts: [u32; 2]) {
-        let Some(captured) = self.state.captured else { return };
+    ///
+    /// False where frames of the one before may have been lost by that.
+    pub(crate) fn generation_begins(&mut self, salts: [u32; 2], live: &WalPos) -> bool {
+        let Some(captured) = self.state.captured else { return true };
+        if let Mode::Stopped(..) = self.mode {
+            // What goes on in a file that was not recognised must not vouch for it at the next open.
+            return true;
+        }
         if captured.salts == salts || self.state.next_salts == Some(salts) {
-            return;
+            return true;
         }
         if self.state.sealed {
             self.state.next_salts = Some(salts);
             self.save_or_warn();
-        } else if self.mode == Mode::Running && captured.frame > 0 {
-            self.lose(FullReason::ContinuityLost);
+        } else if captured.frame == 0 && live.frame == 0 {
+            // Nothing was ever committed to the generation before: a transaction that was rolled back had written its header.
+            self.state.captured = Some(WalPos { salts, ..WalPos::default() });
+            self.save_or_warn();
+        } else {
+            return false;
         }
+        true
     }
 
     /// Freezes the next batch: everything that is captured or in the WAL becomes one LTX file with the next TXID.

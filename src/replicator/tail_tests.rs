@@ -97,7 +97,7 @@ fn before_the_first_upload_nothing_can_be_lost() {
     tail.resolve(&WalPos::default(), &|| None);
     assert_eq!(tail.mode, Mode::Running);
     // The first generation after an empty WAL follows on.
-    tail.generation_begins(fixture.live().salts);
+    assert!(tail.generation_begins(fixture.live().salts, &WalPos::default()));
     assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
     assert_eq!(tail.mode, Mode::Running);
 }
@@ -212,7 +212,7 @@ fn a_database_restored_to_an_earlier_state_waits_for_the_user() {
     let state = State { restored_earlier: Some(earlier), sealed: true, stamp: Some(stamp(1)), ..captured(WalPos::default()) };
     assert!(is_diverged(&resolved(&fixture, state.clone(), Some(stamp(1)))));
     let adopted = State { adopt: Some(earlier.newest), ..state };
-    assert_eq!(resolved(&fixture, adopted, Some(stamp(1))).mode, Mode::Running);
+    assert_eq!(resolved(&fixture, adopted, Some(stamp(1))).mode, Mode::Full(FullReason::Adopted));
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_seal_puts_everything_into_the_spool_and_the_next_generation_follows_on() {
     assert!(tail.state.sealed && !tail.spool.is_empty());
     assert_eq!(tail.state.captured, Some(sealed.end));
     let salts = fixture.restart();
-    tail.generation_begins(salts);
+    assert!(tail.generation_begins(salts, &sealed.end));
     assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
     tail.freeze(&fixture.live_end()).unwrap();
     // Both generations are one batch, and what is captured is the live end.
@@ -253,10 +253,8 @@ fn a_generation_that_begins_without_a_seal_is_a_break() {
     let fixture = Fixture::new();
     let end = fixture.live();
     let mut tail = resolved(&fixture, captured(end), None);
-    tail.generation_begins(end.salts);
-    assert_eq!(tail.mode, Mode::Running);
-    tail.generation_begins([1, 2]);
-    assert_eq!(tail.mode, Mode::Full(FullReason::ContinuityLost));
+    assert!(tail.generation_begins(end.salts, &end));
+    assert!(!tail.generation_begins([1, 2], &end));
 }
 
 /// A predecessor's batch, not yet looked at: its bytes survive the restart of the WAL that it was made of.
