@@ -86,6 +86,23 @@ fn with_nothing_known_the_whole_wal_is_kept_until_the_bucket_decides() {
 }
 
 #[test]
+fn before_the_first_upload_nothing_can_be_lost() {
+    let fixture = Fixture::new();
+    let end = fixture.live();
+    fixture.restart();
+    let never_sent = State { captured: Some(end), sealed: true, stamp: Some(stamp(9)), ..State::default() };
+    let tail = resolved(&fixture, never_sent.clone(), Some(stamp(3)));
+    assert_eq!((&tail.mode, tail.state.captured), (&Mode::Running, Some(start_of(&fixture.live()))));
+    let mut tail = fixture.tail(never_sent);
+    tail.resolve(&WalPos::default(), &|| None);
+    assert_eq!(tail.mode, Mode::Running);
+    // The first generation after an empty WAL follows on.
+    assert!(tail.generation_begins(fixture.live().salts, &WalPos::default()));
+    assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
+    assert_eq!(tail.mode, Mode::Running);
+}
+
+#[test]
 fn a_wal_that_holds_the_last_frame_is_continued_after_it() {
     let fixture = Fixture::new();
     let end = fixture.live();
