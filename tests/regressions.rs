@@ -640,6 +640,44 @@ fn opening_and_closing_leaks_neither_descriptors_nor_threads() {
     pair.assert_restores();
 }
 
+#[test]
+fn a_database_of_which_nothing_is_replicated_is_not_reported_as_sent() {
+    let _alone = alone();
+    let pair = Pair::new();
+    Connection::open(&pair.db)
+        .unwrap()
+        .execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB); INSERT INTO t(v) VALUES (1)")
+        .unwrap();
+    let connection = pair.try_open("&close_timeout=0s").unwrap();
+    let error = connection.query_row("PRAGMA replicated_sync='500ms'", [], |r| r.get::<_, String>(0)).unwrap_err().to_string();
+    assert!(error.contains("PRAGMA journal_mode=WAL"), "{error}");
+    wal(&connection);
+    sync(&connection).unwrap();
+    connection.close().unwrap();
+    pair.assert_restores();
+}
+
+#[test]
+fn no_refusal_repeats_a_secret() {
+    let _alone = alone();
+    let pair = Pair::new();
+    pair.try_open("").unwrap();
+    for replica in [
+        "s3://AKIAKEY:hush-hush@bucket/path",
+        "s3://bucket/path?secret_access_key=hush-hush",
+        "abs://account:hush-hush@container/path",
+        "s3://bucket/path?endpoint=http://user:hush-hush@127.0.0.1:9",
+        "s3://bucket/hush/{nam}?sig=hush-hush",
+    ] {
+        let escaped = replica.replace('?', "%3f").replace('&', "%26");
+        let uri = format!("file:{}?vfs=replicated&replica={escaped}", pair.db.display());
+        if Connection::open_with_flags(&uri, OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI).is_err() {
+            let why = replicated::last_refusal().unwrap();
+            assert!(!why.contains("hush-hush"), "{why}");
+        }
+    }
+}
+
 /// A random life of a database; each state in the bucket must be one that was committed, and the last one the database's.
 fn live_a_life(seed: u64, steps: u32, more: &str) {
     let pair = Pair::new();
