@@ -705,7 +705,7 @@ fn live_a_life(seed: u64, steps: u32, more: &str) {
             0..50 => {
                 commits += 1;
                 let rows = if what < 5 { 300 } else { 1 };
-                let deletes = if what % 7 == 0 { "DELETE FROM t WHERE id % 3 = 1;" } else { "" };
+                let deletes = if what.is_multiple_of(7) { "DELETE FROM t WHERE id % 3 = 1;" } else { "" };
                 let one = format!(
                     "BEGIN IMMEDIATE; UPDATE n SET n = {commits}; {deletes}
                      WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {rows})

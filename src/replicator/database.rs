@@ -41,8 +41,8 @@ pub(crate) struct Published {
     pub(crate) known: bool,
     /// What is known comes from the WAL-index.
     from_index: bool,
-    /// SQLite was allowed to begin a new generation, and nothing has been committed since: the database file alone is the newest state.
-    pub(crate) wal_is_over: bool,
+    /// SQLite may restart the WAL and write its first new frames just now: `end` does not tell what is in the file.
+    pub(crate) restarting: bool,
     pub(crate) end: WalPos,
     pub(crate) database_pages: u32,
     pub(crate) page_size: Option<PageSize>,
@@ -168,14 +168,19 @@ impl Database {
             return;
         }
         published.from_index |= source != Source::Wal;
-        if published.known && (published.end == end || end.frame == 0) {
+        published.restarting = false;
+        if published.known && published.end == end {
+            return;
+        }
+        if published.known && end.frame == 0 {
+            // The WAL was restarted and nothing is in it yet. What was there is in the database file.
+            published.end = end;
             return;
         }
         let first_sight = !published.known;
         let same_log = published.end.salts == end.salts;
         let committed_ms = now_ms();
         published.known = true;
-        published.wal_is_over = false;
         published.database_pages = index.db_pages;
         published.page_size = index.page_size;
         let first_frame = if same_log && !first_sight { published.end.frame + 1 } else { 1 };
@@ -228,7 +233,10 @@ impl Database {
             if asked_for { (Some(self.tail.lock()), u32::MAX) } else { (self.tail.try_lock_for(GATE_PATIENCE), GATE_BYTES / page_bytes) };
         let Some(mut tail) = tail else { return false };
         match self.secure(&mut tail, most_frames) {
-            Ok(()) => true,
+            Ok(()) => {
+                self.published.lock().restarting = true;
+                true
+            }
             Err(error) => {
                 log::debug!(target: "replicated", "{}: the WAL is not restarted yet: {error}", self.paths.database.display());
                 drop(tail);
@@ -238,11 +246,6 @@ impl Database {
         }
     }
 
-    /// SQLite holds the lock under which it may begin a new generation: the database file has everything that was committed.
-    pub(crate) fn wal_is_over(&self) {
-        self.published.lock().wal_is_over = true;
-    }
-
     /// SQLite is about to destroy the WAL and cannot be refused. What cannot be saved costs a full upload later.
     pub(crate) fn wal_vanishes(&self) {
         let mut tail = self.tail.lock();
@@ -250,15 +253,30 @@ impl Database {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(&mut tail, FullReason::SpoolLost);
         }
+        self.wal_is_empty();
         self.stamp_due.store(true, Ordering::Relaxed);
+    }
+
+    /// SQLite deletes a WAL, or cuts it to nothing, once all of it is in the database file. Called with the tail locked.
+    fn wal_is_empty(&self) {
+        let mut published = self.published.lock();
+        published.end = WalPos { salts: published.end.salts, ..WalPos::default() };
     }
 
     /// The WAL is about to be cut to that many bytes.
     pub(crate) fn wal_shrinks(&self, bytes: u64) {
         let published = self.published();
         let end = published.page_size.map_or(0, |size| crate::wal::end_offset(size, published.end.frame));
-        if published.end.frame > 0 && bytes < end && !self.tail.lock().state.sealed {
-            self.wal_vanishes();
+        if published.end.frame == 0 || bytes >= end {
+            return;
+        }
+        let tail = self.tail.lock();
+        if !tail.state.sealed {
+            drop(tail);
+            return self.wal_vanishes();
+        }
+        if bytes == 0 {
+            self.wal_is_empty();
         }
     }
 
@@ -343,13 +361,18 @@ impl Database {
         let mut tail = self.tail.lock();
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
-        tail.generation_begins(salts);
+        if !tail.generation_begins(salts, &live.end) {
+            self.lose(&mut tail, FullReason::ContinuityLost);
+        }
+        // All of the generation before is in the database file.
+        self.published.lock().end = WalPos { salts, ..WalPos::default() };
     }
 
     /// The last lock on the database is about to be given up, after the WAL was deleted: nobody can have written since.
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
+        // A file that was not recognised is not to be known by this stamp at the next open.
         if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
             tail.state.stamp = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0));
             if let Err(error) = tail.save() {

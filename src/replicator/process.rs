@@ -43,7 +43,10 @@ pub(crate) enum OpenError {
         source: SpoolError,
     },
     /// The control file's lock is taken.
-    #[error("{0} is being replicated by another process already")]
+    #[error(
+        "{0} is open for replication in another process, and one process at a time writes a replicated database in this version: close it there \
+         first, or open it with mode=ro"
+    )]
     OtherProcess(String),
     /// Two databases on one path of a bucket.
     #[error("option replica: {url} is in use for {other}, and each database needs a replica URL of its own; got it for {database} too")]

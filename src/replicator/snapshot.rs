@@ -23,7 +23,7 @@ use crate::ltx::{Encoder, Header};
 use crate::store::{Created, LtxName, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
-/// How long to wait for a checkpoint that runs just now.
+/// How long to wait for a checkpoint or a restart that is under way just now.
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
 const NOT_IN_WAL_MODE: &str =
     "only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL";
@@ -65,7 +65,7 @@ impl Drop for Preserving<'_> {
 
 enum Begin {
     Moment(Published),
-    /// A checkpoint runs.
+    /// A checkpoint or a restart of the WAL is under way.
     Wait,
     /// There is no page yet, as of that commit.
     Empty(u64),
@@ -76,6 +76,7 @@ enum Begin {
 enum BeginError {
     Empty,
     NotInWalMode,
+    Wait,
     Step(StepError),
 }
 
@@ -123,7 +124,10 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let mut tail = database.lock_tail();
     let sequence = database.published().sequence;
     let begun = database.begin_preserving(|mut published| {
-        let frames = if published.end.frame > 0 && !published.wal_is_over {
+        if published.restarting {
+            return Err(BeginError::Wait);
+        }
+        let frames = if published.end.frame > 0 {
             let start = WalPos { frame: 0, ..published.end };
             tail.wal()?.pages(&start, published.end.frame)?
         } else {
@@ -140,16 +144,14 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let begun = match begun {
         Err(BeginError::Empty) => return Ok(Begin::Empty(sequence)),
         Err(BeginError::NotInWalMode) => return Ok(Begin::NotInWalMode),
+        Err(BeginError::Wait) => return Ok(Begin::Wait),
         Err(BeginError::Step(error)) => return Err(error),
         Ok(begun) => begun,
     };
     let Some(published) = begun else { return Ok(Begin::Wait) };
     tail.state.captured = Some(published.end);
-    // With nothing in the WAL that is not in the database file, whatever generation SQLite begins next follows on.
-    tail.state.sealed = published.end.frame == 0 || published.wal_is_over;
-    if !tail.state.sealed {
-        tail.state.next_salts = None;
-    }
+    // With nothing in the WAL, whatever generation SQLite begins next follows on.
+    tail.state.sealed = published.end.frame == 0;
     tail.state.stamp = if tail.state.sealed { database.stamp() } else { None };
     tail.state.full = Some(if reason == FullReason::First { reason } else { FullReason::Unfinished });
     tail.captured_sequence = published.sequence;
@@ -208,6 +210,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
     (tail.state.full, tail.state.adopt, tail.state.restored_earlier, tail.state.attempt) = (None, None, None, None);
     tail.mode = Mode::Running;
     tail.save()?;
+    let settled = database.is_settled(&tail);
     drop(tail);
     database.note_acked(moment.sequence, None);
     database.progress.update(|f| {
@@ -215,6 +218,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
         f.remote_txid = Some(txid);
         f.last_success_ms = Some(now_ms());
         f.snapshots += 1;
+        f.state = if settled { ReplicationState::Idle } else { ReplicationState::Uploading };
     });
     Ok(Next::Again)
 }

@@ -159,7 +159,8 @@ impl Tail {
         match self.mode {
             Mode::Full(reason) => self.lose(reason),
             Mode::Running => log::debug!(target: "replicated", "{}: continuing at {live}", self.paths.database.display()),
-            _ => {}
+            Mode::Stopped(kind, ref message) => self.stop(kind, message.clone()),
+            Mode::Unresolved => {}
         }
     }
 
@@ -177,8 +178,9 @@ impl Tail {
                 ),
             );
         }
-        let adopted = |adopt: Txid| self.state.acked.is_none_or(|acked| adopt >= acked.txid);
-        if self.state.captured.is_some() && self.state.adopt.is_some_and(adopted) {
+        if let (Some(adopt), Some(acked)) = (self.state.adopt, self.state.acked)
+            && acked.txid <= adopt
+        {
             return Mode::Full(FullReason::Adopted);
         }
         let Some(captured) = self.state.captured else {
@@ -187,8 +189,9 @@ impl Tail {
             return Mode::Running;
         };
         let unchanged = |state: &State| state.sealed && state.stamp.is_some_and(|s| !s.too_fresh && stamp() == Some(s));
+        let sealed_before_live = self.state.sealed && self.state.next_salts == Some(live.salts);
         if live.frame == 0 {
-            return if unchanged(&self.state) { Mode::Running } else { self.judge_lost(live, stamp) };
+            return if sealed_before_live || unchanged(&self.state) { Mode::Running } else { self.judge_lost(live, stamp) };
         }
         if live.salts == captured.salts {
             return if live.frame >= captured.frame && self.wal().is_ok_and(|w| w.holds(&captured)) {
@@ -198,7 +201,7 @@ impl Tail {
                 Mode::Full(FullReason::BucketAhead)
             };
         }
-        if self.state.sealed && self.state.next_salts == Some(live.salts) || unchanged(&self.state) {
+        if sealed_before_live || unchanged(&self.state) {
             self.begin_at(live);
             return Mode::Running;
         }
@@ -319,6 +322,10 @@ impl Tail {
             return Ok(());
         }
         self.capture_to_spool(live, most_frames)?;
+        if self.inflight.is_none() && !matches!(self.mode, Mode::Full(_)) {
+            // A predecessor's, which the uploader has not come to yet: its frames go now. Where it cannot be built the uploader finds that out.
+            self.rebuild_attempt()?;
+        }
         self.save_attempt()?;
         if self.state.captured.is_some() {
             self.state.sealed = true;
@@ -341,24 +348,28 @@ impl Tail {
     }
 
     /// SQLite writes the header of a new generation.
-    pub(crate) fn generation_begins(&mut self, salts: [u32; 2]) {
+    ///
+    /// False where frames of the one before may have been lost by that.
+    pub(crate) fn generation_begins(&mut self, salts: [u32; 2], live: &WalPos) -> bool {
+        let Some(captured) = self.state.captured else { return true };
         if let Mode::Stopped(..) = self.mode {
-            return;
+            // What goes on in a file that was not recognised must not vouch for it at the next open.
+            return true;
         }
-        let Some(captured) = self.state.captured else {
-            // Whoever chooses a moment before its first commit is seen must know that it follows on.
-            self.state.next_salts = Some(salts);
-            return;
-        };
         if captured.salts == salts || self.state.next_salts == Some(salts) {
-            return;
+            return true;
         }
         if self.state.sealed {
             self.state.next_salts = Some(salts);
             self.save_or_warn();
-        } else if self.mode == Mode::Running && captured.frame > 0 {
-            self.lose(FullReason::ContinuityLost);
+        } else if captured.frame == 0 && live.frame == 0 {
+            // Nothing was ever committed to the generation before: a transaction that was rolled back had written its header.
+            self.state.captured = Some(WalPos { salts, ..WalPos::default() });
+            self.save_or_warn();
+        } else {
+            return false;
         }
+        true
     }
 
     /// Freezes the next batch: everything that is captured or in the WAL becomes one LTX file with the next TXID.
@@ -529,3 +540,7 @@ fn open_wal<'a>(slot: &'a mut Option<WalFile>, paths: &Paths) -> Result<&'a WalF
     }
     slot.as_ref().ok_or_else(|| BatchError::Io { path: paths.wal.clone(), source: std::io::ErrorKind::NotFound.into() })
 }
+
+#[cfg(test)]
+#[path = "tail_tests.rs"]
+mod tests;
