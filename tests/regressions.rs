@@ -639,3 +639,166 @@ fn opening_and_closing_leaks_neither_descriptors_nor_threads() {
     assert!(count("task") <= threads, "{} threads, before {threads}", count("task"));
     pair.assert_restores();
 }
+
+#[test]
+fn a_database_of_which_nothing_is_replicated_is_not_reported_as_sent() {
+    let _alone = alone();
+    let pair = Pair::new();
+    Connection::open(&pair.db)
+        .unwrap()
+        .execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB); INSERT INTO t(v) VALUES (1)")
+        .unwrap();
+    let connection = pair.try_open("&close_timeout=0s").unwrap();
+    let error = connection.query_row("PRAGMA replicated_sync='500ms'", [], |r| r.get::<_, String>(0)).unwrap_err().to_string();
+    assert!(error.contains("PRAGMA journal_mode=WAL"), "{error}");
+    wal(&connection);
+    sync(&connection).unwrap();
+    connection.close().unwrap();
+    pair.assert_restores();
+}
+
+#[test]
+fn no_refusal_repeats_a_secret() {
+    let _alone = alone();
+    let pair = Pair::new();
+    pair.try_open("").unwrap();
+    for replica in [
+        "s3://AKIAKEY:hush-hush@bucket/path",
+        "s3://bucket/path?secret_access_key=hush-hush",
+        "abs://account:hush-hush@container/path",
+        "s3://bucket/path?endpoint=http://user:hush-hush@127.0.0.1:9",
+        "s3://bucket/hush/{nam}?sig=hush-hush",
+    ] {
+        let escaped = replica.replace('?', "%3f").replace('&', "%26");
+        let uri = format!("file:{}?vfs=replicated&replica={escaped}", pair.db.display());
+        if Connection::open_with_flags(&uri, OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI).is_err() {
+            let why = replicated::last_refusal().unwrap();
+            assert!(!why.contains("hush-hush"), "{why}");
+        }
+    }
+}
+
+/// A random life of a database; each state in the bucket must be one that was committed, and the last one the database's.
+fn live_a_life(seed: u64, steps: u32, more: &str) {
+    let pair = Pair::new();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let open = || {
+        let connection = pair.try_open(&format!("&close_timeout=0s{more}")).unwrap();
+        connection.busy_timeout(Duration::from_millis(200)).unwrap();
+        connection
+    };
+    let mut connection = open();
+    wal(&connection);
+    connection
+        .execute_batch(
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB); CREATE TABLE n(id INTEGER PRIMARY KEY, n INTEGER, pad BLOB);
+             WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 40)
+             INSERT INTO n SELECT i, 0, zeroblob(1500) FROM c;",
+        )
+        .unwrap();
+    let (mut commits, mut away, mut done) = (0, false, Vec::new());
+    let mut held: Vec<Connection> = Vec::new();
+    for _ in 0..steps {
+        let what = random.u32(0..100);
+        done.push(what);
+        match what {
+            0..50 => {
+                commits += 1;
+                let rows = if what < 5 { 300 } else { 1 };
+                let deletes = if what.is_multiple_of(7) { "DELETE FROM t WHERE id % 3 = 1;" } else { "" };
+                let one = format!(
+                    "BEGIN IMMEDIATE; UPDATE n SET n = {commits}; {deletes}
+                     WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < {rows})
+                     INSERT INTO t(v) SELECT randomblob(2000) FROM c; COMMIT"
+                );
+                connection.execute_batch(&one).unwrap();
+            }
+            50..65 => {
+                let mode = *random.choice(&["PASSIVE", "FULL", "RESTART", "TRUNCATE"]).unwrap();
+                let _: i64 = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |r| r.get(0)).unwrap();
+            }
+            65..68 => drop(connection.execute_batch("VACUUM")),
+            68..72 => {
+                let reader = open();
+                reader.execute_batch("BEGIN; SELECT count(*) FROM n").unwrap();
+                held.push(reader);
+            }
+            72..78 => held.clear(),
+            78..84 => {
+                if away {
+                    pair.outage_ends();
+                } else {
+                    pair.outage();
+                }
+                away = !away;
+            }
+            84..90 => {
+                connection.close().unwrap();
+                if held.is_empty() && random.u32(0..5) == 0 {
+                    let plain = Connection::open(&pair.db).unwrap();
+                    commits += 1;
+                    // Changes the schema: only then does the header tell that this file is the newer one.
+                    plain.execute_batch(&format!("BEGIN; UPDATE n SET n = {commits}; CREATE TABLE foreign{commits}(x); COMMIT")).unwrap();
+                    plain.close().unwrap();
+                }
+                connection = open();
+            }
+            90..95 => std::thread::sleep(Duration::from_millis(random.u64(0..30))),
+            _ if !away => {
+                sync(&connection).unwrap_or_else(|e| panic!("seed {seed}, after {done:?}: {e}"));
+                assert_last(&pair, commits, &format!("seed {seed}, after {done:?}"));
+            }
+            _ => {}
+        }
+    }
+    if away {
+        pair.outage_ends();
+    }
+    sync(&connection).unwrap_or_else(|e| panic!("seed {seed}, after {done:?}: {e}"));
+    assert_last(&pair, commits, &format!("seed {seed}, after {done:?}"));
+    held.clear();
+    connection.close().unwrap();
+    pair.assert_restores();
+    assert_each_state_was_committed(&pair, seed);
+}
+
+fn restored(pair: &Pair, target: replicated::restore::Target) -> (tempfile::TempDir, PathBuf) {
+    let store = store::open(&ReplicaUrl::parse(&pair.url()).unwrap(), &StoreOptions::default()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("restored.db");
+    restore(&*store, &RestoreOptions { target, ..RestoreOptions::latest(&out) }).unwrap();
+    (dir, out)
+}
+
+#[track_caller]
+fn assert_last(pair: &Pair, commits: i64, when: &str) {
+    let (_dir, out) = restored(pair, replicated::restore::Target::Latest);
+    integrity_check(&out).unwrap_or_else(|e| panic!("{when}: {e}"));
+    let found: (i64, i64) =
+        Connection::open(&out).unwrap().query_row("SELECT min(n), max(n) FROM n", [], |r| Ok((r.get(0)?, r.get(1)?))).unwrap();
+    assert_eq!(found, (commits, commits), "{when}");
+}
+
+#[track_caller]
+fn assert_each_state_was_committed(pair: &Pair, seed: u64) {
+    for txid in 2..=pair.newest().get() {
+        let (_dir, out) = restored(pair, replicated::restore::Target::Txid(Txid::new(txid).unwrap()));
+        integrity_check(&out).unwrap_or_else(|e| panic!("seed {seed}, TXID {txid}: {e}"));
+        let connection = Connection::open(&out).unwrap();
+        let made: bool = connection.query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'n'", [], |r| r.get(0)).unwrap();
+        if made {
+            let differ: i64 = connection.query_row("SELECT count(DISTINCT n) FROM n", [], |r| r.get(0)).unwrap();
+            assert!(differ <= 1, "seed {seed}, TXID {txid}: part of a transaction");
+        }
+    }
+}
+
+#[test]
+fn every_state_of_a_random_life_was_committed_and_the_last_is_the_databases() {
+    let _alone = alone();
+    let first = std::env::var("REGRESSION_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let lives = std::env::var("REGRESSION_LIVES").ok().and_then(|s| s.parse().ok()).unwrap_or(4);
+    for seed in first..first + lives {
+        live_a_life(seed, 120, if seed % 4 == 0 { "&max_local=16MiB" } else { "" });
+    }
+}

@@ -240,7 +240,6 @@ impl Database {
         }
     }
 
-    /// SQLite holds the lock under which it begins a new generation: the database file has everything that was committed.
     /// SQLite is about to destroy the WAL and cannot be refused. What cannot be saved costs a full upload later.
     pub(crate) fn wal_vanishes(&self) {
         let mut tail = self.tail.lock();

@@ -155,6 +155,11 @@ impl Preserver {
         Ok(Some(pgno))
     }
 
+    /// Whether pages were read from the WAL to the end.
+    pub(crate) fn reads_frames(&self) -> bool {
+        !self.wal_gone && self.frames.after(0).next().is_some()
+    }
+
     /// Whether frames of the WAL are still read.
     pub(crate) const fn reads_wal(&self) -> bool {
         !self.wal_gone

@@ -25,6 +25,8 @@ use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// How long to wait for a checkpoint or a restart that is under way just now.
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
+const NOT_IN_WAL_MODE: &str =
+    "only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL";
 /// Pages are read in runs of this many bytes while SQLite's writes to the file wait.
 const RUN_BYTES: usize = 256 * 1024;
 
@@ -38,6 +40,13 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         Begin::Empty(sequence) => {
             database.note_acked(sequence, None);
             database.progress.update(|f| f.acked_sequence = f.acked_sequence.max(sequence));
+            return Ok(Next::Idle);
+        }
+        Begin::NotInWalMode => {
+            database.progress.update(|f| {
+                f.state = ReplicationState::Offline;
+                f.last_error = Some(NOT_IN_WAL_MODE.to_owned());
+            });
             return Ok(Next::Idle);
         }
     };
@@ -60,10 +69,13 @@ enum Begin {
     Wait,
     /// There is no page yet, as of that commit.
     Empty(u64),
+    /// There are pages, of which nothing is replicated.
+    NotInWalMode,
 }
 
 enum BeginError {
     Empty,
+    NotInWalMode,
     Step(StepError),
 }
 
@@ -85,20 +97,17 @@ impl From<io::Error> for BeginError {
     }
 }
 
-/// Page size and pages of the database by its own header; `None` where it is empty or not in WAL mode.
-fn size_of(database: &Database) -> Result<Option<(Option<PageSize>, u32)>, io::Error> {
+/// Page size and pages of the database by its own header.
+fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
     const WAL_VERSION: u8 = 2;
-    let Some(stamp) = database.stamp() else { return Ok(None) };
-    if stamp.size_bytes == 0 {
-        return Ok(None);
-    }
+    let stamp = database.stamp().filter(|stamp| stamp.size_bytes > 0).ok_or(BeginError::Empty)?;
     let mut header = [0; 32];
     database.open_file()?.read_exact_at(&mut header, 0)?;
     let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
         1 => 65536,
         other => u32::from(other),
     };
-    let Some(page_size) = PageSize::new(page_bytes).filter(|_| header[18] == WAL_VERSION) else { return Ok(None) };
+    let page_size = PageSize::new(page_bytes).filter(|_| header[18] == WAL_VERSION).ok_or(BeginError::NotInWalMode)?;
     let stored = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
     let [change_counter, valid_for] = stamp.header_words;
     let pages = if stored > 0 && change_counter == valid_for {
@@ -106,7 +115,7 @@ fn size_of(database: &Database) -> Result<Option<(Option<PageSize>, u32)>, io::E
     } else {
         u32::try_from(stamp.size_bytes / u64::from(page_bytes)).unwrap_or(u32::MAX)
     };
-    Ok((pages > 0).then_some((Some(page_size), pages)))
+    if pages > 0 { Ok((Some(page_size), pages)) } else { Err(BeginError::Empty) }
 }
 
 /// Chooses the moment: from here on its pages are preserved and later frames are captured as they come.
@@ -120,7 +129,7 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
         } else {
             // A WAL-index that was made for an empty WAL knows neither.
             if published.page_size.is_none() || published.database_pages == 0 {
-                (published.page_size, published.database_pages) = size_of(database)?.ok_or(BeginError::Empty)?;
+                (published.page_size, published.database_pages) = size_of(database)?;
             }
             FramePages::none(published.page_size.ok_or(BeginError::Empty)?, published.database_pages, published.end)
         };
@@ -130,6 +139,7 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     });
     let begun = match begun {
         Err(BeginError::Empty) => return Ok(Begin::Empty(sequence)),
+        Err(BeginError::NotInWalMode) => return Ok(Begin::NotInWalMode),
         Err(BeginError::Step(error)) => return Err(error),
         Ok(begun) => begun,
     };
@@ -248,6 +258,13 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
             return Err(StepError::Closed);
         }
         tokio::task::yield_now().await;
+    }
+    if let (Some(wal), Some(end)) = (&wal, header.wal_end())
+        && database.with_preserver(|p| p.reads_frames()) == Some(true)
+        && !wal.holds(&end)
+    {
+        abort(upload).await;
+        return Ok(Streamed::StartOver("the WAL was restarted by someone we did not see".to_owned()));
     }
     encoder.finish()?;
     while let Some(part) = buffer.take(part_bytes) {

@@ -163,6 +163,10 @@ fn a_stamp_that_proves_nothing_is_not_believed() {
         tail.resolve(&WalPos::default(), &|| Some(stamp(7)));
         assert!(is_diverged(&tail), "{:?}", tail.mode);
     }
+    // The clock's tick could hide a write, but only one that came later.
+    let mut tail = fixture.tail(State { sealed: true, stamp: Some(Stamp { too_fresh: true, ..stamp(7) }), ..captured(end) });
+    tail.resolve(&WalPos::default(), &|| Some(stamp(7)));
+    assert_eq!(tail.mode, Mode::Full(FullReason::ContinuityLost));
 }
 
 #[test]
