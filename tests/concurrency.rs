@@ -99,7 +99,9 @@ fn threads_that_do_everything_at_once() {
             .execute_batch(
                 "PRAGMA journal_mode=WAL; CREATE TABLE writers(id INTEGER PRIMARY KEY, n); INSERT INTO writers VALUES (1,0),(2,0),(3,0),(4,0);
                  CREATE TABLE cells(id INTEGER PRIMARY KEY, v INTEGER, x BLOB);
-                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<500) INSERT INTO cells SELECT i, 0, randomblob(3000) FROM n",
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<500) INSERT INTO cells SELECT i, 0, randomblob(3000) FROM n;
+                 -- Pages that never change, so that only a full state has every page.
+                 CREATE TABLE ballast(x); INSERT INTO ballast VALUES (zeroblob(200000))",
             )
             .unwrap();
         drop(plain);

@@ -77,7 +77,9 @@ fn set_up(host: &mut Host, db: Db, scenario: &Scenario) {
                  CREATE TABLE t(txn INTEGER, parts INTEGER, x BLOB);
                  CREATE TABLE churn(id INTEGER PRIMARY KEY, v INTEGER, x BLOB);
                  WITH RECURSIVE i(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM i WHERE n < {CHURN})
-                 INSERT INTO churn SELECT n, 0, zeroblob(700) FROM i; CREATE TABLE done(x); COMMIT"
+                 INSERT INTO churn SELECT n, 0, zeroblob(700) FROM i; 
+                 -- Pages that never change, so that only a full state has every page.
+                 CREATE TABLE ballast(x); INSERT INTO ballast VALUES (zeroblob(200000)); CREATE TABLE done(x); COMMIT"
             ),
         );
     }
