@@ -41,6 +41,8 @@ pub(crate) struct Published {
     pub(crate) known: bool,
     /// What is known comes from the WAL-index.
     from_index: bool,
+    /// SQLite may restart the WAL and write its first new frames just now: `end` does not tell what is in the file.
+    pub(crate) restarting: bool,
     pub(crate) end: WalPos,
     pub(crate) database_pages: u32,
     pub(crate) page_size: Option<PageSize>,
@@ -141,7 +143,13 @@ impl Database {
         let mut published = self.published.lock();
         let end = index.end();
         published.from_index |= from_index;
-        if published.known && (published.end == end || end.frame == 0) {
+        published.restarting = false;
+        if published.known && published.end == end {
+            return;
+        }
+        if published.known && end.frame == 0 {
+            // The WAL was restarted and nothing is in it yet. What was there is in the database file.
+            published.end = end;
             return;
         }
         let first_sight = !published.known;
@@ -198,7 +206,10 @@ impl Database {
             if asked_for { (Some(self.tail.lock()), u32::MAX) } else { (self.tail.try_lock_for(GATE_PATIENCE), GATE_BYTES / page_bytes) };
         let Some(mut tail) = tail else { return false };
         match self.secure(&mut tail, most_frames) {
-            Ok(()) => true,
+            Ok(()) => {
+                self.published.lock().restarting = true;
+                true
+            }
             Err(error) => {
                 log::debug!(target: "replicated", "{}: the WAL is not restarted yet: {error}", self.paths.database.display());
                 drop(tail);
@@ -215,6 +226,10 @@ impl Database {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(&mut tail, FullReason::SpoolLost);
         }
+        // SQLite deletes a WAL once all of it is in the database file.
+        let mut published = self.published.lock();
+        published.end = WalPos { frame: 0, ..published.end };
+        drop(published);
         self.stamp_due.store(true, Ordering::Relaxed);
     }
 

@@ -23,7 +23,7 @@ use crate::ltx::{Encoder, Header};
 use crate::store::{Created, LtxName, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
-/// How long to wait for a checkpoint that runs just now.
+/// How long to wait for a checkpoint or a restart that is under way just now.
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
 /// Pages are read in runs of this many bytes while SQLite's writes to the file wait.
 const RUN_BYTES: usize = 256 * 1024;
@@ -56,7 +56,7 @@ impl Drop for Preserving<'_> {
 
 enum Begin {
     Moment(Published),
-    /// A checkpoint runs.
+    /// A checkpoint or a restart of the WAL is under way.
     Wait,
     /// There is no page yet, as of that commit.
     Empty(u64),
@@ -64,6 +64,7 @@ enum Begin {
 
 enum BeginError {
     Empty,
+    Wait,
     Step(StepError),
 }
 
@@ -114,6 +115,9 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let mut tail = database.lock_tail();
     let sequence = database.published().sequence;
     let begun = database.begin_preserving(|mut published| {
+        if published.restarting {
+            return Err(BeginError::Wait);
+        }
         let frames = if published.end.frame > 0 {
             let start = WalPos { frame: 0, ..published.end };
             tail.wal()?.pages(&start, published.end.frame)?
@@ -130,6 +134,7 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     });
     let begun = match begun {
         Err(BeginError::Empty) => return Ok(Begin::Empty(sequence)),
+        Err(BeginError::Wait) => return Ok(Begin::Wait),
         Err(BeginError::Step(error)) => return Err(error),
         Ok(begun) => begun,
     };

@@ -302,6 +302,10 @@ impl Tail {
             return Ok(());
         }
         self.capture_to_spool(live, most_frames)?;
+        if self.inflight.is_none() && !matches!(self.mode, Mode::Full(_)) {
+            // A predecessor's, which the uploader has not come to yet: its frames go now. Where it cannot be built the uploader finds that out.
+            self.rebuild_attempt()?;
+        }
         self.save_attempt()?;
         if self.state.captured.is_some() {
             self.state.sealed = true;

@@ -2,9 +2,15 @@
 //!
 //! * [`s3::Server`]: an S3 server in the process that checks signatures and counts requests;
 //! * [`net::Proxy`]: a network that refuses, hangs, cuts and delays on demand;
+//! * [`bucket`]: what is in a bucket;
+//! * [`host`]: programs with a SQLite of their own;
 //! * [`sqlite`]: comparing databases.
+//! * [`tools`]: other programs that tests run;
 
+pub mod bucket;
 mod google;
+pub mod host;
 pub mod net;
 pub mod s3;
 pub mod sqlite;
+pub mod tools;

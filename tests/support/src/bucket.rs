@@ -1,0 +1,143 @@
+//! Buckets as tests see them: opened with credentials of their own, restored, listed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use replicated::restore::{self, Report, RestoreError, RestoreOptions, Target};
+use replicated::store::{Env, Level, Listed, ReplicaUrl, SNAPSHOT_LEVEL, Store, StoreOptions, open_with_env};
+use rusqlite::Connection;
+
+use crate::s3::Server;
+
+/// A replica URL and what is needed to get at it.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    /// The replica URL, without endpoint.
+    pub url: String,
+    /// The environment of a process that uses it.
+    pub env: Vec<(String, String)>,
+}
+
+impl Bucket {
+    /// A path in a server's bucket.
+    #[must_use]
+    pub fn s3(server: &Server, path: &str) -> Self {
+        Self { url: format!("s3://{}/{path}", server.bucket()), env: server.env() }
+    }
+
+    /// A folder.
+    #[must_use]
+    pub fn folder(path: &Path) -> Self {
+        Self { url: format!("file://{}", path.display()), env: Vec::new() }
+    }
+
+    /// The same through another endpoint.
+    #[must_use]
+    pub fn through(&self, endpoint: &str) -> Self {
+        let mut env = self.env.clone();
+        for (name, value) in &mut env {
+            if name == "AWS_ENDPOINT_URL" {
+                endpoint.clone_into(value);
+            }
+        }
+        Self { url: self.url.clone(), env }
+    }
+
+    /// Its store.
+    ///
+    /// # Panics
+    /// Where it cannot be opened.
+    #[must_use]
+    pub fn store(&self) -> Arc<dyn Store> {
+        let env: Env = self.env.iter().cloned().collect();
+        let url = ReplicaUrl::parse(&self.url).expect("the URL is right");
+        open_with_env(&url, &StoreOptions::default(), &env).expect("the store opens")
+    }
+
+    /// Restores a state.
+    ///
+    /// # Errors
+    /// As the library.
+    pub fn try_restore(&self, target: Target, output: &Path) -> Result<Report, RestoreError> {
+        let mut options = RestoreOptions::latest(output);
+        (options.target, options.overwrite) = (target, true);
+        restore::restore(&*self.store(), &options)
+    }
+
+    /// Restores the latest state, which must be there.
+    ///
+    /// # Panics
+    /// Where it is not.
+    pub fn restore(&self, output: &Path) -> Report {
+        self.try_restore(Target::Latest, output).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Everything in it.
+    ///
+    /// # Panics
+    /// Where it cannot be listed.
+    #[must_use]
+    pub fn list(&self) -> Vec<Listed> {
+        restore::catalogue(&*self.store()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Everything in it, nothing where there is nothing.
+    #[must_use]
+    pub fn try_list(&self) -> Vec<Listed> {
+        restore::catalogue(&*self.store()).unwrap_or_default()
+    }
+
+    /// Everything at a level.
+    #[must_use]
+    pub fn level(&self, level: Level) -> Vec<Listed> {
+        self.list().into_iter().filter(|listed| listed.name.level == level).collect()
+    }
+
+    /// How often the full state was sent: snapshots, and level-0 files with every page.
+    ///
+    /// # Panics
+    /// Where a file cannot be read.
+    #[must_use]
+    pub fn full_states(&self) -> usize {
+        let store = self.store();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let is_full = |listed: &Listed| {
+            if listed.name.level == SNAPSHOT_LEVEL {
+                return true;
+            }
+            let bytes = runtime.block_on(store.get_range(&listed.name, 0..listed.size_bytes)).expect("a listed file can be read");
+            let mut reader = replicated::ltx::Reader::new(&bytes[..]);
+            let header = reader.read_header().expect("a file of ours has a header");
+            let (mut pages, mut page) = (0, Vec::new());
+            while reader.next_page(&mut page).expect("a file of ours is whole").is_some() {
+                pages += 1;
+            }
+            // A database of a few pages may change in all of them.
+            listed.name.level == Level::ZERO && pages > 20 && pages == header.commit_pages
+        };
+        self.list().iter().filter(|listed| is_full(listed)).count()
+    }
+}
+
+/// The committed state of a database that nobody has open, WAL included, as one file in `folder`.
+///
+/// # Panics
+/// Where it cannot be copied or opened.
+#[must_use]
+pub fn flattened(database: &Path, folder: &Path) -> PathBuf {
+    let copy = folder.join("flattened.db");
+    let with = |path: &Path, suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
+    for suffix in ["", "-wal", "-shm"] {
+        // It may not be there.
+        let _ = std::fs::remove_file(with(&copy, suffix));
+    }
+    std::fs::copy(database, &copy).expect("the database can be copied");
+    if with(database, "-wal").exists() {
+        std::fs::copy(with(database, "-wal"), with(&copy, "-wal")).expect("the WAL can be copied");
+    }
+    let connection = Connection::open(&copy).expect("the copy opens");
+    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).expect("the copy is checkpointed");
+    assert_eq!(busy, 0);
+    connection.close().expect("the copy closes");
+    copy
+}
