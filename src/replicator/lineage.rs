@@ -81,7 +81,7 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
         Some(reach) if reach == acked.txid => {}
         // The attempt of a predecessor arrived; sending it again finds that out.
         Some(reach) if state.attempt.is_some_and(|a| a.txid == reach) => {}
-        Some(reach) if reach > acked.txid => return ahead(database, acked.txid, reach),
+        Some(reach) if reach > acked.txid => return ahead(database, acked.txid).await,
         Some(_) | None => {
             let mut tail = database.lock_tail();
             (tail.inflight, tail.state.attempt, tail.state.acked) = (None, None, None);
@@ -113,11 +113,26 @@ fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
     Ok(())
 }
 
-fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepError> {
-    let mut tail = database.lock_tail();
-    if tail.state.adopt.is_some_and(|adopt| adopt >= reach) {
+/// Somebody has gone on. Another tool may have done so from this very file.
+async fn ahead(database: &Database, ours: Txid) -> Result<(), StepError> {
+    let Some(newest) = newest(database).await? else { return Ok(()) };
+    let reach = newest.name.max_txid;
+    let header = header(database, &newest.name).await?;
+    if let Some(end) = proven_end(database, &newest, &header).await? {
+        let mut tail = database.lock_tail();
         (tail.inflight, tail.state.attempt) = (None, None);
-        database.lose(&mut tail, FullReason::Adopted);
+        drop(tail);
+        return continue_from(database, reach, end);
+    }
+    let mut tail = database.lock_tail();
+    let reason = if tail.state.adopt.is_some_and(|adopt| adopt >= reach) {
+        Some(FullReason::Adopted)
+    } else {
+        (litestream_position(database) == Some(reach)).then_some(FullReason::TakenOver)
+    };
+    if let Some(reason) = reason {
+        (tail.inflight, tail.state.attempt) = (None, None);
+        database.lose(&mut tail, reason);
         return Ok(());
     }
     drop(tail);
