@@ -180,6 +180,8 @@ impl Tail {
         let Some(captured) = self.state.captured else {
             // Nothing is known locally; the bucket decides. Until then frames are kept from the start of the WAL.
             self.state.captured = Some(start_of(live));
+            // With nothing in the WAL, whatever generation SQLite begins next follows on.
+            self.state.sealed = live.frame == 0;
             return Mode::Running;
         };
         let unchanged = |state: &State| state.sealed && state.stamp.is_some_and(|s| !s.too_fresh && stamp() == Some(s));
@@ -203,6 +205,10 @@ impl Tail {
 
     /// Continuity is lost: is this file at least provably the newer one?
     fn judge_lost(&self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
+        if self.state.acked.is_none() {
+            // Nothing was ever sent from here: what the bucket holds decides.
+            return Mode::Full(FullReason::ContinuityLost);
+        }
         // Each restart by a connection that knows the log adds one to the first salt.
         let restarts = self.state.captured.map_or(0, |c| live.salts[0].wrapping_sub(c.salts[0]));
         let restarted = live.frame > 0 && (1..1 << 20).contains(&restarts);
