@@ -139,10 +139,7 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
         Ok(begun) => begun,
     };
     let Some(published) = begun else { return Ok(Begin::Wait) };
-    tail.state.captured = Some(published.end);
-    // With nothing in the WAL, whatever generation SQLite begins next follows on.
-    tail.state.sealed = published.end.frame == 0;
-    tail.state.stamp = if tail.state.sealed { database.stamp() } else { None };
+    tail.capture_from(published.end, &|| database.stamp());
     tail.state.full = Some(if reason == FullReason::First { reason } else { FullReason::Unfinished });
     tail.captured_sequence = published.sequence;
     tail.save()?;

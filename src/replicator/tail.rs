@@ -108,6 +108,8 @@ pub(crate) struct Tail {
     pub(crate) inflight: Option<Inflight>,
     /// The commits that are captured.
     pub(crate) captured_sequence: u64,
+    /// The newest generation that was seen to begin, whatever was captured then.
+    begun: Option<[u32; 2]>,
     wal: Option<WalFile>,
     /// A batch of up to this many bytes of pages is kept in memory; a larger one goes through a file.
     memory_batch_bytes: u64,
@@ -125,6 +127,7 @@ impl Tail {
             mode,
             inflight: None,
             captured_sequence: 0,
+            begun: None,
             wal: None,
             memory_batch_bytes,
             unsynced: false,
@@ -335,6 +338,7 @@ impl Tail {
 
     /// SQLite writes the header of a new generation.
     pub(crate) fn generation_begins(&mut self, salts: [u32; 2]) {
+        self.begun = Some(salts);
         let Some(captured) = self.state.captured else { return };
         if captured.salts == salts || self.state.next_salts == Some(salts) {
             return;
@@ -345,6 +349,16 @@ impl Tail {
         } else if self.mode == Mode::Running && captured.frame > 0 {
             self.lose(FullReason::ContinuityLost);
         }
+    }
+
+    /// Frames are captured from a place on, and all before it is sent as one state.
+    pub(crate) fn capture_from(&mut self, end: WalPos, stamp: &dyn Fn() -> Option<Stamp>) {
+        // With nothing in the WAL, whatever generation SQLite begins next follows on. It may have begun: its first transaction is not over.
+        let sealed = end.frame == 0;
+        self.state.captured = Some(end);
+        self.state.sealed = sealed;
+        self.state.next_salts = self.begun.filter(|salts| sealed && *salts != end.salts);
+        self.state.stamp = if sealed { stamp() } else { None };
     }
 
     /// Freezes the next batch: everything that is captured or in the WAL becomes one LTX file with the next TXID.
