@@ -170,7 +170,7 @@ fn outage(site: &Site, reason: &[&str], begin: impl Fn(), tried: impl Fn() -> u6
     assert_eq!((host.status(db, "last_error").as_str(), host.status(db, "waiting_commits").as_str()), ("-", "0"));
     assert!(failures_told(&site.log()) >= 8, "{}", site.log());
     commit(&mut host, db, 5);
-    assert_eq!(host.status(db, "snapshots"), "1");
+    assert_eq!(host.status(db, "snapshots"), "1", "{}", site.log());
     host.close(db);
     host.quit();
     assert_eq!(site.direct.full_states(), 1);
@@ -317,6 +317,29 @@ fn a_snapshot_that_is_cut_off_is_begun_again() {
     host.close(db);
     assert_eq!(site.direct.full_states(), 1);
     site.assert_restored_equals();
+}
+
+/// The first state is read while a transaction has written frames that nobody may see yet: what it commits later follows on that.
+#[test]
+fn a_snapshot_in_the_midst_of_a_transaction_is_gone_on_from() {
+    for end in ["COMMIT", "ROLLBACK"] {
+        let site = Site::with_database();
+        site.proxy.set(Mode::Refuse).unwrap();
+        let mut host = site.host();
+        let db = site.open(&mut host, &[]);
+        host.run(db, "PRAGMA cache_size=5; BEGIN");
+        insert(&mut host, db, "t(x)", 100, 3500);
+        let wal = std::fs::metadata(site.dir.path().join("app.db-wal")).unwrap().len();
+        assert!(wal > 100_000, "nothing was spilled: {wal}");
+        site.proxy.set(Mode::Forward).unwrap();
+        eventually("the snapshot is there", || host.status(db, "snapshots") == "1");
+        host.run(db, end);
+        commit(&mut host, db, 3);
+        host.sync(db);
+        assert_eq!(host.status(db, "snapshots"), "1", "{}", site.log());
+        host.close(db);
+        site.assert_restored_equals();
+    }
 }
 
 /// The store can be read, but what is put there fails: lines do not pile up, neither of the failure nor of the attempts.
