@@ -1,6 +1,7 @@
 //! Every example replicates what it writes: restored from its bucket, the database has its rows.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::panic, clippy::print_stdout)] // The helpers are part of tests.
 
 use std::path::Path;
 use std::process::Command;

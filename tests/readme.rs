@@ -2,6 +2,7 @@
 //! program's.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::panic, clippy::print_stdout)] // The helpers are part of tests.
 
 use std::path::{Path, PathBuf};
 

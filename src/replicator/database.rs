@@ -87,6 +87,8 @@ pub(crate) struct Database {
     preserving: AtomicBool,
     /// Commits up to this one shall go without a token of the budget.
     pub(crate) urgent: AtomicU64,
+    /// How often a flush was asked for: each ends a pause.
+    pub(crate) asked: AtomicU64,
     /// The last handle is closed; the uploader shall forget the database.
     pub(crate) closing: AtomicBool,
     /// The WAL was deleted: the next release of the last lock is the moment to stamp the file.
@@ -138,6 +140,7 @@ impl Database {
             preserver: Mutex::default(),
             preserving: AtomicBool::new(false),
             urgent: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             stamp_due: AtomicBool::new(false),
             handles: AtomicU32::new(0),
@@ -409,6 +412,7 @@ impl Database {
         }
         let sequence = self.published.lock().sequence;
         self.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
+        self.asked.fetch_add(1, Ordering::AcqRel);
         self.hub.notify(Notice::Look(self.id));
         self.progress.wait(sequence, limit)
     }

@@ -66,6 +66,15 @@ pub(crate) struct Facts {
     pub(crate) released: bool,
 }
 
+impl Facts {
+    /// Commits are on their way. Another try of what has failed is not that yet.
+    pub(crate) fn under_way(&mut self) {
+        if self.last_error.is_none() {
+            self.state = ReplicationState::Uploading;
+        }
+    }
+}
+
 /// The facts and those who wait for them to change.
 #[derive(Debug)]
 pub(crate) struct Progress {

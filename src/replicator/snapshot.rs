@@ -16,6 +16,7 @@ use super::control::{Acked, FullReason};
 use super::database::{Database, Published, now_ms};
 use super::lineage;
 use super::preserve::{DatabaseFile, Preserver};
+use super::progress::Facts;
 use super::progress::ReplicationState;
 use super::tail::{Mode, StopKind, TailError};
 use super::uploader::{Next, StepError, stop};
@@ -182,8 +183,10 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
     }
     header.node_id = database.lock_tail().state.node_id;
     let log_name = database.paths.database.display();
-    log::info!(target: "replicated", "{log_name}: sending the full state, {} pages, as {name}: {}", moment.database_pages, reason.text());
-    database.progress.update(|f| f.state = ReplicationState::Uploading);
+    // A store that can be read but not written fails here, again and again: the failure itself is told once, and so is this.
+    let level = if database.progress.facts().last_error.is_none() { log::Level::Info } else { log::Level::Debug };
+    log::log!(target: "replicated", level, "{log_name}: sending the full state, {} pages, as {name}: {}", moment.database_pages, reason.text());
+    database.progress.update(Facts::under_way);
     match stream(database, &name, &header, timestamp).await? {
         Streamed::Sent(Created::New) => {}
         // A name that was taken meanwhile: look again whose it is.
@@ -210,11 +213,13 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
     tail.save()?;
     let settled = database.is_settled(&tail);
     drop(tail);
+    log::info!(target: "replicated", "{log_name}: the full state is in the bucket: {} pages, TXID {txid}", moment.database_pages);
     database.note_acked(moment.sequence, None);
     database.progress.update(|f| {
         f.acked_sequence = f.acked_sequence.max(moment.sequence);
         f.remote_txid = Some(txid);
         f.last_success_ms = Some(now_ms());
+        f.last_error = None;
         f.snapshots += 1;
         f.state = if settled { ReplicationState::Idle } else { ReplicationState::Uploading };
     });

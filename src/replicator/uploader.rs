@@ -21,7 +21,7 @@ use super::database::{Database, now_ms};
 use super::hub::{Hub, HubReceiver, Notice, Waiting};
 use super::lineage::{self, Exists};
 use super::process::Registry;
-use super::progress::ReplicationState;
+use super::progress::{Facts, ReplicationState};
 use super::send;
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
@@ -124,14 +124,24 @@ struct Task {
     /// The bucket has been compared with what the control file says.
     verified: bool,
     failing_since: Option<Instant>,
-    reported: Option<(String, Instant)>,
+    /// Causes that were told since replication last worked, and when.
+    reported: Vec<(String, Instant)>,
     failures: u64,
 }
 
 impl Task {
     fn new(database: Arc<Database>, mailbox: Rc<Mailbox>) -> Self {
         let budget = Budget::new(database.options.sync_interval, database.options.burst, Instant::now());
-        Self { database, mailbox, budget, backoff: Backoff::default(), verified: false, failing_since: None, reported: None, failures: 0 }
+        Self {
+            database,
+            mailbox,
+            budget,
+            backoff: Backoff::default(),
+            verified: false,
+            failing_since: None,
+            reported: Vec::new(),
+            failures: 0,
+        }
     }
 
     /// A panic ends the replication of this database, says so in its status, and harms nothing else.
@@ -150,6 +160,7 @@ impl Task {
             if self.database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&self.database) {
                 return;
             }
+            let asked = self.database.asked.load(Ordering::Acquire);
             let next = match self.step().await {
                 Ok(next) => next,
                 Err(StepError::Closed) => Next::Again,
@@ -168,7 +179,7 @@ impl Task {
                     let _ = self.database.arm(u32::MAX);
                     self.mailbox.notify.notified().await;
                 }
-                Next::After(pause) => self.pause(pause).await,
+                Next::After(pause) => self.pause(pause, asked).await,
             }
         }
     }
@@ -225,7 +236,7 @@ impl Task {
             let _ = tail.sync_to_disk();
             return Ok(Next::Idle);
         }
-        database.progress.update(|f| f.state = ReplicationState::Uploading);
+        database.progress.update(Facts::under_way);
         let urgent = database.urgent.load(Ordering::Acquire) > database.progress.facts().acked_sequence;
         let wait = self.budget.wait(Instant::now());
         if !urgent && !wait.is_zero() {
@@ -310,20 +321,16 @@ impl Task {
         }
     }
 
-    /// Waits for a token or the end of a backoff.
-    async fn pause(&self, pause: Duration) {
-        let urgent_before = self.database.urgent.load(Ordering::Acquire);
+    /// Waits for a token or the end of a backoff, unless somebody has asked for a flush since the step before began.
+    async fn pause(&self, pause: Duration, asked: u64) {
         let mut sleep = pin!(tokio::time::sleep(pause));
         let mut wake_frames = ENCODE_AHEAD_FRAMES;
-        loop {
+        while !self.database.closing.load(Ordering::Acquire) && self.database.asked.load(Ordering::Acquire) == asked {
             if self.database.arm(wake_frames) {
                 tokio::select! {
                     () = &mut sleep => return,
                     () = self.mailbox.notify.notified() => {}
                 }
-            }
-            if self.database.closing.load(Ordering::Acquire) || self.database.urgent.load(Ordering::Acquire) != urgent_before {
-                return;
             }
             wake_frames = self.encode_ahead();
         }
@@ -352,7 +359,7 @@ impl Task {
 
     fn succeeded(&mut self) {
         self.backoff.succeeded();
-        self.reported = None;
+        self.reported.clear();
         if let Some(since) = self.failing_since.take() {
             log::info!(
                 target: "replicated",
@@ -367,9 +374,11 @@ impl Task {
         }
     }
 
-    /// Reports a failure, once while it stays the same, and says how long to wait.
+    /// Reports a failure, once for each cause of an outage, and says how long to wait.
     fn failed(&mut self, error: &StepError) -> Next {
         const SUMMARY: Duration = Duration::from_secs(600);
+        /// An outage with more causes than this is told by its first ones.
+        const MOST_CAUSES: usize = 8;
         self.failing_since.get_or_insert_with(Instant::now);
         self.failures += 1;
         let (transient, retry_after, key) = match error {
@@ -377,17 +386,17 @@ impl Task {
             other => (true, None, other.to_string()),
         };
         let name = self.database.paths.database.display();
-        match &mut self.reported {
-            Some((reported, at)) if *reported == key => {
-                if at.elapsed() >= SUMMARY {
-                    log::warn!(target: "replicated", "{name}: still failing, {} times so far: {error}", self.failures);
-                    *at = Instant::now();
-                }
+        let room = self.reported.len() < MOST_CAUSES;
+        match self.reported.iter_mut().find(|(reported, _)| *reported == key) {
+            Some((_, at)) if at.elapsed() >= SUMMARY => {
+                log::warn!(target: "replicated", "{name}: still failing, {} times so far: {error}", self.failures);
+                *at = Instant::now();
             }
-            _ => {
+            None if room => {
                 log::error!(target: "replicated", "{name}: not replicated: {error}. The application goes on; it is tried again");
-                self.reported = Some((key, Instant::now()));
+                self.reported.push((key, Instant::now()));
             }
+            _ => {}
         }
         self.database.progress.update(|f| {
             f.state = ReplicationState::Offline;

@@ -228,8 +228,13 @@ fn split_authority(rest: &str) -> (&str, Option<&str>) {
     rest.find('/').map_or((rest, None), |at| (&rest[..at], Some(&rest[at..])))
 }
 
-fn refuse_userinfo(authority: &str, instead: &'static str) -> Result<(), UrlError> {
-    if authority.contains('@') {
+/// Whether a name and a password come first. A password may hold a slash, and then the `@` is beyond it.
+fn has_password(rest: &str) -> bool {
+    split_authority(rest).0.contains(':') && rest.contains('@')
+}
+
+fn refuse_userinfo(rest: &str, instead: &'static str) -> Result<(), UrlError> {
+    if split_authority(rest).0.contains('@') || has_password(rest) {
         return Err(UrlError::Credentials { what: "a name or key before '@'".to_owned(), instead });
     }
     Ok(())
@@ -237,7 +242,7 @@ fn refuse_userinfo(authority: &str, instead: &'static str) -> Result<(), UrlErro
 
 fn s3(rest: &str) -> Result<Location, UrlError> {
     let (bucket, path) = split_authority(rest);
-    refuse_userinfo(bucket, AWS_ENV)?;
+    refuse_userinfo(rest, AWS_ENV)?;
     let bucket = name("bucket", bucket, S3_FORM)?;
     let Some(path) = path else { return Err(UrlError::NoPath { bucket }) };
     Ok(Location::S3 { bucket, path: clean_path(path)? })
@@ -245,7 +250,7 @@ fn s3(rest: &str) -> Result<Location, UrlError> {
 
 fn gcs(rest: &str) -> Result<Location, UrlError> {
     let (bucket, path) = split_authority(rest);
-    refuse_userinfo(bucket, GCS_ENV)?;
+    refuse_userinfo(rest, GCS_ENV)?;
     Ok(Location::Gcs { bucket: name("bucket", bucket, GCS_FORM)?, path: clean_path(path.unwrap_or_default())? })
 }
 
@@ -255,7 +260,7 @@ fn azure(rest: &str) -> Result<Location, UrlError> {
         Some((account, container)) => (Some(account), container),
         None => (None, authority),
     };
-    if account.is_some_and(|a| a.contains([':', '@'])) {
+    if account.is_some_and(|a| a.contains('@')) || has_password(rest) {
         return Err(UrlError::Credentials { what: "a password or key before '@'".to_owned(), instead: ABS_ENV });
     }
     let account = account.map(|a| name("storage account", a, ABS_FORM)).transpose()?;
@@ -265,7 +270,7 @@ fn azure(rest: &str) -> Result<Location, UrlError> {
 /// As Litestream does, the path is taken as it stands, without percent-decoding.
 fn folder(rest: &str) -> Result<Location, UrlError> {
     if !rest.starts_with('/') {
-        return Err(UrlError::RelativePath { got: rest.to_owned() });
+        return Err(UrlError::RelativePath { got: if rest.contains('@') { "…".to_owned() } else { rest.to_owned() } });
     }
     let cleaned = clean(rest);
     if cleaned.is_empty() {

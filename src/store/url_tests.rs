@@ -94,8 +94,11 @@ fn credentials_are_refused_and_never_repeated() {
         "s3://bkt/db?session_token=s3cr3t",
         "s3://bkt/db?X-Amz-Signature=s3cr3t",
         "s3://bkt/db?endpoint=https://user:s3cr3t@host",
+        "s3://AKIAHUSH:s3cr3t/9@bkt/db",
         "gs://s3cr3t@bkt/db",
+        "gs://name:s3cr3t/9@bkt/db",
         "abs://acct:s3cr3t@box/db",
+        "abs://acct:s3cr3t/9@box/db",
         "abs://acct@box/db?sig=s3cr3t",
         "abs://acct@box/db?account_key=s3cr3t",
     ] {
@@ -107,4 +110,5 @@ fn credentials_are_refused_and_never_repeated() {
         assert!(error.to_string().contains("environment"), "{error}");
     }
     assert!(!error("user:s3cr3t@host").contains("s3cr3t"));
+    assert!(!error("file://name:s3cr3t@host/db").contains("s3cr3t"));
 }

@@ -46,8 +46,10 @@ struct MainFile {
     holds_checkpoint: AtomicBool,
     /// `PRAGMA journal_mode=WAL` is being carried out, which needs one rollback transaction.
     switching_to_wal: AtomicBool,
-    /// The refusal was logged.
-    refused: AtomicBool,
+    /// The refusal of a write outside the WAL was logged.
+    told_of_journal: AtomicBool,
+    /// The refusal of a write under exclusive locking was logged.
+    told_of_locking: AtomicBool,
 }
 
 /// A WAL, with the database that it belongs to. SQLite closes it before that.
@@ -81,9 +83,9 @@ impl MainFile {
         if first == second { IndexHeader::decode(&first) } else { None }
     }
 
-    fn refuse(&self, what: &str) -> c_int {
+    fn refuse(&self, told: &AtomicBool, what: &str) -> c_int {
         if let Some(database) = &self.database
-            && !self.refused.swap(true, Ordering::Relaxed)
+            && !told.swap(true, Ordering::Relaxed)
         {
             guarded(self, (), || {
                 log::error!(
@@ -110,7 +112,8 @@ pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, datab
         holds_write: AtomicBool::new(false),
         holds_checkpoint: AtomicBool::new(false),
         switching_to_wal: AtomicBool::new(false),
-        refused: AtomicBool::new(false),
+        told_of_journal: AtomicBool::new(false),
+        told_of_locking: AtomicBool::new(false),
     };
     // SAFETY: passed on.
     unsafe { become_ours(file, FileState::Main(main), &MAIN) }
@@ -321,7 +324,7 @@ unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_int {
         && let Some(database) = main.database()
     {
         if !main.switching_to_wal.load(Ordering::Relaxed) {
-            return main.refuse("only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL first");
+            return main.refuse(&main.told_of_journal, "only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL first");
         }
         guarded(main, (), || database.changes_outside_wal());
     }
@@ -482,7 +485,10 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
     let main = unsafe { main_of(file) };
     if let Some(database) = main.database() {
         if !main.holds_write.load(Ordering::Relaxed) {
-            return main.refuse("locking_mode=EXCLUSIVE is not replicated in this version: run PRAGMA locking_mode=NORMAL and read once");
+            return main.refuse(
+                &main.told_of_locking,
+                "locking_mode=EXCLUSIVE is not replicated in this version: run PRAGMA locking_mode=NORMAL and read once",
+            );
         }
         if offset == 0 && bytes >= 24 {
             // SAFETY: SQLite passes at least that many bytes.
