@@ -4,7 +4,6 @@
 //! `REPLICATED_TEST_KILL_ROUNDS` sets how often each writer is killed, `REPLICATED_TEST_SEED` which moments are chosen.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 #![allow(clippy::panic)] // The helpers are part of tests.
 
 use std::path::Path;

@@ -1,7 +1,6 @@
 //! Litestream 0.5.17 and we read each other's buckets, and take each other's over.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 #![allow(clippy::panic)] // The helpers are part of tests.
 
 use std::path::{Path, PathBuf};
