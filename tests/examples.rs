@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use replicated_testkit::sqlite;
+use replicated_testkit::{host, sqlite};
 use rusqlite::{Connection, OpenFlags};
 
 mod built;
@@ -48,13 +48,13 @@ fn the_shell_example_replicates() {
 
 #[test]
 fn the_python_example_replicates() {
-    if !built::has(built::PYTHON, built::PYTHON_PROBE) {
+    if !built::has_python() {
         return;
     }
     let work = tempfile::tempdir().unwrap();
     built::lay_out_dist(work.path());
     replicates("Python", work.path(), || {
-        let mut command = built::command(built::PYTHON);
+        let mut command = built::command(host::python());
         command.arg(source("python_app.py")).env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so"));
         command
     });
@@ -62,12 +62,12 @@ fn the_python_example_replicates() {
 
 #[test]
 fn the_python_example_says_why_a_database_does_not_open() {
-    if !built::has(built::PYTHON, built::PYTHON_PROBE) {
+    if !built::has_python() {
         return;
     }
     let work = tempfile::tempdir().unwrap();
     built::lay_out_dist(work.path());
-    let mut command = built::command(built::PYTHON);
+    let mut command = built::command(host::python());
     command.arg(source("python_app.py")).arg("s3://bucket").arg(work.path().join("app.db"));
     let output = command.env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so")).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();

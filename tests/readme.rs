@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use replicated_testkit::host;
+
 mod built;
 
 fn root() -> &'static Path {
@@ -56,7 +58,7 @@ fn the_first_commands_are_demo_and_test() {
 
 #[test]
 fn what_the_readme_says_to_run_runs() {
-    if !(built::has("sqlite3", &["-version"]) && built::has(built::PYTHON, built::PYTHON_PROBE)) {
+    if !(built::has("sqlite3", &["-version"]) && built::has_python()) {
         return;
     }
     let work = tempfile::tempdir().unwrap();
@@ -65,7 +67,7 @@ fn what_the_readme_says_to_run_runs() {
     for block in blocks(&read("README.md")) {
         let mut command = match block.mark.strip_prefix("run: ") {
             Some("sh") => built::command("sh"),
-            Some("python") => built::command(built::PYTHON),
+            Some("python") => built::command(host::python()),
             Some(other) => panic!("how is {other} run?"),
             None => continue,
         };

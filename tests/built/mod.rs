@@ -1,48 +1,36 @@
-//! The extension and the examples of this build, laid out as `make build` leaves them.
+//! What `make build` leaves, of this build, and running programs with it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The folder with the binaries of this build.
-fn binaries() -> PathBuf {
-    let executable = std::env::current_exe().unwrap();
-    executable.parent().unwrap().parent().unwrap().to_owned()
-}
+use replicated_testkit::{host, tools};
 
-/// Makes `dist/` in a folder: the extension and the command-line tool. Builds what is not there.
+/// Makes `dist/` in a folder: the extension and the command-line tool.
 pub(crate) fn lay_out_dist(folder: &Path) {
-    build(&["--workspace"]);
     let dist = folder.join("dist");
     std::fs::create_dir_all(&dist).unwrap();
-    std::fs::copy(binaries().join("libreplicated_ext.so"), dist.join("replicated.so")).unwrap();
+    std::fs::copy(host::extension(), dist.join("replicated.so")).unwrap();
     std::fs::copy(env!("CARGO_BIN_EXE_replicated"), dist.join("replicated")).unwrap();
 }
 
-/// An example's program.
+/// An example's program. `cargo test` builds them all unless it is told to run some tests only.
 #[allow(dead_code, reason = "not every test has a use for it")]
 pub(crate) fn example(name: &str) -> PathBuf {
-    build(&["--workspace", "--example", name]);
-    binaries().join("examples").join(name)
-}
-
-/// Features are those of the workspace, so that nothing is built twice after `cargo build` and `cargo test` of it.
-fn build(arguments: &[&str]) {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["build", "--quiet"]).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if binaries().ends_with("release") {
-        command.arg("--release");
-    }
-    assert!(command.status().unwrap().success(), "cargo build {arguments:?}");
-}
-
-/// A command whose environment holds no options of ours but those that a test gives it.
-pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("REPLICATED_")) {
-            command.env_remove(name);
+    let program = host::binaries().join("examples").join(name);
+    if !program.exists() {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--workspace", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if host::binaries().ends_with("release") {
+            cargo.arg("--release");
         }
+        run(&mut cargo);
     }
+    program
+}
+
+/// A command whose environment holds no options of ours and no credentials.
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = host::command(program, &[]);
     command.stdin(Stdio::null());
     command
 }
@@ -59,13 +47,14 @@ pub(crate) fn run(command: &mut Command) -> String {
 pub(crate) fn has(tool: &str, probe: &[&str]) -> bool {
     let found = Command::new(tool).args(probe).stdin(Stdio::null()).output().is_ok_and(|output| output.status.success());
     if !found {
-        assert!(std::env::var_os("REPLICATED_TEST_REQUIRE").is_none_or(|v| v != "1"), "{tool} {probe:?} does not work here");
-        println!("skipped: {tool} {probe:?} does not work here");
+        let why = format!("{tool} {probe:?} does not work here");
+        assert!(std::env::var("REPLICATED_TEST_REQUIRE").as_deref() != Ok("1"), "{why}");
+        tools::skipped(&why);
     }
     found
 }
 
-/// The Python whose SQLite loads extensions.
-pub(crate) const PYTHON: &str = "/usr/bin/python3";
-/// Shows whether it does.
-pub(crate) const PYTHON_PROBE: &[&str] = &["-c", "import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)"];
+/// Whether there is a Python whose SQLite loads extensions.
+pub(crate) fn has_python() -> bool {
+    has(host::python(), &["-c", "import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)"])
+}
