@@ -241,3 +241,73 @@ fn what_was_spooled_is_sent_without_a_new_commit() {
     place.bucket_is_the_database();
     assert_eq!(place.bucket.full_states(), 1);
 }
+
+/// The user's limit of local disk: what waits is given up instead, and the full state is sent when the bucket is back.
+#[test]
+fn an_outage_beyond_the_disk_limit_costs_the_full_state() {
+    let place = Place::new();
+    let mut host = place.host();
+    let db = place.open(&mut host, &[("max_local", "1MiB")]);
+    write(&mut host, db, 50);
+    host.sync(db);
+    place.proxy.set(Mode::Refuse).unwrap();
+    write(&mut host, db, 4000);
+    let spooled: u64 = std::fs::read_dir(format!("{}-replicated", place.path().display()))
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(spooled < 4 << 20, "{spooled} bytes are kept");
+    assert!(place.log().contains("max_local"), "{}", place.log());
+    place.proxy.set(Mode::Forward).unwrap();
+    eventually("replication goes on", || {
+        let _ = host.try_query(db, "PRAGMA replicated_sync='10s'");
+        host.status(db, "state") == "idle"
+    });
+    place.bucket_is_the_database();
+    assert_eq!(place.bucket.full_states(), 2, "{}", place.log());
+    assert!(place.log().len() < 40_000, "{}", place.log());
+    write(&mut host, db, 10);
+    host.close(db);
+    place.bucket_is_the_database();
+}
+
+/// An older copy put in the database's place is not sent over what the bucket has, and the process does not wear itself out over it.
+#[test]
+fn an_older_copy_in_its_place_stops_replication_and_harms_nobody() {
+    let place = Place::new();
+    let mut host = place.host();
+    let db = place.open(&mut host, &[]);
+    write(&mut host, db, 20);
+    host.close(db);
+    let copy = place.dir.path().join("copy.db");
+    std::fs::copy(place.path(), &copy).unwrap();
+    let db = place.open(&mut host, &[]);
+    write(&mut host, db, 20);
+    host.close(db);
+    let newest = place.dir.path().join("newest.db");
+    place.bucket.restore(&newest);
+    // In place, so that the file's identity stays.
+    std::fs::write(place.path(), std::fs::read(&copy).unwrap()).unwrap();
+    let db = place.open(&mut host, &[]);
+    write(&mut host, db, 20);
+    let error = host.try_query(db, "PRAGMA replicated_sync").unwrap_err();
+    assert!(error.contains("diverged") && error.contains("adopt"), "{error}");
+    assert_eq!(host.status(db, "state"), "diverged");
+    let before = processor_ticks(host.id());
+    write(&mut host, db, 300);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let ticks = processor_ticks(host.id()) - before;
+    assert!(ticks < 100, "{ticks} ticks of the processor in 1.5 s of idling");
+    host.close(db);
+    assert_eq!(errors(&place.log()).len(), 1, "{}", place.log());
+    let again = place.dir.path().join("again.db");
+    place.bucket.restore(&again);
+    page_compare(&newest, &again).unwrap();
+}
+
+/// Hundredths of a second that a process has used.
+fn processor_ticks(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}

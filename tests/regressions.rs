@@ -1,6 +1,6 @@
 //! Faults that were found by thinking through interleavings, each kept as the property that it broke.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)] // Helpers and child processes are part of tests.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;

@@ -41,8 +41,6 @@ pub(crate) struct Published {
     pub(crate) known: bool,
     /// What is known comes from the WAL-index.
     from_index: bool,
-    /// SQLite may restart the WAL and write its first new frames just now: `end` does not tell what is in the file.
-    pub(crate) restarting: bool,
     pub(crate) end: WalPos,
     pub(crate) database_pages: u32,
     pub(crate) page_size: Option<PageSize>,
@@ -168,12 +166,11 @@ impl Database {
             return;
         }
         published.from_index |= source != Source::Wal;
-        published.restarting = false;
-        if published.known && published.end == end {
+        if published.known && (published.end == end || end.frame == 0) {
             return;
         }
-        if published.known && end.frame == 0 {
-            // The WAL was restarted and nothing is in it yet. What was there is in the database file.
+        if published.known && end == published.captured {
+            // A checkpoint that restarted nothing: the frames are still there, and nothing is new.
             published.end = end;
             return;
         }
@@ -233,10 +230,7 @@ impl Database {
             if asked_for { (Some(self.tail.lock()), u32::MAX) } else { (self.tail.try_lock_for(GATE_PATIENCE), GATE_BYTES / page_bytes) };
         let Some(mut tail) = tail else { return false };
         match self.secure(&mut tail, most_frames) {
-            Ok(()) => {
-                self.published.lock().restarting = true;
-                true
-            }
+            Ok(()) => true,
             Err(error) => {
                 log::debug!(target: "replicated", "{}: the WAL is not restarted yet: {error}", self.paths.database.display());
                 drop(tail);
@@ -257,8 +251,9 @@ impl Database {
         self.stamp_due.store(true, Ordering::Relaxed);
     }
 
-    /// SQLite deletes a WAL, or cuts it to nothing, once all of it is in the database file. Called with the tail locked.
-    fn wal_is_empty(&self) {
+    /// All of the WAL is in the database file, which alone is the newest state: SQLite holds the lock under which it begins a new generation,
+    /// or is about to delete the WAL or to cut it to nothing. Frames are destroyed only later, with the tail locked.
+    pub(crate) fn wal_is_empty(&self) {
         let mut published = self.published.lock();
         published.end = WalPos { salts: published.end.salts, ..WalPos::default() };
     }
@@ -267,16 +262,25 @@ impl Database {
     pub(crate) fn wal_shrinks(&self, bytes: u64) {
         let published = self.published();
         let end = published.page_size.map_or(0, |size| crate::wal::end_offset(size, published.end.frame));
-        if published.end.frame == 0 || bytes >= end {
+        let mut tail = self.tail.lock();
+        if published.end.frame > 0 && bytes < end && !tail.state.sealed {
+            drop(tail);
+            self.wal_vanishes();
+        } else {
+            self.preserve_wal(&mut tail);
+        }
+    }
+
+    /// A snapshot that still needs frames gets them set aside before they are destroyed.
+    fn preserve_wal(&self, tail: &mut Tail) {
+        if !self.preserving.load(Ordering::Acquire) {
             return;
         }
-        let tail = self.tail.lock();
-        if !tail.state.sealed {
-            drop(tail);
-            return self.wal_vanishes();
-        }
-        if bytes == 0 {
-            self.wal_is_empty();
+        if let Some(preserver) = self.preserver.lock().active.as_mut().filter(|p| p.reads_wal()) {
+            match tail.wal() {
+                Ok(wal) => preserver.before_restart(wal),
+                Err(error) => preserver.give_up(error.to_string()),
+            }
         }
     }
 
@@ -333,19 +337,11 @@ impl Database {
     fn secure(&self, tail: &mut Tail, most_frames: u32) -> Result<(), TailError> {
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
-        if self.preserving.load(Ordering::Acquire) {
-            let mut slot = self.preserver.lock();
-            if let Some(preserver) = &mut slot.active {
-                let frames = preserver.frames_needed();
-                if frames > most_frames {
-                    return Err(TailError::TooMuch { frames });
-                }
-                match tail.wal() {
-                    Ok(wal) => preserver.before_restart(wal),
-                    Err(error) => preserver.give_up(error.to_string()),
-                }
-            }
+        let frames = self.with_preserver(|p| p.frames_needed()).unwrap_or(0);
+        if frames > most_frames {
+            return Err(TailError::TooMuch { frames });
         }
+        self.preserve_wal(tail);
         let result = tail.seal(&live, most_frames, self.stamp());
         if let Err(TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
             // The user's limit: the WAL must not grow instead.
@@ -361,6 +357,7 @@ impl Database {
         let mut tail = self.tail.lock();
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
+        self.preserve_wal(&mut tail);
         if !tail.generation_begins(salts, &live.end) {
             self.lose(&mut tail, FullReason::ContinuityLost);
         }
@@ -372,7 +369,6 @@ impl Database {
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
-        // A file that was not recognised is not to be known by this stamp at the next open.
         if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
             tail.state.stamp = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0));
             if let Err(error) = tail.save() {

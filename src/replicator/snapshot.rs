@@ -76,7 +76,6 @@ enum Begin {
 enum BeginError {
     Empty,
     NotInWalMode,
-    Wait,
     Step(StepError),
 }
 
@@ -124,9 +123,6 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let mut tail = database.lock_tail();
     let sequence = database.published().sequence;
     let begun = database.begin_preserving(|mut published| {
-        if published.restarting {
-            return Err(BeginError::Wait);
-        }
         let frames = if published.end.frame > 0 {
             let start = WalPos { frame: 0, ..published.end };
             tail.wal()?.pages(&start, published.end.frame)?
@@ -144,14 +140,16 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let begun = match begun {
         Err(BeginError::Empty) => return Ok(Begin::Empty(sequence)),
         Err(BeginError::NotInWalMode) => return Ok(Begin::NotInWalMode),
-        Err(BeginError::Wait) => return Ok(Begin::Wait),
         Err(BeginError::Step(error)) => return Err(error),
         Ok(begun) => begun,
     };
     let Some(published) = begun else { return Ok(Begin::Wait) };
     tail.state.captured = Some(published.end);
-    // With nothing in the WAL, whatever generation SQLite begins next follows on.
+    // With nothing in the WAL that is not in the database file, whatever generation SQLite begins next follows on.
     tail.state.sealed = published.end.frame == 0;
+    if !tail.state.sealed {
+        tail.state.next_salts = None;
+    }
     tail.state.stamp = if tail.state.sealed { database.stamp() } else { None };
     tail.state.full = Some(if reason == FullReason::First { reason } else { FullReason::Unfinished });
     tail.captured_sequence = published.sequence;

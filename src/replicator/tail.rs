@@ -156,10 +156,10 @@ impl Tail {
             return;
         }
         self.mode = self.judge(live, stamp);
-        match self.mode {
-            Mode::Full(reason) => self.lose(reason),
+        match &self.mode {
+            Mode::Full(reason) => self.lose(*reason),
+            Mode::Stopped(kind, message) => self.stop(*kind, message.clone()),
             Mode::Running => log::debug!(target: "replicated", "{}: continuing at {live}", self.paths.database.display()),
-            Mode::Stopped(kind, ref message) => self.stop(kind, message.clone()),
             Mode::Unresolved => {}
         }
     }
@@ -178,14 +178,17 @@ impl Tail {
                 ),
             );
         }
-        if let (Some(adopt), Some(acked)) = (self.state.adopt, self.state.acked)
-            && acked.txid <= adopt
-        {
+        let adopted = |adopt: Txid| self.state.acked.is_none_or(|acked| adopt >= acked.txid);
+        if self.state.captured.is_some() && self.state.adopt.is_some_and(adopted) {
             return Mode::Full(FullReason::Adopted);
         }
-        let Some(captured) = self.state.captured else {
-            // Nothing is known locally; the bucket decides. Until then frames are kept from the start of the WAL.
+        let Some(captured) = self.state.captured.filter(|_| self.state.acked.is_some()) else {
+            // Nothing is known of the bucket, so the bucket decides. Until then frames are kept from the start of the WAL; what was spooled of
+            // an earlier one is in the database file.
+            self.spool.clear();
             self.state.captured = Some(start_of(live));
+            // With nothing in the WAL, whatever generation SQLite begins next follows on.
+            (self.state.sealed, self.state.next_salts, self.state.stamp) = (live.frame == 0, None, None);
             return Mode::Running;
         };
         let unchanged = |state: &State| state.sealed && state.stamp.is_some_and(|s| !s.too_fresh && stamp() == Some(s));

@@ -410,6 +410,7 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
                     guarded(main, (), observe);
                 }
             }
+            (TAKE, 4) if n == 4 => guarded(main, (), || database.wal_is_empty()),
             (TAKE, WAL_CHECKPOINT_LOCK) if n == 1 => main.holds_checkpoint.store(true, Ordering::Relaxed),
             (READ, WAL_READ_LOCK_0..) if !database.has_seen_index() => {
                 guarded(main, (), || main.index_header().iter().for_each(|index| database.observe_first(index)));
