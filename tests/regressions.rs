@@ -418,6 +418,31 @@ fn a_database_is_sent_though_its_wal_was_truncated_before_the_bucket_came() {
 }
 
 #[test]
+fn a_snapshot_that_is_begun_again_leaves_nothing_of_the_first_moment_to_be_sent_after_it() {
+    let _alone = alone();
+    let pair = Pair::new();
+    hold_uploader_at("sending the full state");
+    let connection = pair.open();
+    wal(&connection);
+    connection.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB)").unwrap();
+    eventually("the first moment", || *IS_HELD.lock().unwrap());
+    pair.outage();
+    let_uploader_go();
+    eventually("its end", || status(&connection, "state") == "offline");
+    insert(&connection, 20);
+    // Goes into the spool, as it comes after the first moment.
+    connection.execute_batch("UPDATE t SET v = zeroblob(3000)").unwrap();
+    let _: i64 = connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |r| r.get(0)).unwrap();
+    // Newer versions of those pages, which the second moment has.
+    connection.execute_batch("UPDATE t SET v = randomblob(3000)").unwrap();
+    pair.outage_ends();
+    sync(&connection).unwrap();
+    connection.execute_batch("CREATE TABLE other(x)").unwrap();
+    sync(&connection).unwrap();
+    pair.assert_restores();
+}
+
+#[test]
 fn a_full_state_that_arrived_before_the_crash_is_recognised() {
     let _alone = alone();
     let pair = Pair::new();

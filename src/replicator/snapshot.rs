@@ -154,7 +154,11 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     tail.state.stamp = if tail.state.sealed { database.stamp() } else { None };
     tail.state.full = Some(if reason == FullReason::First { reason } else { FullReason::Unfinished });
     tail.captured_sequence = published.sequence;
+    // What was captured after an earlier moment, of a snapshot that did not come to its end, is older than this one.
+    tail.spool.clear();
     tail.save()?;
+    let attempt = tail.state.attempt.map(|a| a.txid);
+    tail.spool.remove_stale(attempt).map_err(TailError::from)?;
     database.note_captured(&tail);
     Ok(Begin::Moment(published))
 }
