@@ -1,5 +1,7 @@
 //! The extension and the examples of this build, laid out as `make build` leaves them.
 
+#![allow(clippy::panic, clippy::print_stdout)] // Part of tests.
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
