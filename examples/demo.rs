@@ -16,8 +16,8 @@ use rusqlite::{Connection, OpenFlags};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Commits to see before the writer is killed.
-const COMMITS: u64 = 4_000;
+/// How long the writer lives: a few uploads long, at one a second.
+const LIFE: Duration = Duration::from_millis(3_400);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
@@ -40,6 +40,7 @@ fn demo() -> Result<()> {
     let dist = dist.canonicalize().map_err(|e| format!("{}: {e}; run `make build` first", dist.display()))?;
     let work = tempfile::tempdir()?;
     title("replicated: every commit is in the bucket a moment later");
+    say("one row a commit, as fast as one connection can; under such a load about one upload a second");
 
     heading("1. A folder as the bucket");
     let folder = work.path().join("bucket");
@@ -52,6 +53,8 @@ fn demo() -> Result<()> {
     say(&format!("the server saw {} PUTs, {} LISTs and {} GETs in all", requests.put, requests.list, requests.get));
 
     title("Nothing that had reached the bucket was lost, and nothing was made up.");
+    say("dist/replicated.so is the extension, dist/replicated restores. README.md goes on from here.");
+    println!();
     Ok(())
 }
 
@@ -62,80 +65,109 @@ fn round(dist: &Path, directory: &Path, replica: &str, env: &[(String, String)])
     let uri = format!("file:{}?vfs=replicated&replica={}", database.display(), encode(replica));
     say(&format!("a writer opens  file:app.db?vfs=replicated&replica={}", replica.split('?').next().unwrap_or_default()));
 
-    let (committed, rate) = write_and_kill(dist, &uri, env)?;
-    good(&format!("{committed} commits at {rate:.0} a second, then SIGKILL in mid-load"));
+    let committed = write_and_kill(dist, &uri, env)?;
+    let seconds = LIFE.as_secs_f64();
+    good(&format!("{} commits in {seconds:.1} s, then SIGKILL in mid-load", grouped(committed.count)));
 
     let restored = directory.join("restored.db");
     restore(dist, replica, &restored, env)?;
-    let count = counter(&restored)?;
     sqlite::integrity_check(&restored)?;
-    if count > committed + 1 {
-        return Err(format!("the restored database has {count} commits, and only {committed} were made").into());
+    let found = rows(&restored)?;
+    // One more may have been committed than the writer had the time to tell.
+    if found.count > committed.count + 1 {
+        return Err(format!("the restored database has {} commits, and only {} were made", found.count, committed.count).into());
     }
+    let behind_ms = committed.last_ms.saturating_sub(found.last_ms);
     good(&format!(
-        "restored on \"another machine\": {count} commits, integrity ok{}",
-        if count >= committed { ", nothing lost".to_owned() } else { format!("; the last {} were still on their way", committed - count) }
+        "restored on \"another machine\": {} commits in a row, integrity ok; the last {:.1} s were still on their way",
+        grouped(found.count),
+        behind_ms as f64 / 1000.0
     ));
 
-    let txid = run_self("reopen", dist, &uri, env)?;
+    let again = run_self("reopen", dist, &uri, env)?;
+    let [txid, snapshots, sync_ms, total] = again.split_whitespace().collect::<Vec<_>>()[..] else { return Err(again.into()) };
+    if snapshots != "0" {
+        return Err("the database was sent a second time".into());
+    }
     let again = directory.join("again.db");
     restore(dist, replica, &again, env)?;
     sqlite::page_compare(&database, &again)?;
     good(&format!(
-        "reopened: the rest followed (TXID {}), no second snapshot; restored again: equal to the original, page by page",
-        txid.trim()
+        "the dead writer's database opened again: {} commits; what was missing followed, without a second snapshot",
+        grouped(total.parse()?)
     ));
+    good(&format!("one more commit after a pause: in the bucket {sync_ms} ms after COMMIT had returned"));
+    good(&format!("restored again, TXID {}: equal to the original, page by page", txid));
     Ok(())
 }
 
-fn write_and_kill(dist: &Path, uri: &str, env: &[(String, String)]) -> Result<(u64, f64)> {
+/// What a database has, by its rows.
+struct Rows {
+    count: i64,
+    /// When the last one was made, in milliseconds since the epoch.
+    last_ms: i64,
+}
+
+fn write_and_kill(dist: &Path, uri: &str, env: &[(String, String)]) -> Result<Rows> {
     let mut child = command("writer", dist, uri, env)?.stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().ok_or("no output")?;
-    let (mut last, mut started) = (0, Instant::now());
+    let mut rows = Rows { count: 0, last_ms: 0 };
+    let mut started = Instant::now();
     let mut shown = Instant::now();
     for line in BufReader::new(output).lines() {
-        let commit: u64 = line?.trim().parse()?;
-        if commit == 1 {
+        rows =
+            line?.split_once(' ').and_then(|(n, ms)| Some(Rows { count: n.parse().ok()?, last_ms: ms.parse().ok()? })).ok_or("no row")?;
+        if rows.count == 1 {
             started = Instant::now();
         }
-        last = commit;
         if shown.elapsed() > Duration::from_millis(100) {
-            progress(&format!("{commit} commits"));
+            progress(&format!("{} commits", grouped(rows.count)));
             shown = Instant::now();
         }
-        if commit >= COMMITS {
+        if started.elapsed() >= LIFE {
             break;
         }
     }
-    let rate = last as f64 / started.elapsed().as_secs_f64().max(0.001);
+    progress("");
     child.kill()?;
     child.wait()?;
-    if last < COMMITS {
+    if started.elapsed() < LIFE {
         return Err("the writer ended early".into());
     }
-    Ok((last, rate))
+    Ok(rows)
 }
 
 /// The writer: one row a commit, and a line once the commit has returned.
 fn writer(arguments: &[String]) -> Result<()> {
     let connection = open(arguments)?;
-    connection.execute_batch("PRAGMA synchronous=normal; CREATE TABLE IF NOT EXISTS t(n INTEGER PRIMARY KEY, what TEXT)")?;
-    let mut insert = connection.prepare("INSERT INTO t(what) VALUES(?1)")?;
+    connection.execute_batch("PRAGMA synchronous=normal; CREATE TABLE IF NOT EXISTS t(n INTEGER PRIMARY KEY, at_ms INTEGER, what TEXT)")?;
+    let mut insert = connection.prepare("INSERT INTO t(at_ms, what) VALUES(?1, ?2)")?;
     let mut out = std::io::stdout().lock();
     for n in 1_u64.. {
-        insert.execute([format!("commit number {n}, made by a process that will not live long")])?;
-        writeln!(out, "{n}")?;
+        let at_ms = now_ms();
+        insert.execute((at_ms, format!("commit number {n}, made by a process that will not live long")))?;
+        writeln!(out, "{n} {at_ms}")?;
     }
     Ok(())
 }
 
-/// Opens the database again and waits until everything is in the bucket.
+/// Opens the database again, waits until everything is in the bucket, commits once more, and waits again.
 fn reopen(arguments: &[String]) -> Result<()> {
     let connection = open(arguments)?;
-    connection.query_row("SELECT count(*) FROM t", [], |_| Ok(()))?;
+    let total: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
+    connection.query_row("PRAGMA replicated_sync", [], |_| Ok(()))?;
+    connection.execute("INSERT INTO t(at_ms, what) VALUES(?1, 'one more')", [now_ms()])?;
+    let committed = Instant::now();
     let txid: String = connection.query_row("PRAGMA replicated_sync", [], |row| row.get(0))?;
-    println!("{txid}");
+    let sync_ms = committed.elapsed().as_millis();
+    let status: String = connection.query_row("PRAGMA replicated_status", [], |row| row.get(0))?;
+    let snapshots = status.lines().find_map(|line| line.strip_prefix("snapshots ")).unwrap_or("?");
+    println!("{txid} {snapshots} {} {total}", sync_ms.max(1));
     Ok(())
+}
+
+fn now_ms() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
 fn open(arguments: &[String]) -> Result<Connection> {
@@ -175,10 +207,27 @@ fn restore(dist: &Path, replica: &str, to: &Path, env: &[(String, String)]) -> R
     if status.success() { Ok(()) } else { Err("the restore failed".into()) }
 }
 
-fn counter(database: &Path) -> Result<u64> {
+/// The rows of a restored database, which must be the first ones without a gap.
+fn rows(database: &Path) -> Result<Rows> {
     let connection = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    let count: i64 = connection.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?;
-    Ok(count.try_into()?)
+    let (count, last, last_ms): (i64, i64, i64) =
+        connection.query_row("SELECT count(*), coalesce(max(n), 0), coalesce(max(at_ms), 0) FROM t", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
+    if count == last { Ok(Rows { count, last_ms }) } else { Err(format!("{count} rows, and the last is number {last}").into()) }
+}
+
+/// `12 345`.
+fn grouped(number: i64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// A replica URL inside a database URI.
@@ -208,7 +257,7 @@ fn good(text: &str) {
 
 fn progress(text: &str) {
     if std::io::stdout().is_terminal() {
-        print!("   {text}\r");
+        print!("\x1b[2K   {text}\r");
         // A progress line that is not shown is no reason to stop.
         let _ = std::io::stdout().flush();
     }

@@ -89,6 +89,16 @@ const WITH_A_READER: &[Step] = &[
     (Writer, "PRAGMA wal_checkpoint(RESTART)"),
     (Reader, "INSERT INTO t(x) VALUES (zeroblob(100))"),
     (Writer, "PRAGMA wal_checkpoint(FULL)"),
+    // A writer that has not finished.
+    (Writer, "BEGIN IMMEDIATE"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(5000))"),
+    (Reader, "PRAGMA wal_checkpoint(PASSIVE)"),
+    (Reader, "PRAGMA wal_checkpoint(FULL)"),
+    (Reader, "PRAGMA wal_checkpoint(RESTART)"),
+    (Reader, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "COMMIT"),
+    (Reader, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(100))"),
 ];
 
 /// SQLite's own checkpoints at a small threshold, and the limit to which a WAL is cut when it begins anew.
@@ -316,6 +326,12 @@ fn a_sustained_writer(options: &[(&str, &str)], fault: Option<Mode>) {
 #[test]
 fn the_wal_stays_small_where_the_store_is_slow() {
     a_sustained_writer(&[], None);
+}
+
+/// Hardly anything is ever sent: it is the spool that lets the WAL be restarted.
+#[test]
+fn the_wal_stays_small_where_uploads_are_seldom() {
+    a_sustained_writer(&[("sync_interval", "1h")], None);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! `REPLICATED_TEST_KILL_ROUNDS` sets how often each writer is killed, `REPLICATED_TEST_SEED` which moments are chosen.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::panic)] // The helpers are part of tests.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::host::{self, Db, Host, Program};
+use replicated_testkit::net::{Mode, Proxy};
 use replicated_testkit::s3::{Options, Server};
 use replicated_testkit::sqlite::{integrity_check, page_compare};
 use rusqlite::Connection;
@@ -32,6 +34,8 @@ struct Scenario {
     most_bytes: u32,
     /// Checkpoints that were asked for, and closing and opening again.
     mixed: bool,
+    /// The network fails at random before each kill.
+    faulty: bool,
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -73,7 +77,9 @@ fn set_up(host: &mut Host, db: Db, scenario: &Scenario) {
                  CREATE TABLE t(txn INTEGER, parts INTEGER, x BLOB);
                  CREATE TABLE churn(id INTEGER PRIMARY KEY, v INTEGER, x BLOB);
                  WITH RECURSIVE i(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM i WHERE n < {CHURN})
-                 INSERT INTO churn SELECT n, 0, zeroblob(700) FROM i; CREATE TABLE done(x); COMMIT"
+                 INSERT INTO churn SELECT n, 0, zeroblob(700) FROM i; 
+                 -- Pages that never change, so that only a full state has every page.
+                 CREATE TABLE ballast(x); INSERT INTO ballast VALUES (zeroblob(200000)); CREATE TABLE done(x); COMMIT"
             ),
         );
     }
@@ -122,19 +128,27 @@ fn killed_again_and_again(scenario: &Scenario) {
     let server = Server::with_options(Options { delay: scenario.delay, ..Options::default() }).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let bucket = Bucket::s3(&server, scenario.name);
+    let proxy = Proxy::start(&server.endpoint()).unwrap();
+    let env = if scenario.faulty { bucket.through(&proxy.endpoint()).env } else { bucket.env.clone() };
     let (path, restored) = (dir.path().join("app.db"), dir.path().join("restored.db"));
     let log = dir.path().join("log");
     let uri = host::replicated(
         &path,
         &bucket.url,
-        &[("sync_interval", scenario.sync_interval), ("log", log.to_str().unwrap()), ("log_level", "debug")],
+        &[
+            ("sync_interval", scenario.sync_interval),
+            ("close_timeout", "50ms"),
+            ("request_timeout", "2s"),
+            ("log", log.to_str().unwrap()),
+            ("log_level", "debug"),
+        ],
     );
     let tell = |round: u64| {
         eprintln!("{} round {round} seed {seed}\n{}", scenario.name, std::fs::read_to_string(&log).unwrap_or_default());
     };
     let mut at_least = 0;
     for round in 0..rounds {
-        let mut host = Host::start(scenario.program, &bucket.env);
+        let mut host = Host::start(scenario.program, &env);
         let mut db = host.open(&uri);
         set_up(&mut host, db, scenario);
         if round > 0 || random.bool() {
@@ -146,6 +160,10 @@ fn killed_again_and_again(scenario: &Scenario) {
                 panic!("{difference}");
             }
         }
+        if scenario.faulty {
+            let modes = [Mode::Forward, Mode::Refuse, Mode::Hang, Mode::Cut { after_bytes: 100 }, Mode::Delay(Duration::from_millis(3))];
+            proxy.set(modes[random.usize(0..modes.len())]).unwrap();
+        }
         let pid = host.id();
         let moment = Duration::from_micros(random.u64(0..400_000));
         let killer = std::thread::spawn(move || {
@@ -155,6 +173,7 @@ fn killed_again_and_again(scenario: &Scenario) {
         while step(&mut host, &mut db, &uri, scenario, &mut random).is_ok() {}
         killer.join().unwrap();
         host.kill();
+        proxy.set(Mode::Forward).unwrap();
         let local = transactions(&flattened(&path, dir.path()));
         if at_least > 0 || !bucket.try_list().is_empty() {
             bucket.restore(&restored);
@@ -165,7 +184,7 @@ fn killed_again_and_again(scenario: &Scenario) {
             }
         }
     }
-    let mut host = Host::start(scenario.program, &bucket.env);
+    let mut host = Host::start(scenario.program, &env);
     let db = host.open(&uri);
     host.sync(db);
     host.close(db);
@@ -190,6 +209,7 @@ fn a_python_program_that_uploads_without_pause() {
         page_size: 4096,
         most_bytes: 3000,
         mixed: false,
+        faulty: false,
     });
 }
 
@@ -204,6 +224,7 @@ fn a_program_whose_wal_restarts_all_the_time() {
         page_size: 1024,
         most_bytes: 9000,
         mixed: true,
+        faulty: false,
     });
 }
 
@@ -218,6 +239,7 @@ fn a_program_that_uploads_once_a_second() {
         page_size: 4096,
         most_bytes: 2000,
         mixed: true,
+        faulty: false,
     });
 }
 
@@ -232,5 +254,21 @@ fn a_rust_program_with_a_slow_bucket() {
         page_size: 4096,
         most_bytes: 20_000,
         mixed: true,
+        faulty: false,
+    });
+}
+
+#[test]
+fn a_program_behind_a_faulty_network() {
+    killed_again_and_again(&Scenario {
+        name: "faulty",
+        program: Program::Python,
+        sync_interval: "10ms",
+        delay: Duration::from_millis(10),
+        autocheckpoint: 30,
+        page_size: 4096,
+        most_bytes: 4000,
+        mixed: true,
+        faulty: true,
     });
 }

@@ -1,6 +1,7 @@
 //! Litestream 0.5.17 and we read each other's buckets, and take each other's over.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::panic)] // The helpers are part of tests.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -261,7 +262,7 @@ fn we_take_over_from_litestream_in_the_middle_of_a_wal() {
     let mut app = Host::plain(&[]);
     let plain = app.open(database.to_str().unwrap());
     app.run(plain, "PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, x)");
-    write(&mut app, plain, 10);
+    write(&mut app, plain, 30);
     let litestream = place.replicate(&database);
     eventually("Litestream's first upload", || place.newest() > 0);
     write(&mut app, plain, 10);
@@ -271,9 +272,13 @@ fn we_take_over_from_litestream_in_the_middle_of_a_wal() {
     let before = place.newest();
     // Killed, so that the WAL stays.
     app.kill();
+    let full_states = place.bucket.full_states();
 
     let mut host = Host::start(Program::Python, &place.bucket.env);
     let db = place.open(&mut host, &database);
+    host.run(db, "INSERT INTO t(x) VALUES (1)");
+    host.sync(db);
+    assert_eq!(place.bucket.full_states(), full_states, "the full state was sent, although the WAL shows the way");
     write(&mut host, db, 10);
     host.sync(db);
     place.agree(&database);

@@ -1,6 +1,6 @@
 //! The store cannot be used: commits go on, the reason is told once, and replication catches up when the cause is gone.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -319,7 +319,8 @@ fn a_wrong_option_refuses_the_open_and_is_explained() {
     let place = Place::new();
     let replica = ("replica", place.bucket.url.as_str());
     let vfs = ("vfs", "replicated");
-    let cases: &[(&[(&str, &str)], &[(&str, &str)], &[&str])] = &[
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+    let cases: &[(Pairs<'_>, Pairs<'_>, &[&str])] = &[
         (&[vfs, replica, ("sync_intervall", "5s")], &[], &["parameter sync_intervall", "did you mean sync_interval?"]),
         (&[vfs, replica, ("something", "secret")], &[], &["unknown parameter something", "allowed are replica, sync_interval"]),
         (&[vfs, ("burst", "many")], &[], &["parameter burst", "got \"many\"", "allowed is a number from 1 to 100"]),

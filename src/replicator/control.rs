@@ -14,7 +14,7 @@ use rustix::fs::FlockOperation;
 use super::local::OwnerMode;
 use crate::types::{Txid, WalPos};
 
-const MAGIC: &[u8; 8] = b"RPLCTL01";
+const MAGIC: &[u8; 8] = b"RPLCTL02";
 const SLOT_BYTES: usize = 1024;
 const SLOTS_OFFSET: u64 = 1024;
 const FILE_BYTES: usize = 4096;
@@ -24,6 +24,8 @@ const FILE_BYTES: usize = 4096;
 pub(crate) struct Identity {
     pub(crate) device: u64,
     pub(crate) inode: u64,
+    /// When the file was made, in nanoseconds since the epoch: file systems soon give an inode's number to another file. 0 where not told.
+    pub(crate) born_ns: u64,
 }
 
 /// What the bucket has acknowledged.
@@ -158,28 +160,30 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Opens or creates the file and reads the newest valid state; `None` where there is none.
-    pub(crate) fn open(path: &Path, owner: &OwnerMode) -> io::Result<(Self, Option<State>)> {
+    /// Opens or creates the file, takes the lock that makes this process the uploader, and reads the newest valid state, if there is one.
+    /// `None` where another process has the lock. The kernel frees it when we die.
+    ///
+    /// Nothing is read before the lock is held: the process that gives it up may have just saved.
+    pub(crate) fn open(path: &Path, owner: &OwnerMode) -> io::Result<Option<(Self, Option<State>)>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        if (file.metadata()?.len() as usize) < FILE_BYTES {
-            owner.apply(&file)?;
-            file.write_all_at(&[0; FILE_BYTES], 0)?;
-            file.write_all_at(MAGIC, 0)?;
+        match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => return Ok(None),
+            Err(error) => return Err(error.into()),
         }
         let mut page = [0; FILE_BYTES];
-        file.read_exact_at(&mut page, 0)?;
+        if (file.metadata()?.len() as usize) >= FILE_BYTES {
+            file.read_exact_at(&mut page, 0)?;
+        }
+        if page.get(..MAGIC.len()) != Some(MAGIC.as_slice()) {
+            page = [0; FILE_BYTES];
+            owner.apply(&file)?;
+            file.write_all_at(&page, 0)?;
+            file.write_all_at(MAGIC, 0)?;
+        }
         let newest = newest_slot(&page);
         let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        Ok((Self { file, sequence }, newest.map(|(_, state)| state)))
-    }
-
-    /// Takes the lock that makes this process the uploader; false where another process has it. The kernel frees it when we die.
-    pub(crate) fn try_lock(&self) -> io::Result<bool> {
-        match rustix::fs::fcntl_lock(&self.file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(true),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        Ok(Some((Self { file, sequence }, newest.map(|(_, state)| state))))
     }
 
     /// Writes the state into the older slot.
@@ -222,6 +226,7 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
     w.option(state.identity, |w, i| {
         w.u64(i.device);
         w.u64(i.inode);
+        w.u64(i.born_ns);
     });
     w.u64(state.replica_hash);
     w.u64(state.node_id);
@@ -278,7 +283,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     if sequence == 0 {
         return None;
     }
-    let identity = r.option(|r| Some(Identity { device: r.u64()?, inode: r.u64()? }))?;
+    let identity = r.option(|r| Some(Identity { device: r.u64()?, inode: r.u64()?, born_ns: r.u64()? }))?;
     let replica_hash = r.u64()?;
     let node_id = r.u64()?;
     let page_size = r.u32()?;
@@ -409,7 +414,7 @@ mod tests {
     fn full_state() -> State {
         let pos = WalPos { salts: [1, u32::MAX], frame: 77, checksum: [5, 6] };
         State {
-            identity: Some(Identity { device: 3, inode: u64::MAX }),
+            identity: Some(Identity { device: 3, inode: u64::MAX, born_ns: 4 }),
             replica_hash: 9,
             node_id: 10,
             page_size: 65536,
@@ -442,11 +447,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let owner = OwnerMode::of(dir.path()).unwrap();
-        let (mut control, none) = Control::open(&path, &owner).unwrap();
+        let (mut control, none) = Control::open(&path, &owner).unwrap().unwrap();
         assert!(none.is_none());
         control.save(&State::default()).unwrap();
         control.save(&full_state()).unwrap();
-        let (_, state) = Control::open(&path, &owner).unwrap();
+        let (_, state) = Control::open(&path, &owner).unwrap().unwrap();
         assert_eq!(state.unwrap(), full_state());
     }
 
@@ -455,7 +460,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let owner = OwnerMode::of(dir.path()).unwrap();
-        let (mut control, _) = Control::open(&path, &owner).unwrap();
+        let (mut control, _) = Control::open(&path, &owner).unwrap().unwrap();
         control.save(&full_state()).unwrap();
         control.save(&State { sealed: false, ..full_state() }).unwrap();
         let good = std::fs::read(&path).unwrap();

@@ -41,8 +41,6 @@ pub(crate) struct Published {
     pub(crate) known: bool,
     /// What is known comes from the WAL-index.
     from_index: bool,
-    /// SQLite may restart the WAL and write its first new frames just now: `end` does not tell what is in the file.
-    pub(crate) restarting: bool,
     pub(crate) end: WalPos,
     pub(crate) database_pages: u32,
     pub(crate) page_size: Option<PageSize>,
@@ -61,7 +59,10 @@ impl Published {
     }
 
     const fn behind(&self) -> u32 {
-        if self.end.salts[0] == self.captured.salts[0] && self.end.salts[1] == self.captured.salts[1] {
+        if !self.known {
+            // What it says is of an earlier open.
+            0
+        } else if self.end.salts[0] == self.captured.salts[0] && self.end.salts[1] == self.captured.salts[1] {
             self.end.frame.saturating_sub(self.captured.frame)
         } else {
             self.end.frame
@@ -94,6 +95,19 @@ pub(crate) struct Database {
     pub(crate) stamp_due: AtomicBool,
     /// Open handles, changed under the registry's lock.
     pub(crate) handles: AtomicU32,
+    /// Handles that were the last one when they were closed and are still flushing, changed under the registry's lock.
+    pub(crate) flushing: AtomicU32,
+}
+
+/// Who tells of the WAL's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// The WAL-index, read under the write lock.
+    Writer,
+    /// The WAL-index, read without it.
+    Reader,
+    /// The WAL itself.
+    Wal,
 }
 
 #[derive(Debug, Default)]
@@ -130,28 +144,36 @@ impl Database {
             closing: AtomicBool::new(false),
             stamp_due: AtomicBool::new(false),
             handles: AtomicU32::new(0),
+            flushing: AtomicU32::new(0),
         }
     }
 
     // What the shim calls.
 
-    /// The WAL-index as it is: called with the write lock held before it is released, and at the first read.
+    /// The WAL-index as it is, with the write lock held.
     ///
     /// Cheap where nothing was committed; pushes a descriptor where something was.
     pub(crate) fn observe(&self, index: &IndexHeader) {
-        self.publish(index, true);
+        self.publish(index, Source::Writer);
     }
 
-    fn publish(&self, index: &IndexHeader, from_index: bool) {
+    /// The WAL-index as a reader found it. Commits may have followed, so it counts only while no other is known.
+    pub(crate) fn observe_first(&self, index: &IndexHeader) {
+        self.publish(index, Source::Reader);
+    }
+
+    fn publish(&self, index: &IndexHeader, source: Source) {
         let mut published = self.published.lock();
         let end = index.end();
-        published.from_index |= from_index;
-        published.restarting = false;
-        if published.known && published.end == end {
+        if source == Source::Reader && published.from_index {
             return;
         }
-        if published.known && end.frame == 0 {
-            // The WAL was restarted and nothing is in it yet. What was there is in the database file.
+        published.from_index |= source != Source::Wal;
+        if published.known && (published.end == end || end.frame == 0) {
+            return;
+        }
+        if published.known && end == published.captured {
+            // A checkpoint that restarted nothing: the frames are still there, and nothing is new.
             published.end = end;
             return;
         }
@@ -182,10 +204,12 @@ impl Database {
             committed_ms,
         };
         drop(published);
-        // One that does not fit is contained in what is published.
-        let _ = self.hub.committed(frames);
-        if wake {
+        // One that does not fit is contained in what is published; but then nothing in the channel tells whom to wake.
+        let told = self.hub.committed(frames);
+        if wake && told {
             self.hub.wake();
+        } else if wake {
+            self.hub.notify(Notice::Look(self.id));
         }
     }
 
@@ -209,10 +233,7 @@ impl Database {
             if asked_for { (Some(self.tail.lock()), u32::MAX) } else { (self.tail.try_lock_for(GATE_PATIENCE), GATE_BYTES / page_bytes) };
         let Some(mut tail) = tail else { return false };
         match self.secure(&mut tail, most_frames) {
-            Ok(()) => {
-                self.published.lock().restarting = true;
-                true
-            }
+            Ok(()) => true,
             Err(error) => {
                 log::debug!(target: "replicated", "{}: the WAL is not restarted yet: {error}", self.paths.database.display());
                 drop(tail);
@@ -229,26 +250,53 @@ impl Database {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(&mut tail, FullReason::SpoolLost);
         }
-        // SQLite deletes a WAL once all of it is in the database file.
-        let mut published = self.published.lock();
-        published.end = WalPos { frame: 0, ..published.end };
-        drop(published);
+        self.wal_is_empty();
         self.stamp_due.store(true, Ordering::Relaxed);
+    }
+
+    /// All of the WAL is in the database file, which alone is the newest state: SQLite holds the lock under which it begins a new generation,
+    /// or is about to delete the WAL or to cut it to nothing. Frames are destroyed only later, with the tail locked.
+    pub(crate) fn wal_is_empty(&self) {
+        let mut published = self.published.lock();
+        published.end = WalPos { salts: published.end.salts, ..WalPos::default() };
     }
 
     /// The WAL is about to be cut to that many bytes.
     pub(crate) fn wal_shrinks(&self, bytes: u64) {
         let published = self.published();
         let end = published.page_size.map_or(0, |size| crate::wal::end_offset(size, published.end.frame));
-        if published.end.frame > 0 && bytes < end && !self.tail.lock().state.sealed {
+        let mut tail = self.tail.lock();
+        if published.end.frame > 0 && bytes < end && !tail.state.sealed {
+            drop(tail);
             self.wal_vanishes();
+        } else {
+            self.preserve_wal(&mut tail);
+        }
+    }
+
+    /// A snapshot that still needs frames gets them set aside before they are destroyed.
+    fn preserve_wal(&self, tail: &mut Tail) {
+        if !self.preserving.load(Ordering::Acquire) {
+            return;
+        }
+        if let Some(preserver) = self.preserver.lock().active.as_mut().filter(|p| p.reads_wal()) {
+            match tail.wal() {
+                Ok(wal) => preserver.before_restart(wal),
+                Err(error) => preserver.give_up(error.to_string()),
+            }
         }
     }
 
     /// A rollback-journal transaction begins: what it changes is in no WAL.
     pub(crate) fn changes_outside_wal(&self) {
         let mut tail = self.tail.lock();
-        if tail.state.captured.is_some() {
+        if tail.state.captured.is_none() {
+            return;
+        }
+        // A file that may not be the bucket's at all does not become so by this.
+        let live = self.published.lock().live();
+        tail.resolve(&live.end, &|| self.stamp());
+        if tail.state.captured.is_some() && !matches!(tail.mode, Mode::Stopped(..)) {
             self.lose(&mut tail, FullReason::ContinuityLost);
         }
     }
@@ -292,15 +340,11 @@ impl Database {
     fn secure(&self, tail: &mut Tail, most_frames: u32) -> Result<(), TailError> {
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
-        if self.preserving.load(Ordering::Acquire) {
-            let mut slot = self.preserver.lock();
-            if let Some(preserver) = &mut slot.active {
-                match tail.wal() {
-                    Ok(wal) => preserver.before_restart(wal),
-                    Err(error) => preserver.give_up(error.to_string()),
-                }
-            }
+        let frames = self.with_preserver(|p| p.frames_needed()).unwrap_or(0);
+        if frames > most_frames {
+            return Err(TailError::TooMuch { frames });
         }
+        self.preserve_wal(tail);
         let result = tail.seal(&live, most_frames, self.stamp());
         if let Err(TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
             // The user's limit: the WAL must not grow instead.
@@ -316,14 +360,19 @@ impl Database {
         let mut tail = self.tail.lock();
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
-        tail.generation_begins(salts);
+        self.preserve_wal(&mut tail);
+        if !tail.generation_begins(salts, &live.end) {
+            self.lose(&mut tail, FullReason::ContinuityLost);
+        }
+        // All of the generation before is in the database file.
+        self.published.lock().end = WalPos { salts, ..WalPos::default() };
     }
 
     /// The last lock on the database is about to be given up, after the WAL was deleted: nobody can have written since.
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
-        if tail.state.sealed {
+        if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
             tail.state.stamp = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0));
             if let Err(error) = tail.save() {
                 log::warn!(target: "replicated", "{error}");
@@ -385,7 +434,7 @@ impl Database {
             is_init: true,
             big_endian_checksum: false,
         };
-        self.publish(&index, false);
+        self.publish(&index, Source::Wal);
     }
 
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
@@ -400,10 +449,9 @@ impl Database {
         published.wake_frames = 1;
     }
 
-    /// Tells the uploader to forget the database, and waits until it has, for a moment.
-    pub(crate) fn close_when_unused(&self) {
+    /// Has the uploader forget the database, which is `closing`, and waits until it has, for a moment.
+    pub(crate) fn wait_forgotten(&self) {
         const PATIENCE: Duration = Duration::from_secs(1);
-        self.closing.store(true, Ordering::Release);
         self.hub.notify(Notice::Look(self.id));
         self.progress.wait_released(PATIENCE);
     }

@@ -81,7 +81,7 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
         Some(reach) if reach == acked.txid => {}
         // The attempt of a predecessor arrived; sending it again finds that out.
         Some(reach) if state.attempt.is_some_and(|a| a.txid == reach) => {}
-        Some(reach) if reach > acked.txid => return ahead(database, acked.txid).await,
+        Some(reach) if reach > acked.txid => return ahead(database, acked.txid, reach).await,
         Some(_) | None => {
             let mut tail = database.lock_tail();
             (tail.inflight, tail.state.attempt, tail.state.acked) = (None, None, None);
@@ -113,29 +113,39 @@ fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Somebody has gone on. Another tool may have done so from this very file.
-async fn ahead(database: &Database, ours: Txid) -> Result<(), StepError> {
-    let Some(newest) = newest(database).await? else { return Ok(()) };
-    let reach = newest.name.max_txid;
-    let header = header(database, &newest.name).await?;
-    if let Some(end) = proven_end(database, &newest, &header).await? {
-        let mut tail = database.lock_tail();
-        (tail.inflight, tail.state.attempt) = (None, None);
-        drop(tail);
-        return continue_from(database, reach, end);
+/// The bucket goes further than the control file knows. Where that is our own doing, or another tool went on from this very file, it is no
+/// other history.
+async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepError> {
+    if database.lock_tail().state.adopt.is_some_and(|adopt| adopt >= reach) {
+        return give_attempt_up(database, Some(FullReason::Adopted));
     }
-    let mut tail = database.lock_tail();
-    let reason = if tail.state.adopt.is_some_and(|adopt| adopt >= reach) {
-        Some(FullReason::Adopted)
-    } else {
-        (litestream_position(database) == Some(reach)).then_some(FullReason::TakenOver)
-    };
-    if let Some(reason) = reason {
-        (tail.inflight, tail.state.attempt) = (None, None);
-        database.lose(&mut tail, reason);
-        return Ok(());
+    if let Some(newest) = newest(database).await? {
+        let header = header(database, &newest.name).await?;
+        let proven = proven_end(database, &newest, &header).await?;
+        let (node_id, sending_full, spooled) = {
+            let tail = database.lock_tail();
+            (tail.state.node_id, tail.state.full.is_some(), !tail.spool.is_empty())
+        };
+        let by_us = header.node_id != 0 && header.node_id == node_id;
+        let live = database.published().end;
+        match proven {
+            // A full state that arrived before the crash, or after its request was given up. Another one follows it.
+            _ if by_us && sending_full => return give_attempt_up(database, None),
+            // The WAL has all that the bucket has: the control file was set back by a power loss, or another tool went on.
+            Some(end) if !spooled => {
+                give_attempt_up(database, None)?;
+                return continue_from(database, newest.name.max_txid, end);
+            }
+            // What of the WAL was lost with it is not known.
+            _ if by_us && live.frame > 0 && header.wal_end().is_some_and(|end| end.salts == live.salts) => {
+                return give_attempt_up(database, Some(FullReason::BucketAhead));
+            }
+            _ if litestream_position(database) == Some(newest.name.max_txid) => {
+                return give_attempt_up(database, Some(FullReason::TakenOver));
+            }
+            _ => {}
+        }
     }
-    drop(tail);
     let message = format!(
         "the bucket goes on to TXID {reach}, this database knows of {ours} only: it is an older copy, or another writer has gone on. Nothing is sent \
          over it. Restore the newest state, or declare this file the truth with `replicated adopt`"
@@ -144,11 +154,23 @@ async fn ahead(database: &Database, ours: Txid) -> Result<(), StepError> {
     Ok(())
 }
 
+/// An attempt that the bucket has gone past is not made again.
+fn give_attempt_up(database: &Database, full: Option<FullReason>) -> Result<(), StepError> {
+    let mut tail = database.lock_tail();
+    (tail.inflight, tail.state.attempt) = (None, None);
+    match full {
+        Some(reason) => database.lose(&mut tail, reason),
+        None => tail.save()?,
+    }
+    Ok(())
+}
+
 /// Nothing is known locally of a position in this bucket.
 async fn verify_unknown(database: &Database) -> Result<(), StepError> {
     let Some(newest) = newest(database).await? else {
         let mut tail = database.lock_tail();
-        if !matches!(tail.mode, Mode::Full(_)) {
+        // Whatever else was lost before: nothing had been sent.
+        if tail.mode != Mode::Full(FullReason::First) {
             database.lose(&mut tail, FullReason::First);
         }
         return Ok(());

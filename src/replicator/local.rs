@@ -5,6 +5,7 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use super::control::Identity;
 
@@ -73,8 +74,10 @@ impl OwnerMode {
     }
 }
 
-/// Device and inode of a path. Only `stat`: opening and closing the database would drop the application's locks.
+/// Device, inode and birth of a path. Only `stat`: opening and closing the database would drop the application's locks.
 pub(crate) fn identity(path: &Path) -> io::Result<Identity> {
     let metadata = std::fs::metadata(path)?;
-    Ok(Identity { device: metadata.dev(), inode: metadata.ino() })
+    let born = metadata.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let born_ns = born.and_then(|since| u64::try_from(since.as_nanos()).ok()).unwrap_or_default();
+    Ok(Identity { device: metadata.dev(), inode: metadata.ino(), born_ns })
 }

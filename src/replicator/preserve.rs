@@ -108,6 +108,11 @@ impl Preserver {
         }
     }
 
+    /// How many frames would have to be set aside before the WAL is destroyed.
+    pub(crate) fn frames_needed(&self) -> u32 {
+        if self.wal_gone { 0 } else { u32::try_from(self.frames.after(self.cursor).count()).unwrap_or(u32::MAX) }
+    }
+
     /// The frames of the WAL are about to be destroyed.
     pub(crate) fn before_restart(&mut self, wal: &WalFile) {
         if std::mem::replace(&mut self.wal_gone, true) {
@@ -148,6 +153,11 @@ impl Preserver {
         }
         self.cursor = number;
         Ok(Some(pgno))
+    }
+
+    /// Whether pages were read from the WAL to the end.
+    pub(crate) fn reads_frames(&self) -> bool {
+        !self.wal_gone && self.frames.after(0).next().is_some()
     }
 
     /// Whether frames of the WAL are still read.

@@ -43,7 +43,10 @@ pub(crate) enum OpenError {
         source: SpoolError,
     },
     /// The control file's lock is taken.
-    #[error("{0} is being replicated by another process already")]
+    #[error(
+        "{0} is open for replication in another process, and one process at a time writes a replicated database in this version: close it there \
+         first, or open it with mode=ro"
+    )]
     OtherProcess(String),
     /// Two databases on one path of a bucket.
     #[error("option replica: {url} is in use for {other}, and each database needs a replica URL of its own; got it for {database} too")]
@@ -157,8 +160,13 @@ fn join(database: &Arc<Database>, url: &ReplicaUrl) -> Result<Arc<Database>, Ope
 
 /// Gives a handle back. The last one flushes, for a bounded time.
 pub(crate) fn close(database: &Arc<Database>) {
-    if database.handles.fetch_sub(1, Ordering::AcqRel) != 1 {
-        return;
+    let Some(Ok(process)) = PROCESSES.get(generation()).and_then(OnceLock::get) else { return };
+    {
+        let _registry = process.registry.databases.lock();
+        if database.handles.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        database.flushing.fetch_add(1, Ordering::AcqRel);
     }
     let limit = database.options.close_timeout;
     if database.is_known()
@@ -171,7 +179,21 @@ pub(crate) fn close(database: &Arc<Database>) {
             database.paths.database.display()
         );
     }
-    database.close_when_unused();
+    {
+        let _registry = process.registry.databases.lock();
+        // Opened again meanwhile, or closed by another who is still flushing: then it is theirs.
+        if database.flushing.fetch_sub(1, Ordering::AcqRel) != 1 || database.handles.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        database.closing.store(true, Ordering::Release);
+    }
+    database.wait_forgotten();
+}
+
+/// Whether this process replicates that file.
+pub(crate) fn replicates(identity: &Identity) -> bool {
+    let process = PROCESSES.get(generation()).and_then(OnceLock::get);
+    process.is_some_and(|p| p.as_ref().is_ok_and(|p| p.registry.databases.lock().contains_key(identity)))
 }
 
 /// The database whose WAL that is, if it is replicated by this process.
@@ -189,10 +211,8 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) ->
     let local = |path: &Path, source| OpenError::Local { database: database.clone(), path: path.display().to_string(), source };
     let owner = OwnerMode::of(&paths.database).map_err(|e| local(&paths.database, e))?;
     paths.create_directory(&owner).map_err(|e| local(&paths.directory, e))?;
-    let (control, saved) = Control::open(&paths.control(), &owner).map_err(|e| local(&paths.control(), e))?;
-    if !control.try_lock().map_err(|e| local(&paths.control(), e))? {
-        return Err(OpenError::OtherProcess(database));
-    }
+    let opened = Control::open(&paths.control(), &owner).map_err(|e| local(&paths.control(), e))?;
+    let Some((control, saved)) = opened else { return Err(OpenError::OtherProcess(database)) };
     let mut state = saved_for(saved, identity, url, &database);
     if options.adopt.is_some() {
         state.adopt = options.adopt;
@@ -243,7 +263,7 @@ impl Registry {
     /// Forgets a database that nobody has open; false where somebody has opened it again.
     pub(crate) fn forget_if_closed(&self, database: &Arc<Database>) -> bool {
         let mut databases = self.databases.lock();
-        if database.handles.load(Ordering::Acquire) > 0 {
+        if !database.closing.load(Ordering::Acquire) || database.handles.load(Ordering::Acquire) > 0 {
             return false;
         }
         database.release();

@@ -75,10 +75,12 @@ fn write(database: &Path, state: impl FnOnce(Option<State>, super::control::Iden
     };
     let identity = identity(database).map_err(error(database))?;
     let owner = OwnerMode::of(database).map_err(error(database))?;
-    paths.create_directory(&owner).map_err(error(&paths.directory))?;
-    let (mut control, saved) = Control::open(&paths.control(), &owner).map_err(error(&paths.control()))?;
-    if !control.try_lock().map_err(error(&paths.control()))? {
+    // The control file's lock does not tell: it is the process's, and closing the file here would even drop it.
+    if super::process::replicates(&identity) {
         return Err(RememberError::InUse(database.to_owned()));
     }
+    paths.create_directory(&owner).map_err(error(&paths.directory))?;
+    let opened = Control::open(&paths.control(), &owner).map_err(error(&paths.control()))?;
+    let Some((mut control, saved)) = opened else { return Err(RememberError::InUse(database.to_owned())) };
     control.save(&state(saved, identity)).and_then(|()| control.sync()).map_err(error(&paths.control()))
 }

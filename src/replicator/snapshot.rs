@@ -17,6 +17,7 @@ use super::database::{Database, Published, now_ms};
 use super::lineage;
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::Facts;
+use super::progress::ReplicationState;
 use super::tail::{Mode, StopKind, TailError};
 use super::uploader::{Next, StepError, stop};
 use crate::ltx::{Encoder, Header};
@@ -25,6 +26,8 @@ use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// How long to wait for a checkpoint or a restart that is under way just now.
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
+const NOT_IN_WAL_MODE: &str =
+    "only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL";
 /// Pages are read in runs of this many bytes while SQLite's writes to the file wait.
 const RUN_BYTES: usize = 256 * 1024;
 
@@ -38,6 +41,13 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         Begin::Empty(sequence) => {
             database.note_acked(sequence, None);
             database.progress.update(|f| f.acked_sequence = f.acked_sequence.max(sequence));
+            return Ok(Next::Idle);
+        }
+        Begin::NotInWalMode => {
+            database.progress.update(|f| {
+                f.state = ReplicationState::Offline;
+                f.last_error = Some(NOT_IN_WAL_MODE.to_owned());
+            });
             return Ok(Next::Idle);
         }
     };
@@ -60,11 +70,13 @@ enum Begin {
     Wait,
     /// There is no page yet, as of that commit.
     Empty(u64),
+    /// There are pages, of which nothing is replicated.
+    NotInWalMode,
 }
 
 enum BeginError {
     Empty,
-    Wait,
+    NotInWalMode,
     Step(StepError),
 }
 
@@ -86,20 +98,17 @@ impl From<io::Error> for BeginError {
     }
 }
 
-/// Page size and pages of the database by its own header; `None` where it is empty or not in WAL mode.
-fn size_of(database: &Database) -> Result<Option<(Option<PageSize>, u32)>, io::Error> {
+/// Page size and pages of the database by its own header.
+fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
     const WAL_VERSION: u8 = 2;
-    let Some(stamp) = database.stamp() else { return Ok(None) };
-    if stamp.size_bytes == 0 {
-        return Ok(None);
-    }
+    let stamp = database.stamp().filter(|stamp| stamp.size_bytes > 0).ok_or(BeginError::Empty)?;
     let mut header = [0; 32];
     database.open_file()?.read_exact_at(&mut header, 0)?;
     let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
         1 => 65536,
         other => u32::from(other),
     };
-    let Some(page_size) = PageSize::new(page_bytes).filter(|_| header[18] == WAL_VERSION) else { return Ok(None) };
+    let page_size = PageSize::new(page_bytes).filter(|_| header[18] == WAL_VERSION).ok_or(BeginError::NotInWalMode)?;
     let stored = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
     let [change_counter, valid_for] = stamp.header_words;
     let pages = if stored > 0 && change_counter == valid_for {
@@ -107,7 +116,7 @@ fn size_of(database: &Database) -> Result<Option<(Option<PageSize>, u32)>, io::E
     } else {
         u32::try_from(stamp.size_bytes / u64::from(page_bytes)).unwrap_or(u32::MAX)
     };
-    Ok((pages > 0).then_some((Some(page_size), pages)))
+    if pages > 0 { Ok((Some(page_size), pages)) } else { Err(BeginError::Empty) }
 }
 
 /// Chooses the moment: from here on its pages are preserved and later frames are captured as they come.
@@ -115,16 +124,13 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let mut tail = database.lock_tail();
     let sequence = database.published().sequence;
     let begun = database.begin_preserving(|mut published| {
-        if published.restarting {
-            return Err(BeginError::Wait);
-        }
         let frames = if published.end.frame > 0 {
             let start = WalPos { frame: 0, ..published.end };
             tail.wal()?.pages(&start, published.end.frame)?
         } else {
             // A WAL-index that was made for an empty WAL knows neither.
             if published.page_size.is_none() || published.database_pages == 0 {
-                (published.page_size, published.database_pages) = size_of(database)?.ok_or(BeginError::Empty)?;
+                (published.page_size, published.database_pages) = size_of(database)?;
             }
             FramePages::none(published.page_size.ok_or(BeginError::Empty)?, published.database_pages, published.end)
         };
@@ -134,15 +140,25 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     });
     let begun = match begun {
         Err(BeginError::Empty) => return Ok(Begin::Empty(sequence)),
-        Err(BeginError::Wait) => return Ok(Begin::Wait),
+        Err(BeginError::NotInWalMode) => return Ok(Begin::NotInWalMode),
         Err(BeginError::Step(error)) => return Err(error),
         Ok(begun) => begun,
     };
     let Some(published) = begun else { return Ok(Begin::Wait) };
-    tail.capture_from(published.end, &|| database.stamp());
+    tail.state.captured = Some(published.end);
+    // With nothing in the WAL that is not in the database file, whatever generation SQLite begins next follows on.
+    tail.state.sealed = published.end.frame == 0;
+    if !tail.state.sealed {
+        tail.state.next_salts = None;
+    }
+    tail.state.stamp = if tail.state.sealed { database.stamp() } else { None };
     tail.state.full = Some(if reason == FullReason::First { reason } else { FullReason::Unfinished });
     tail.captured_sequence = published.sequence;
+    // What was captured after an earlier moment, of a snapshot that did not come to its end, is older than this one.
+    tail.spool.clear();
     tail.save()?;
+    let attempt = tail.state.attempt.map(|a| a.txid);
+    tail.spool.remove_stale(attempt).map_err(TailError::from)?;
     database.note_captured(&tail);
     Ok(Begin::Moment(published))
 }
@@ -199,6 +215,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
     (tail.state.full, tail.state.adopt, tail.state.restored_earlier, tail.state.attempt) = (None, None, None, None);
     tail.mode = Mode::Running;
     tail.save()?;
+    let settled = database.is_settled(&tail);
     drop(tail);
     log::info!(target: "replicated", "{log_name}: the full state is in the bucket: {} pages, TXID {txid}", moment.database_pages);
     database.note_acked(moment.sequence, None);
@@ -206,7 +223,9 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
         f.acked_sequence = f.acked_sequence.max(moment.sequence);
         f.remote_txid = Some(txid);
         f.last_success_ms = Some(now_ms());
+        f.last_error = None;
         f.snapshots += 1;
+        f.state = if settled { ReplicationState::Idle } else { ReplicationState::Uploading };
     });
     Ok(Next::Again)
 }
@@ -248,6 +267,13 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
             return Err(StepError::Closed);
         }
         tokio::task::yield_now().await;
+    }
+    if let (Some(wal), Some(end)) = (&wal, header.wal_end())
+        && database.with_preserver(|p| p.reads_frames()) == Some(true)
+        && !wal.holds(&end)
+    {
+        abort(upload).await;
+        return Ok(Streamed::StartOver("the WAL was restarted by someone we did not see".to_owned()));
     }
     encoder.finish()?;
     while let Some(part) = buffer.take(part_bytes) {

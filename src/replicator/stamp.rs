@@ -37,7 +37,8 @@ pub(crate) fn settled(database: &Path, read: &ReadHeader<'_>) -> Option<Stamp> {
     loop {
         let stamp = take(database, read)?;
         let age_ns = now_ms().saturating_mul(1_000_000).saturating_sub(stamp.mtime_ns.max(stamp.ctime_ns));
-        if age_ns > i64::try_from(TICK.as_nanos()).unwrap_or(i64::MAX) {
+        // A time ahead of a clock that was set back hides nothing either: whoever writes now leaves another.
+        if age_ns.unsigned_abs() > u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX) {
             return Some(stamp);
         }
         if Instant::now() >= deadline {

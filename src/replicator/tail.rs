@@ -10,14 +10,14 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, Attempt, Control, FullReason, Stamp, State};
 use super::local::Paths;
-use crate::ltx::{Header, LtxError, merge};
+use crate::ltx::{Header, LtxError, Reader, merge};
 use crate::spool::{Spool, SpoolError, entry_header};
 use crate::types::{TimestampMs, Txid, WalPos};
 
@@ -108,8 +108,6 @@ pub(crate) struct Tail {
     pub(crate) inflight: Option<Inflight>,
     /// The commits that are captured.
     pub(crate) captured_sequence: u64,
-    /// The newest generation that was seen to begin, whatever was captured then.
-    begun: Option<[u32; 2]>,
     wal: Option<WalFile>,
     /// A batch of up to this many bytes of pages is kept in memory; a larger one goes through a file.
     memory_batch_bytes: u64,
@@ -127,7 +125,6 @@ impl Tail {
             mode,
             inflight: None,
             captured_sequence: 0,
-            begun: None,
             wal: None,
             memory_batch_bytes,
             unsynced: false,
@@ -159,10 +156,11 @@ impl Tail {
             return;
         }
         self.mode = self.judge(live, stamp);
-        match self.mode {
-            Mode::Full(reason) => self.lose(reason),
+        match &self.mode {
+            Mode::Full(reason) => self.lose(*reason),
+            Mode::Stopped(kind, message) => self.stop(*kind, message.clone()),
             Mode::Running => log::debug!(target: "replicated", "{}: continuing at {live}", self.paths.database.display()),
-            _ => {}
+            Mode::Unresolved => {}
         }
     }
 
@@ -180,16 +178,23 @@ impl Tail {
                 ),
             );
         }
-        let Some(captured) = self.state.captured else {
-            // Nothing is known locally; the bucket decides. Until then frames are kept from the start of the WAL.
+        let adopted = |adopt: Txid| self.state.acked.is_none_or(|acked| adopt >= acked.txid);
+        if self.state.captured.is_some() && self.state.adopt.is_some_and(adopted) {
+            return Mode::Full(FullReason::Adopted);
+        }
+        let Some(captured) = self.state.captured.filter(|_| self.state.acked.is_some()) else {
+            // Nothing is known of the bucket, so the bucket decides. Until then frames are kept from the start of the WAL; what was spooled of
+            // an earlier one is in the database file.
+            self.spool.clear();
             self.state.captured = Some(start_of(live));
             // With nothing in the WAL, whatever generation SQLite begins next follows on.
-            self.state.sealed = live.frame == 0;
+            (self.state.sealed, self.state.next_salts, self.state.stamp) = (live.frame == 0, None, None);
             return Mode::Running;
         };
         let unchanged = |state: &State| state.sealed && state.stamp.is_some_and(|s| !s.too_fresh && stamp() == Some(s));
+        let sealed_before_live = self.state.sealed && self.state.next_salts == Some(live.salts);
         if live.frame == 0 {
-            return if unchanged(&self.state) { Mode::Running } else { self.judge_lost(live, stamp) };
+            return if sealed_before_live || unchanged(&self.state) { Mode::Running } else { self.judge_lost(live, stamp) };
         }
         if live.salts == captured.salts {
             return if live.frame >= captured.frame && self.wal().is_ok_and(|w| w.holds(&captured)) {
@@ -199,7 +204,7 @@ impl Tail {
                 Mode::Full(FullReason::BucketAhead)
             };
         }
-        if self.state.sealed && self.state.next_salts == Some(live.salts) || unchanged(&self.state) {
+        if sealed_before_live || unchanged(&self.state) {
             self.begin_at(live);
             return Mode::Running;
         }
@@ -209,18 +214,22 @@ impl Tail {
     /// Continuity is lost: is this file at least provably the newer one?
     fn judge_lost(&self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
         if self.state.acked.is_none() {
-            // Nothing was ever sent from here: what the bucket holds decides.
+            // There is nothing that this file would have to continue. Whether the bucket has something else is asked there.
             return Mode::Full(FullReason::ContinuityLost);
         }
         // Each restart by a connection that knows the log adds one to the first salt.
         let restarts = self.state.captured.map_or(0, |c| live.salts[0].wrapping_sub(c.salts[0]));
         let restarted = live.frame > 0 && (1..1 << 20).contains(&restarts);
         // The change counter only grows. An equal one under a changed file proves nothing.
-        let counted = match (self.state.stamp, stamp()) {
-            (Some(then), Some(now)) => (1..1 << 30).contains(&now.header_words[0].wrapping_sub(then.header_words[0])),
-            _ => false,
+        let (counted, only_fresh) = match (self.state.stamp, stamp()) {
+            (Some(then), Some(now)) => (
+                (1..1 << 30).contains(&now.header_words[0].wrapping_sub(then.header_words[0])),
+                // The same but for a write that the clock's tick may hide, which can only have come after the stamp.
+                self.state.sealed && then.too_fresh && now == (Stamp { too_fresh: false, ..then }),
+            ),
+            _ => (false, false),
         };
-        if restarted || counted {
+        if restarted || counted || only_fresh {
             return Mode::Full(FullReason::ContinuityLost);
         }
         Mode::Stopped(
@@ -308,6 +317,11 @@ impl Tail {
     /// Makes everything safe that SQLite is about to destroy, so that a generation of the WAL may end.
     pub(crate) fn seal(&mut self, live: &LiveEnd, most_frames: u32, stamp: Option<Stamp>) -> Result<(), TailError> {
         if let Mode::Stopped(..) = self.mode {
+            // What is committed while nothing is captured must never pass for captured: a later open then finds continuity lost.
+            if self.state.sealed && live.end.frame > 0 && self.state.captured != Some(live.end) {
+                (self.state.sealed, self.state.next_salts) = (false, None);
+                self.save()?;
+            }
             return Ok(());
         }
         self.capture_to_spool(live, most_frames)?;
@@ -337,28 +351,28 @@ impl Tail {
     }
 
     /// SQLite writes the header of a new generation.
-    pub(crate) fn generation_begins(&mut self, salts: [u32; 2]) {
-        self.begun = Some(salts);
-        let Some(captured) = self.state.captured else { return };
+    ///
+    /// False where frames of the one before may have been lost by that.
+    pub(crate) fn generation_begins(&mut self, salts: [u32; 2], live: &WalPos) -> bool {
+        let Some(captured) = self.state.captured else { return true };
+        if let Mode::Stopped(..) = self.mode {
+            // What goes on in a file that was not recognised must not vouch for it at the next open.
+            return true;
+        }
         if captured.salts == salts || self.state.next_salts == Some(salts) {
-            return;
+            return true;
         }
         if self.state.sealed {
             self.state.next_salts = Some(salts);
             self.save_or_warn();
-        } else if self.mode == Mode::Running && captured.frame > 0 {
-            self.lose(FullReason::ContinuityLost);
+        } else if captured.frame == 0 && live.frame == 0 {
+            // Nothing was ever committed to the generation before: a transaction that was rolled back had written its header.
+            self.state.captured = Some(WalPos { salts, ..WalPos::default() });
+            self.save_or_warn();
+        } else {
+            return false;
         }
-    }
-
-    /// Frames are captured from a place on, and all before it is sent as one state.
-    pub(crate) fn capture_from(&mut self, end: WalPos, stamp: &dyn Fn() -> Option<Stamp>) {
-        // With nothing in the WAL, whatever generation SQLite begins next follows on. It may have begun: its first transaction is not over.
-        let sealed = end.frame == 0;
-        self.state.captured = Some(end);
-        self.state.sealed = sealed;
-        self.state.next_salts = self.begun.filter(|salts| sealed && *salts != end.salts);
-        self.state.stamp = if sealed { stamp() } else { None };
+        true
     }
 
     /// Freezes the next batch: everything that is captured or in the WAL becomes one LTX file with the next TXID.
@@ -440,8 +454,8 @@ impl Tail {
         let Some(attempt) = self.state.attempt else { return Ok(true) };
         let body = if attempt.in_file {
             let path = self.spool.attempt_path(attempt.txid);
-            let complete = File::open(&path).and_then(|f| f.metadata()).is_ok_and(|m| m.len() == attempt.size_bytes);
-            complete.then_some(Body::File(path))
+            // A power loss can leave a file of the right length without its content.
+            is_intact(&path, &attempt).then_some(Body::File(path))
         } else {
             self.encode_attempt(&attempt).unwrap_or_default().map(Body::Memory)
         };
@@ -508,9 +522,28 @@ fn attempt_header(attempt: &Attempt, pages: &FramePages, node_id: u64) -> Header
     header
 }
 
+/// Whether a file holds the attempt's bytes.
+fn is_intact(path: &Path, attempt: &Attempt) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    if !file.metadata().is_ok_and(|m| m.len() == attempt.size_bytes) {
+        return false;
+    }
+    let (mut reader, mut page) = (Reader::new(file), Vec::new());
+    while let Ok(next) = reader.next_page(&mut page) {
+        if next.is_none() {
+            return reader.summary().is_some_and(|s| s.file_checksum == attempt.checksum);
+        }
+    }
+    false
+}
+
 fn open_wal<'a>(slot: &'a mut Option<WalFile>, paths: &Paths) -> Result<&'a WalFile, BatchError> {
     if slot.as_ref().is_none_or(|w| !w.is_current()) {
         *slot = Some(WalFile::open(&paths.wal)?);
     }
     slot.as_ref().ok_or_else(|| BatchError::Io { path: paths.wal.clone(), source: std::io::ErrorKind::NotFound.into() })
 }
+
+#[cfg(test)]
+#[path = "tail_tests.rs"]
+mod tests;

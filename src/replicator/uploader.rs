@@ -171,6 +171,8 @@ impl Task {
                 Next::Idle => {
                     if self.database.arm(1) {
                         self.mailbox.notify.notified().await;
+                    } else {
+                        tokio::task::yield_now().await;
                     }
                 }
                 Next::Stopped => {

@@ -180,12 +180,10 @@ impl Spool {
         let bytes = self.create(&output_path, |out| {
             merge(readers, &header, out).map(drop).map_err(|source| SpoolError::Ltx { path: output_path.clone(), source })
         })?;
-        for input in &inputs {
-            remove(&self.path(input))?;
-        }
         self.entries.truncate(keep);
         self.entries.push_back(Entry { bytes, ..output });
-        Ok(())
+        // One that cannot be removed is removed at the next open.
+        inputs.iter().try_for_each(|input| remove(&self.path(input)))
     }
 
     /// Readers of all entries, oldest first, and the newest entry's header; `None` when empty.

@@ -1,7 +1,7 @@
 //! SQLite's C interfaces for virtual file systems, as declared in `sqlite3.h` since 3.8.
 //!
 //! Our own declarations, so that no SQLite binding crate (whose `links` key would pin every user's version) is needed.
-//! `tests/abi_layout.rs` compares them with `libsqlite3-sys`.
+//! `layout_tests` compares them with `libsqlite3-sys`.
 
 #![allow(missing_docs)] // The names are SQLite's own; its manual documents them.
 

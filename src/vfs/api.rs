@@ -17,18 +17,18 @@ pub struct ApiRoutines {
 }
 
 /// Slots of the append-only `struct sqlite3_api_routines` of `sqlite3ext.h`.
-mod slot {
-    pub(super) const LIBVERSION_NUMBER: usize = 67;
-    pub(super) const MPRINTF: usize = 69;
-    pub(super) const RESULT_NULL: usize = 84;
-    pub(super) const RESULT_TEXT: usize = 85;
-    pub(super) const VFS_FIND: usize = 141;
-    pub(super) const VFS_REGISTER: usize = 142;
-    pub(super) const CREATE_FUNCTION_V2: usize = 162;
-    pub(super) const LOG: usize = 167;
-    pub(super) const URI_PARAMETER: usize = 189;
-    pub(super) const URI_KEY: usize = 245;
-    pub(super) const DATABASE_FILE_OBJECT: usize = 251;
+pub(super) mod slot {
+    pub(in crate::vfs) const LIBVERSION_NUMBER: usize = 67;
+    pub(in crate::vfs) const MPRINTF: usize = 69;
+    pub(in crate::vfs) const RESULT_NULL: usize = 84;
+    pub(in crate::vfs) const RESULT_TEXT: usize = 85;
+    pub(in crate::vfs) const VFS_FIND: usize = 141;
+    pub(in crate::vfs) const VFS_REGISTER: usize = 142;
+    pub(in crate::vfs) const CREATE_FUNCTION_V2: usize = 162;
+    pub(in crate::vfs) const LOG: usize = 167;
+    pub(in crate::vfs) const URI_PARAMETER: usize = 189;
+    pub(in crate::vfs) const URI_KEY: usize = 245;
+    pub(in crate::vfs) const DATABASE_FILE_OBJECT: usize = 251;
 }
 
 /// Why a host's function table cannot be used.

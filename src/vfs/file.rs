@@ -87,11 +87,13 @@ impl MainFile {
         if let Some(database) = &self.database
             && !told.swap(true, Ordering::Relaxed)
         {
-            log::error!(
-                target: "replicated",
-                "{}: {what}. This write is refused, because it would not be replicated",
-                database.paths.database.display()
-            );
+            guarded(self, (), || {
+                log::error!(
+                    target: "replicated",
+                    "{}: {what}. This write is refused, because it would not be replicated",
+                    database.paths.database.display()
+                );
+            });
         }
         SQLITE_READONLY
     }
@@ -405,9 +407,17 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
     let rc = unsafe { shm_lock(file, offset, n, flags) };
     if rc == SQLITE_OK {
         match (flags, offset) {
-            (TAKE, WAL_WRITE_LOCK) => main.holds_write.store(true, Ordering::Relaxed),
+            (TAKE, WAL_WRITE_LOCK) => {
+                main.holds_write.store(true, Ordering::Relaxed);
+                if !database.has_seen_index() {
+                    guarded(main, (), observe);
+                }
+            }
+            (TAKE, 4) if n == 4 => guarded(main, (), || database.wal_is_empty()),
             (TAKE, WAL_CHECKPOINT_LOCK) if n == 1 => main.holds_checkpoint.store(true, Ordering::Relaxed),
-            (READ, WAL_READ_LOCK_0..) if !database.has_seen_index() => guarded(main, (), observe),
+            (READ, WAL_READ_LOCK_0..) if !database.has_seen_index() => {
+                guarded(main, (), || main.index_header().iter().for_each(|index| database.observe_first(index)));
+            }
             _ => {}
         }
     }

@@ -10,6 +10,8 @@ mod api;
 mod base;
 mod file;
 mod host;
+#[cfg(test)]
+mod layout_tests;
 mod pragma;
 mod shim;
 

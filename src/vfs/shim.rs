@@ -116,26 +116,46 @@ enum Plan {
     Replicate(Box<Options>),
 }
 
-/// Decides by the URI parameters and the environment. Strict where the user means us: by `vfs=replicated` or a replica.
-fn plan(parameters: &[(String, String)], flags: c_int) -> Result<Plan, String> {
-    let given = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    let environment: Vec<(String, String)> = std::env::vars_os()
+/// The variables of the process that may be ours.
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
         .filter(|(name, _)| name.starts_with("REPLICATED_"))
-        .collect();
+        .collect()
+}
+
+/// Decides by the URI parameters and the environment. Of the parameters only those are ours that come with `vfs=replicated` or a replica; the
+/// variables always are, so that a misspelt one does not leave a database without replication in silence.
+fn plan(parameters: &[(String, String)], environment: &[(String, String)], flags: c_int) -> Result<Plan, String> {
+    let given = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     let meant = given("vfs") == NAME.to_str().ok()
         || given("replica").is_some()
         || environment.iter().any(|(name, _)| name == "REPLICATED_REPLICA");
-    if !meant {
-        return Ok(Plan::PassThrough);
-    }
-    let options = Options::resolve(parameters, &environment).map_err(|error| error.to_string())?;
+    let parameters = if meant { parameters } else { &[] };
+    let options = Options::resolve(parameters, environment).map_err(|error| {
+        log_where_asked(parameters, environment);
+        error.to_string()
+    })?;
     let switched_on = |name: &str| given(name).is_some_and(|v| !matches!(v, "0" | "no" | "false" | "off"));
     let read_only = flags & SQLITE_OPEN_READONLY != 0 || given("mode") == Some("ro") || switched_on("immutable");
     if options.replica.is_none() || read_only || given("mode") == Some("memory") {
         return Ok(Plan::PassThrough);
     }
     Ok(Plan::Replicate(Box::new(options)))
+}
+
+/// Heeds `log` and `log_level` where another option is refused: that is when they are needed.
+fn log_where_asked(parameters: &[(String, String)], environment: &[(String, String)]) {
+    let of_log = |all: &[(String, String)], names: [&str; 2]| -> Vec<(String, String)> {
+        all.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect()
+    };
+    let parameters = of_log(parameters, ["log", "log_level"]);
+    let environment = of_log(environment, ["REPLICATED_LOG", "REPLICATED_LOG_LEVEL"]);
+    if !(parameters.is_empty() && environment.is_empty())
+        && let Ok(options) = Options::resolve(&parameters, &environment)
+    {
+        crate::logging::configure(&options);
+    }
 }
 
 unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, flags: c_int, out_flags: *mut c_int) -> c_int {
@@ -147,7 +167,8 @@ unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, fl
     if flags & SQLITE_OPEN_MAIN_DB != 0 && !name.is_null() {
         // SAFETY: a main database's name carries its URI parameters.
         let parameters = unsafe { registered.api.uri_parameters(name) };
-        let planned = catch_unwind(|| plan(&parameters, flags)).unwrap_or_else(|_| Err("a fault in the extension".to_owned()));
+        let planned =
+            catch_unwind(|| plan(&parameters, &environment(), flags)).unwrap_or_else(|_| Err("a fault in the extension".to_owned()));
         match planned {
             Ok(Plan::PassThrough) => {}
             // SAFETY: passed on.
@@ -222,8 +243,9 @@ fn attach(registered: &'static Registered, path: &Path, options: &Options) -> Re
 
 /// SQLite shows the application a fixed text for this code, so that the log must tell the reason.
 fn refuse(error: &str) -> c_int {
-    log::error!(target: "replicated", "the database is not opened: {error}");
     super::note_refusal(error);
+    // The application's own logger may panic.
+    let _ = catch_unwind(|| log::error!(target: "replicated", "the database is not opened: {error}"));
     SQLITE_CANTOPEN
 }
 
@@ -299,3 +321,34 @@ forward!(current_time_int64(out: *mut i64) -> c_int, SQLITE_ERROR);
 forward!(set_system_call(name: *const c_char, call: AnyFn) -> c_int, SQLITE_ERROR);
 forward!(get_system_call(name: *const c_char) -> AnyFn, None);
 forward!(next_system_call(name: *const c_char) -> *const c_char, std::ptr::null());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(all: &[(&str, &str)]) -> Vec<(String, String)> {
+        all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn plan_of(parameters: &[(&str, &str)], environment: &[(&str, &str)]) -> Result<bool, String> {
+        let plan = plan(&pairs(parameters), &pairs(environment), SQLITE_OPEN_MAIN_DB)?;
+        Ok(matches!(plan, Plan::Replicate(_)))
+    }
+
+    #[test]
+    fn only_what_is_meant_is_replicated() {
+        assert_eq!(plan_of(&[("vfs", "replicated")], &[]), Ok(false));
+        assert_eq!(plan_of(&[("replica", "file:///b")], &[]), Ok(true));
+        assert_eq!(plan_of(&[], &[("REPLICATED_REPLICA", "file:///b")]), Ok(true));
+        assert_eq!(plan_of(&[("replica", "")], &[("REPLICATED_REPLICA", "file:///b")]), Ok(false));
+        assert_eq!(plan_of(&[("replica", "file:///b"), ("mode", "ro")], &[]), Ok(false));
+        assert_eq!(plan_of(&[("another_vfs_s_own", "1")], &[("REPLICATED_DEFAULT", "1"), ("REPLICATED_LOG", "stderr")]), Ok(false));
+    }
+
+    #[test]
+    fn a_misspelt_variable_refuses_the_open_whatever_the_parameters() {
+        let error = plan_of(&[], &[("REPLICATED_DEFAULT", "1"), ("REPLICATED_REPLIKA", "file:///b")]).unwrap_err();
+        assert!(error.contains("REPLICATED_REPLICA"), "{error}");
+        assert!(plan_of(&[("vfs", "replicated"), ("sync_intervall", "1s")], &[]).is_err());
+    }
+}

@@ -112,7 +112,7 @@ impl Bucket {
             while reader.next_page(&mut page).expect("a file of ours is whole").is_some() {
                 pages += 1;
             }
-            // A database of a few pages may change in all of them.
+            // A small database may change in all of its pages: tests that count have pages that never change.
             listed.name.level == Level::ZERO && pages > 20 && pages == header.commit_pages
         };
         self.list().iter().filter(|listed| is_full(listed)).count()

@@ -1,0 +1,285 @@
+//! What is concluded from a control file and a WAL, row by row of the table in `docs/` on resuming.
+
+use rusqlite::Connection;
+
+use super::*;
+use crate::replicator::control::RestoredEarlier;
+use crate::replicator::local::OwnerMode;
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    connection: Connection,
+}
+
+impl Fixture {
+    /// A database in WAL mode with some commits in its WAL.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = Connection::open(dir.path().join("app.db")).unwrap();
+        connection
+            .execute_batch("PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(x); INSERT INTO t VALUES (1)")
+            .unwrap();
+        Self { dir, connection }
+    }
+
+    fn paths(&self) -> Paths {
+        Paths::of(&self.dir.path().join("app.db"))
+    }
+
+    fn commit(&self) {
+        self.connection.execute_batch("INSERT INTO t VALUES (randomblob(500))").unwrap();
+    }
+
+    /// The end of the WAL as recovery would find it.
+    fn live(&self) -> WalPos {
+        WalFile::open(&self.paths().wal).unwrap().last_commit().unwrap().map(|(end, ..)| end).unwrap_or_default()
+    }
+
+    fn live_end(&self) -> LiveEnd {
+        LiveEnd { end: self.live(), committed_ms: 1, sequence: 1 }
+    }
+
+    fn tail(&self, state: State) -> Tail {
+        let paths = self.paths();
+        let owner = OwnerMode::of(&paths.database).unwrap();
+        paths.create_directory(&owner).unwrap();
+        let (control, _) = Control::open(&paths.control(), &owner).unwrap().unwrap();
+        let spool =
+            Spool::open(&paths.directory, owner, u64::MAX, state.spool_first, state.spool_next, state.attempt.map(|a| a.txid)).unwrap();
+        Tail::new(paths, control, state, spool, Mode::Unresolved, 1 << 20)
+    }
+
+    /// Restarts the WAL, as a writer after a complete checkpoint does.
+    fn restart(&self) -> [u32; 2] {
+        self.connection.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(())).unwrap();
+        self.commit();
+        self.live().salts
+    }
+}
+
+fn captured(end: WalPos) -> State {
+    State { acked: Some(Acked { txid: Txid::FIRST.next(), end }), captured: Some(end), ..State::default() }
+}
+
+const fn stamp(change_counter: u32) -> Stamp {
+    Stamp { size_bytes: 4096, mtime_ns: 5, ctime_ns: 6, header_words: [change_counter, change_counter], too_fresh: false }
+}
+
+fn resolved(fixture: &Fixture, state: State, now: Option<Stamp>) -> Tail {
+    let mut tail = fixture.tail(state);
+    tail.resolve(&fixture.live(), &|| now);
+    tail
+}
+
+fn is_diverged(tail: &Tail) -> bool {
+    matches!(tail.mode, Mode::Stopped(StopKind::Diverged, _))
+}
+
+#[test]
+fn with_nothing_known_the_whole_wal_is_kept_until_the_bucket_decides() {
+    let fixture = Fixture::new();
+    let mut tail = resolved(&fixture, State::default(), None);
+    assert_eq!(tail.mode, Mode::Running);
+    let live = fixture.live();
+    assert_eq!(tail.state.captured, Some(WalPos { frame: 0, checksum: [0, 0], ..live }));
+    assert_eq!(tail.uncaptured_frames(&live), live.frame);
+}
+
+#[test]
+fn before_the_first_upload_nothing_can_be_lost() {
+    let fixture = Fixture::new();
+    let end = fixture.live();
+    fixture.restart();
+    let never_sent = State { captured: Some(end), sealed: true, stamp: Some(stamp(9)), ..State::default() };
+    let tail = resolved(&fixture, never_sent.clone(), Some(stamp(3)));
+    assert_eq!((&tail.mode, tail.state.captured), (&Mode::Running, Some(start_of(&fixture.live()))));
+    let mut tail = fixture.tail(never_sent);
+    tail.resolve(&WalPos::default(), &|| None);
+    assert_eq!(tail.mode, Mode::Running);
+    // The first generation after an empty WAL follows on.
+    assert!(tail.generation_begins(fixture.live().salts, &WalPos::default()));
+    assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
+    assert_eq!(tail.mode, Mode::Running);
+}
+
+#[test]
+fn a_wal_that_holds_the_last_frame_is_continued_after_it() {
+    let fixture = Fixture::new();
+    let end = fixture.live();
+    assert_eq!(resolved(&fixture, captured(end), None).mode, Mode::Running);
+    fixture.commit();
+    // A seal that nothing came of does not matter.
+    let mut tail = resolved(&fixture, State { sealed: true, next_salts: Some([1, 2]), ..captured(end) }, Some(stamp(9)));
+    assert_eq!(tail.mode, Mode::Running);
+    assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame - end.frame);
+    assert!(!tail.state.sealed);
+}
+
+#[test]
+fn a_generation_that_was_seen_to_begin_after_the_seal_is_sent_from_its_start() {
+    let fixture = Fixture::new();
+    let end = fixture.live();
+    let salts = fixture.restart();
+    assert_ne!(salts, end.salts);
+    let mut tail = resolved(&fixture, State { sealed: true, next_salts: Some(salts), ..captured(end) }, None);
+    assert_eq!(tail.mode, Mode::Running);
+    assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
+    // Its header is written and nothing in it is committed yet.
+    let mut tail = fixture.tail(State { sealed: true, next_salts: Some(salts), ..captured(end) });
+    tail.resolve(&WalPos { salts, ..WalPos::default() }, &|| None);
+    assert_eq!(tail.mode, Mode::Running);
+}
+
+#[test]
+fn after_a_clean_close_an_unchanged_file_is_continued() {
+    let fixture = Fixture::new();
+    let end = fixture.live();
+    let closed = |stamp| State { sealed: true, stamp: Some(stamp), ..captured(end) };
+    // The WAL is gone.
+    let mut tail = fixture.tail(closed(stamp(7)));
+    tail.resolve(&WalPos::default(), &|| Some(stamp(7)));
+    assert_eq!(tail.mode, Mode::Running);
+    // Or it is new.
+    fixture.restart();
+    let mut tail = resolved(&fixture, closed(stamp(7)), Some(stamp(7)));
+    assert_eq!(tail.mode, Mode::Running);
+    assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
+}
+
+#[test]
+fn a_stamp_that_proves_nothing_is_not_believed() {
+    let fixture = Fixture::new();
+    let end = fixture.live();
+    // The clock's tick could hide a write, which can only have come after the stamp: the file is the newer one, and unproved.
+    let mut tail = fixture.tail(State { sealed: true, stamp: Some(Stamp { too_fresh: true, ..stamp(7) }), ..captured(end) });
+    tail.resolve(&WalPos::default(), &|| Some(stamp(7)));
+    assert_eq!(tail.mode, Mode::Full(FullReason::ContinuityLost));
+    for state in [
+        // Not taken at a clean close.
+        State { sealed: false, stamp: Some(stamp(7)), ..captured(end) },
+        State { sealed: true, stamp: None, ..captured(end) },
+    ] {
+        let mut tail = fixture.tail(state);
+        tail.resolve(&WalPos::default(), &|| Some(stamp(7)));
+        assert!(is_diverged(&tail), "{:?}", tail.mode);
+    }
+    // The clock's tick could hide a write, but only one that came later.
+    let mut tail = fixture.tail(State { sealed: true, stamp: Some(Stamp { too_fresh: true, ..stamp(7) }), ..captured(end) });
+    tail.resolve(&WalPos::default(), &|| Some(stamp(7)));
+    assert_eq!(tail.mode, Mode::Full(FullReason::ContinuityLost));
+}
+
+#[test]
+fn a_file_that_somebody_wrote_on_is_sent_again_and_an_older_one_is_not() {
+    let fixture = Fixture::new();
+    let closed = || State { sealed: true, stamp: Some(stamp(7)), ..captured(fixture.live()) };
+    let judge = |now| {
+        let mut tail = fixture.tail(closed());
+        tail.resolve(&WalPos::default(), &|| now);
+        tail
+    };
+    assert_eq!(judge(Some(stamp(8))).mode, Mode::Full(FullReason::ContinuityLost));
+    assert!(is_diverged(&judge(Some(stamp(6)))));
+    // The same counter in a changed file: a copy of another time.
+    assert!(is_diverged(&judge(Some(Stamp { mtime_ns: 99, ..stamp(7) }))));
+    assert!(is_diverged(&judge(None)));
+}
+
+#[test]
+fn a_power_loss_that_took_replicated_frames_costs_the_full_state() {
+    let fixture = Fixture::new();
+    let end = fixture.live();
+    for lost in [WalPos { frame: end.frame + 1, ..end }, WalPos { checksum: [1, 2], ..end }] {
+        let tail = resolved(&fixture, captured(lost), None);
+        assert_eq!(tail.mode, Mode::Full(FullReason::BucketAhead));
+        assert_eq!(tail.state.captured, None);
+    }
+}
+
+#[test]
+fn a_restart_that_nobody_saw_costs_the_full_state_where_the_file_is_newer() {
+    let fixture = Fixture::new();
+    let end = fixture.live();
+    let salts = fixture.restart();
+    assert_eq!(salts[0], end.salts[0].wrapping_add(1), "a connection that knows the WAL counts up");
+    assert_eq!(resolved(&fixture, captured(end), None).mode, Mode::Full(FullReason::ContinuityLost));
+    // Other salts than those that were seen to begin.
+    let other = State { sealed: true, next_salts: Some([salts[0], salts[1] ^ 1]), ..captured(end) };
+    assert_eq!(resolved(&fixture, other, None).mode, Mode::Full(FullReason::ContinuityLost));
+    // Older than what was captured.
+    let newer = WalPos { salts: [salts[0].wrapping_add(5), 3], ..end };
+    assert!(is_diverged(&resolved(&fixture, captured(newer), None)));
+}
+
+#[test]
+fn a_database_restored_to_an_earlier_state_waits_for_the_user() {
+    let fixture = Fixture::new();
+    let earlier = RestoredEarlier { txid: Txid::FIRST.next(), newest: Txid::FIRST.next().next() };
+    let state = State { restored_earlier: Some(earlier), sealed: true, stamp: Some(stamp(1)), ..captured(WalPos::default()) };
+    assert!(is_diverged(&resolved(&fixture, state.clone(), Some(stamp(1)))));
+    let adopted = State { adopt: Some(earlier.newest), ..state };
+    assert_eq!(resolved(&fixture, adopted, Some(stamp(1))).mode, Mode::Full(FullReason::Adopted));
+}
+
+#[test]
+fn an_unfinished_full_state_is_begun_again() {
+    let fixture = Fixture::new();
+    let state = State { full: Some(FullReason::Unfinished), ..captured(fixture.live()) };
+    assert_eq!(resolved(&fixture, state, None).mode, Mode::Full(FullReason::Unfinished));
+}
+
+#[test]
+fn a_seal_puts_everything_into_the_spool_and_the_next_generation_follows_on() {
+    let fixture = Fixture::new();
+    let mut tail = resolved(&fixture, captured(start_of(&fixture.live())), None);
+    let sealed = fixture.live_end();
+    tail.seal(&sealed, u32::MAX, None).unwrap();
+    assert!(tail.state.sealed && !tail.spool.is_empty());
+    assert_eq!(tail.state.captured, Some(sealed.end));
+    let salts = fixture.restart();
+    assert!(tail.generation_begins(salts, &sealed.end));
+    assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
+    tail.freeze(&fixture.live_end()).unwrap();
+    // Both generations are one batch, and what is captured is the live end.
+    let inflight = tail.acknowledged().unwrap().unwrap();
+    assert_eq!((inflight.attempt.txid, inflight.attempt.end), (Txid::FIRST.next().next(), fixture.live()));
+    assert!(tail.spool.is_empty());
+}
+
+#[test]
+fn more_than_is_allowed_is_not_encoded_while_a_writer_waits() {
+    let fixture = Fixture::new();
+    let mut tail = resolved(&fixture, captured(start_of(&fixture.live())), None);
+    assert!(matches!(tail.seal(&fixture.live_end(), 1, None), Err(TailError::TooMuch { .. })));
+    assert!(!tail.state.sealed && tail.spool.is_empty());
+}
+
+#[test]
+fn a_generation_that_begins_without_a_seal_is_a_break() {
+    let fixture = Fixture::new();
+    let end = fixture.live();
+    let mut tail = resolved(&fixture, captured(end), None);
+    assert!(tail.generation_begins(end.salts, &end));
+    assert!(!tail.generation_begins([1, 2], &end));
+}
+
+/// A predecessor's batch, not yet looked at: its bytes survive the restart of the WAL that it was made of.
+#[test]
+fn a_predecessors_batch_is_saved_before_its_frames_go() {
+    let fixture = Fixture::new();
+    let mut first = resolved(&fixture, captured(start_of(&fixture.live())), None);
+    first.freeze(&fixture.live_end()).unwrap();
+    let Some(Inflight { body: Body::Memory(bytes), .. }) = first.inflight.clone() else { panic!("it is small") };
+    let state = first.state.clone();
+    drop(first);
+    assert!(state.attempt.is_some_and(|a| !a.in_file));
+    let mut second = resolved(&fixture, state, None);
+    second.seal(&fixture.live_end(), u32::MAX, None).unwrap();
+    fixture.restart();
+    let saved = second.state.clone();
+    drop(second);
+    let mut third = fixture.tail(saved);
+    assert!(third.rebuild_attempt().unwrap());
+    let Some(Inflight { body: Body::File(path), .. }) = third.inflight else { panic!("it was saved") };
+    assert_eq!(std::fs::read(path).unwrap(), bytes);
+}

@@ -1,0 +1,110 @@
+//! Our declarations against SQLite's own, as `libsqlite3-sys` has them.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::mem::offset_of;
+use std::sync::Mutex;
+
+use libsqlite3_sys as ffi;
+
+use super::abi::{self, File, IoMethods, Vfs};
+use super::api::{ApiRoutines, slot};
+
+macro_rules! same_offsets {
+    ($ours:ty, $theirs:ty: $($our:ident = $their:ident),* $(,)?) => {{
+        assert_eq!(size_of::<$ours>(), size_of::<$theirs>());
+        assert_eq!(align_of::<$ours>(), align_of::<$theirs>());
+        $(assert_eq!(offset_of!($ours, $our), offset_of!($theirs, $their), stringify!($our));)*
+    }};
+}
+
+#[test]
+fn structures_are_laid_out_as_sqlite_declares_them() {
+    same_offsets!(File, ffi::sqlite3_file: methods = pMethods);
+    same_offsets!(IoMethods, ffi::sqlite3_io_methods:
+        version = iVersion, close = xClose, read = xRead, write = xWrite, truncate = xTruncate, sync = xSync, file_size = xFileSize,
+        lock = xLock, unlock = xUnlock, check_reserved_lock = xCheckReservedLock, file_control = xFileControl, sector_size = xSectorSize,
+        device_characteristics = xDeviceCharacteristics, shm_map = xShmMap, shm_lock = xShmLock, shm_barrier = xShmBarrier,
+        shm_unmap = xShmUnmap, fetch = xFetch, unfetch = xUnfetch);
+    same_offsets!(Vfs, ffi::sqlite3_vfs:
+        version = iVersion, file_bytes = szOsFile, max_path_bytes = mxPathname, next = pNext, name = zName, app_data = pAppData,
+        open = xOpen, delete = xDelete, access = xAccess, full_pathname = xFullPathname, dl_open = xDlOpen, dl_error = xDlError,
+        dl_sym = xDlSym, dl_close = xDlClose, randomness = xRandomness, sleep = xSleep, current_time = xCurrentTime,
+        get_last_error = xGetLastError, current_time_int64 = xCurrentTimeInt64, set_system_call = xSetSystemCall,
+        get_system_call = xGetSystemCall, next_system_call = xNextSystemCall);
+}
+
+#[test]
+fn constants_are_sqlites() {
+    let pairs = [
+        (abi::SQLITE_OK, ffi::SQLITE_OK),
+        (abi::SQLITE_ERROR, ffi::SQLITE_ERROR),
+        (abi::SQLITE_BUSY, ffi::SQLITE_BUSY),
+        (abi::SQLITE_NOMEM, ffi::SQLITE_NOMEM),
+        (abi::SQLITE_READONLY, ffi::SQLITE_READONLY),
+        (abi::SQLITE_IOERR, ffi::SQLITE_IOERR),
+        (abi::SQLITE_NOTFOUND, ffi::SQLITE_NOTFOUND),
+        (abi::SQLITE_CANTOPEN, ffi::SQLITE_CANTOPEN),
+        (abi::SQLITE_NOTICE, ffi::SQLITE_NOTICE),
+        (abi::SQLITE_WARNING, ffi::SQLITE_WARNING),
+        (abi::SQLITE_OK_LOAD_PERMANENTLY, ffi::SQLITE_OK_LOAD_PERMANENTLY),
+        (abi::SQLITE_OPEN_READONLY, ffi::SQLITE_OPEN_READONLY),
+        (abi::SQLITE_OPEN_MAIN_DB, ffi::SQLITE_OPEN_MAIN_DB),
+        (abi::SQLITE_OPEN_WAL, ffi::SQLITE_OPEN_WAL),
+        (abi::SQLITE_LOCK_NONE, ffi::SQLITE_LOCK_NONE),
+        (abi::SQLITE_LOCK_RESERVED, ffi::SQLITE_LOCK_RESERVED),
+        (abi::SQLITE_SHM_UNLOCK, ffi::SQLITE_SHM_UNLOCK),
+        (abi::SQLITE_SHM_LOCK, ffi::SQLITE_SHM_LOCK),
+        (abi::SQLITE_SHM_SHARED, ffi::SQLITE_SHM_SHARED),
+        (abi::SQLITE_SHM_EXCLUSIVE, ffi::SQLITE_SHM_EXCLUSIVE),
+        (abi::SQLITE_FCNTL_VFSNAME, ffi::SQLITE_FCNTL_VFSNAME),
+        (abi::SQLITE_FCNTL_PRAGMA, ffi::SQLITE_FCNTL_PRAGMA),
+        (abi::SQLITE_FCNTL_COMMIT_PHASETWO, ffi::SQLITE_FCNTL_COMMIT_PHASETWO),
+        (abi::SQLITE_FCNTL_CKPT_DONE, ffi::SQLITE_FCNTL_CKPT_DONE),
+        (abi::SQLITE_FCNTL_CKPT_START, ffi::SQLITE_FCNTL_CKPT_START),
+    ];
+    for (index, (ours, theirs)) in pairs.into_iter().enumerate() {
+        assert_eq!(ours, theirs, "constant {index}");
+    }
+}
+
+/// What SQLite really hands over: each slot holds the function that we take it for.
+#[test]
+fn slots_of_the_function_table_hold_what_we_call() {
+    static FOUND: Mutex<Vec<(&str, usize, usize)>> = Mutex::new(Vec::new());
+    unsafe extern "C" fn entry(_database: *mut ffi::sqlite3, _error: *mut *mut c_char, routines: *const ApiRoutines) -> c_int {
+        let at = |index: usize| {
+            // SAFETY: the table has more than 251 slots in every SQLite that we support.
+            unsafe { *routines.cast::<*const c_void>().add(index) as usize }
+        };
+        *FOUND.lock().unwrap() = vec![
+            ("libversion_number", at(slot::LIBVERSION_NUMBER), ffi::sqlite3_libversion_number as *const () as usize),
+            ("mprintf", at(slot::MPRINTF), ffi::sqlite3_mprintf as *const () as usize),
+            ("result_null", at(slot::RESULT_NULL), ffi::sqlite3_result_null as *const () as usize),
+            ("result_text", at(slot::RESULT_TEXT), ffi::sqlite3_result_text as *const () as usize),
+            ("vfs_find", at(slot::VFS_FIND), ffi::sqlite3_vfs_find as *const () as usize),
+            ("vfs_register", at(slot::VFS_REGISTER), ffi::sqlite3_vfs_register as *const () as usize),
+            ("create_function_v2", at(slot::CREATE_FUNCTION_V2), ffi::sqlite3_create_function_v2 as *const () as usize),
+            ("log", at(slot::LOG), ffi::sqlite3_log as *const () as usize),
+            ("uri_parameter", at(slot::URI_PARAMETER), ffi::sqlite3_uri_parameter as *const () as usize),
+            ("uri_key", at(slot::URI_KEY), ffi::sqlite3_uri_key as *const () as usize),
+            ("database_file_object", at(slot::DATABASE_FILE_OBJECT), ffi::sqlite3_database_file_object as *const () as usize),
+        ];
+        0
+    }
+    type Hidden = unsafe extern "C" fn(*mut ffi::sqlite3, *mut *mut c_char, *const ffi::sqlite3_api_routines) -> c_int;
+    // SAFETY: the entry point differs from SQLite's type in the name of an opaque pointer only; the connection is closed where it was opened.
+    unsafe {
+        let hidden =
+            std::mem::transmute::<unsafe extern "C" fn(*mut ffi::sqlite3, *mut *mut c_char, *const ApiRoutines) -> c_int, Hidden>(entry);
+        assert_eq!(ffi::sqlite3_auto_extension(Some(hidden)), ffi::SQLITE_OK);
+        let mut database = std::ptr::null_mut();
+        assert_eq!(ffi::sqlite3_open(c":memory:".as_ptr(), &raw mut database), ffi::SQLITE_OK);
+        ffi::sqlite3_cancel_auto_extension(Some(hidden));
+        ffi::sqlite3_close(database);
+    }
+    let found = FOUND.lock().unwrap();
+    assert_eq!(found.len(), 11);
+    for (name, there, expected) in found.iter() {
+        assert_eq!(there, expected, "{name}");
+    }
+}

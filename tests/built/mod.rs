@@ -1,0 +1,60 @@
+//! What `make build` leaves, of this build, and running programs with it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use replicated_testkit::{host, tools};
+
+/// Makes `dist/` in a folder: the extension and the command-line tool.
+pub(crate) fn lay_out_dist(folder: &Path) {
+    let dist = folder.join("dist");
+    std::fs::create_dir_all(&dist).unwrap();
+    std::fs::copy(host::extension(), dist.join("replicated.so")).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_replicated"), dist.join("replicated")).unwrap();
+}
+
+/// An example's program. `cargo test` builds them all unless it is told to run some tests only.
+#[allow(dead_code, reason = "not every test has a use for it")]
+pub(crate) fn example(name: &str) -> PathBuf {
+    let program = host::binaries().join("examples").join(name);
+    if !program.exists() {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--workspace", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if host::binaries().ends_with("release") {
+            cargo.arg("--release");
+        }
+        run(&mut cargo);
+    }
+    program
+}
+
+/// A command whose environment holds no options of ours and no credentials.
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = host::command(program, &[]);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs a command that must work; what it wrote.
+pub(crate) fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    out.into_owned()
+}
+
+/// Whether a tool is there. Where all are required, one that is missing is a failure.
+pub(crate) fn has(tool: &str, probe: &[&str]) -> bool {
+    let found = Command::new(tool).args(probe).stdin(Stdio::null()).output().is_ok_and(|output| output.status.success());
+    if !found {
+        let why = format!("{tool} {probe:?} does not work here");
+        assert!(std::env::var("REPLICATED_TEST_REQUIRE").as_deref() != Ok("1"), "{why}");
+        tools::skipped(&why);
+    }
+    found
+}
+
+/// Whether there is a Python whose SQLite loads extensions.
+pub(crate) fn has_python() -> bool {
+    has(host::python(), &["-c", "import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)"])
+}

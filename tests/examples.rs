@@ -1,0 +1,110 @@
+//! Every example replicates what it writes: restored from its bucket, the database has its rows.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::panic, clippy::print_stdout)] // The helpers are part of tests.
+
+use std::path::Path;
+use std::process::Command;
+
+use replicated_testkit::{host, sqlite};
+use rusqlite::{Connection, OpenFlags};
+
+mod built;
+
+fn source(example: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(example)
+}
+
+/// Runs an example twice, as a new database and as one that is there already, and restores.
+fn replicates(language: &str, work: &Path, mut example: impl FnMut() -> Command) {
+    let (database, bucket) = (work.join("app.db"), format!("file://{}", work.join("bucket").display()));
+    for _ in 0..2 {
+        let printed = built::run(example().arg(&bucket).arg(&database));
+        assert!(printed.contains("state idle") && printed.contains("waiting_commits 0"), "{printed}");
+    }
+    let restored = work.join("restored.db");
+    built::run(built::command(env!("CARGO_BIN_EXE_replicated")).args(["restore", &bucket, "-o"]).arg(&restored));
+    sqlite::page_compare(&database, &restored).unwrap();
+    let db = Connection::open_with_flags(&restored, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let mut statement = db.prepare("SELECT text FROM notes ORDER BY id").unwrap();
+    let notes: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
+    let once = [format!("one from {language}"), format!("two from {language}")];
+    assert_eq!(notes, [once.clone(), once].concat());
+}
+
+#[test]
+fn the_shell_example_replicates() {
+    if !built::has("sqlite3", &["-version"]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    replicates("the shell", work.path(), || {
+        let mut command = built::command("sh");
+        command.arg(source("shell.sh")).env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so"));
+        command
+    });
+}
+
+#[test]
+fn the_python_example_replicates() {
+    if !built::has_python() {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    replicates("Python", work.path(), || {
+        let mut command = built::command(host::python());
+        command.arg(source("python_app.py")).env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so"));
+        command
+    });
+}
+
+#[test]
+fn the_python_example_says_why_a_database_does_not_open() {
+    if !built::has_python() {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    let mut command = built::command(host::python());
+    command.arg(source("python_app.py")).arg("s3://bucket").arg(work.path().join("app.db"));
+    let output = command.env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && told.contains("replica URL s3://bucket has no path"), "{told}");
+}
+
+#[test]
+fn the_c_example_replicates() {
+    let probe =
+        "printf '#include <sqlite3.h>\nint main(void) { return sqlite3_libversion_number() == 0; }' | cc -x c - -lsqlite3 -o /dev/null";
+    if !built::has("sh", &["-c", probe]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    let program = work.path().join("c_app");
+    let mut compiler = built::command("cc");
+    compiler.args([
+        "-std=c99",
+        "-pedantic",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Iinclude",
+        "examples/c_app.c",
+        "-l:replicated.so",
+        "-lsqlite3",
+    ]);
+    let dist = work.path().join("dist");
+    compiler.arg(format!("-L{}", dist.display())).arg(format!("-Wl,-rpath,{}", dist.display()));
+    built::run(compiler.arg("-o").arg(&program).current_dir(env!("CARGO_MANIFEST_DIR")));
+    replicates("C", work.path(), || built::command(&program));
+}
+
+#[test]
+fn the_rust_example_replicates() {
+    let work = tempfile::tempdir().unwrap();
+    let program = built::example("rust_app");
+    replicates("Rust", work.path(), || built::command(&program));
+}

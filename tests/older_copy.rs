@@ -1,0 +1,73 @@
+//! An older copy in the place of a database is not sent over the newer state in the bucket: not at the next open, not at any later one, until
+//! the user declares it the truth.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use replicated::restore::{self, RestoreOptions};
+use replicated::store::{ReplicaUrl, StoreOptions};
+use replicated::types::Txid;
+use rusqlite::{Connection, OpenFlags};
+
+fn open(database: &Path, replica: &str) -> Connection {
+    replicated::register!(rusqlite::ffi).unwrap();
+    let uri = format!("file:{}?vfs=replicated&replica={replica}", database.display());
+    let db = Connection::open_with_flags(uri, OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI).unwrap();
+    db.pragma_update(None, "journal_mode", "wal").unwrap();
+    db.execute_batch("CREATE TABLE IF NOT EXISTS t(x)").unwrap();
+    db
+}
+
+fn insert(db: &Connection, x: i64) {
+    db.execute("INSERT INTO t VALUES (?1)", [x]).unwrap();
+}
+
+fn sync(db: &Connection) -> Result<String, String> {
+    db.query_row("PRAGMA replicated_sync", [], |row| row.get(0)).map_err(|error| error.to_string())
+}
+
+fn rows(database: &Path) -> Vec<i64> {
+    let db = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let mut statement = db.prepare("SELECT x FROM t ORDER BY x").unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
+#[test]
+fn an_older_copy_stays_refused_until_it_is_adopted() {
+    let work = tempfile::tempdir().unwrap();
+    let (database, older) = (work.path().join("app.db"), work.path().join("older.db"));
+    let replica = format!("file://{}", work.path().join("bucket").display());
+
+    let db = open(&database, &replica);
+    insert(&db, 1);
+    sync(&db).unwrap();
+    drop(db);
+    std::fs::copy(&database, &older).unwrap();
+    let db = open(&database, &replica);
+    insert(&db, 2);
+    let newest = Txid::from_hex(&sync(&db).unwrap()).unwrap();
+    drop(db);
+
+    // Into the same file, so that the control file speaks of it.
+    std::fs::copy(&older, &database).unwrap();
+    for attempt in 0..3 {
+        let db = open(&database, &replica);
+        insert(&db, 100 + attempt);
+        let error = sync(&db).unwrap_err();
+        assert!(error.contains("diverged"), "open {attempt}: {error}");
+    }
+
+    let store = replicated::store::open(&ReplicaUrl::parse(&replica).unwrap(), &StoreOptions::default()).unwrap();
+    let restored = work.path().join("restored.db");
+    restore::restore(&*store, &RestoreOptions::latest(&restored)).unwrap();
+    assert_eq!(rows(&restored), [1, 2], "the newer state is untouched");
+
+    replicated::adopt(&database, &replica, newest).unwrap();
+    let db = open(&database, &replica);
+    assert_eq!(sync(&db).unwrap(), newest.next().to_string());
+    drop(db);
+    let adopted = work.path().join("adopted.db");
+    restore::restore(&*store, &RestoreOptions::latest(&adopted)).unwrap();
+    assert_eq!(rows(&adopted), [1, 100, 101, 102]);
+}
