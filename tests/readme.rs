@@ -1,9 +1,12 @@
 //! The pages do not rot: the README's commands are run, its snippets are the examples', links lead somewhere, and quoted messages are the
 //! program's.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
+#![allow(clippy::panic, clippy::print_stdout)] // The helpers are part of tests.
 
 use std::path::{Path, PathBuf};
+
+use replicated_testkit::host;
 
 mod built;
 
@@ -55,7 +58,7 @@ fn the_first_commands_are_demo_and_test() {
 
 #[test]
 fn what_the_readme_says_to_run_runs() {
-    if !(built::has("sqlite3", &["-version"]) && built::has(built::PYTHON, built::PYTHON_PROBE)) {
+    if !(built::has("sqlite3", &["-version"]) && built::has_python()) {
         return;
     }
     let work = tempfile::tempdir().unwrap();
@@ -64,7 +67,7 @@ fn what_the_readme_says_to_run_runs() {
     for block in blocks(&read("README.md")) {
         let mut command = match block.mark.strip_prefix("run: ") {
             Some("sh") => built::command("sh"),
-            Some("python") => built::command(built::PYTHON),
+            Some("python") => built::command(host::python()),
             Some(other) => panic!("how is {other} run?"),
             None => continue,
         };
