@@ -1,4 +1,5 @@
-//! Checkpoints give what they give without us, and the WAL stays bounded however slow the bucket is.
+//! SQLite's checkpoints with replication: the same answers and the same WAL as without it, whatever the store does; and a WAL that does not
+//! grow without end where the store is slow.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,150 +7,365 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use replicated_testkit::bucket::{Bucket, flattened};
-use replicated_testkit::host::{self, Db, Host, Program, Row};
+use replicated_testkit::host::{self, Host, Program};
 use replicated_testkit::net::{Mode, Proxy};
 use replicated_testkit::s3::{Options, Server};
-use replicated_testkit::sqlite::page_compare;
+use replicated_testkit::sqlite::{integrity_check, page_compare};
 
-const INSERT: &str = "INSERT INTO t(x) VALUES (zeroblob(3000))";
+const PAGE_BYTES: u64 = 4096;
+/// A frame of the WAL, with its header.
+const FRAME_BYTES: u64 = PAGE_BYTES + 24;
+/// Where SQLite checkpoints by itself.
+const AUTOCHECKPOINT_FRAMES: u64 = 1000;
 
-fn wal_of(path: &Path) -> PathBuf {
-    PathBuf::from(format!("{}-wal", path.display()))
+/// Who runs a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    Writer,
+    Reader,
+}
+use On::{Reader, Writer};
+
+type Step = (On, &'static str);
+
+const CREATE: &[Step] = &[
+    (Writer, "PRAGMA journal_mode=WAL"),
+    (Writer, "CREATE TABLE t(id INTEGER PRIMARY KEY, x)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(3000))"),
+];
+
+/// Each kind of checkpoint: with frames waiting, with none, and twice; then a commit, which shows whether the WAL was restarted.
+const KINDS: &[Step] = &[
+    (Writer, "PRAGMA wal_checkpoint"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(9000))"),
+    (Writer, "PRAGMA wal_checkpoint(PASSIVE)"),
+    (Writer, "PRAGMA wal_checkpoint(PASSIVE)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(1000))"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(2000))"),
+    (Writer, "PRAGMA wal_checkpoint(FULL)"),
+    (Writer, "PRAGMA wal_checkpoint(FULL)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(3000))"),
+    (Writer, "PRAGMA wal_checkpoint(RESTART)"),
+    (Writer, "PRAGMA wal_checkpoint(RESTART)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(4000))"),
+    (Writer, "UPDATE t SET x = zeroblob(5000)"),
+    (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "PRAGMA wal_checkpoint(RESTART)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(6000))"),
+    (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "BEGIN IMMEDIATE"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(700))"),
+    (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "ROLLBACK"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(800))"),
+    (Writer, "PRAGMA wal_checkpoint(PASSIVE)"),
+];
+
+/// A reader that stands in the way at its start, in the middle and at the end of the WAL.
+const WITH_A_READER: &[Step] = &[
+    (Reader, "BEGIN"),
+    (Reader, "SELECT count(*) FROM t"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(9000))"),
+    (Writer, "PRAGMA wal_checkpoint(PASSIVE)"),
+    (Writer, "PRAGMA wal_checkpoint(FULL)"),
+    (Writer, "PRAGMA wal_checkpoint(RESTART)"),
+    (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(2000))"),
+    (Reader, "SELECT count(*) FROM t"),
+    (Reader, "COMMIT"),
+    (Writer, "PRAGMA wal_checkpoint(FULL)"),
+    (Reader, "BEGIN"),
+    (Reader, "SELECT count(*) FROM t"),
+    (Writer, "PRAGMA wal_checkpoint(RESTART)"),
+    (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(4000))"),
+    (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Reader, "PRAGMA wal_checkpoint(PASSIVE)"),
+    (Reader, "COMMIT"),
+    (Reader, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Reader, "INSERT INTO t(x) VALUES (zeroblob(100))"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(100))"),
+    (Writer, "PRAGMA wal_checkpoint(RESTART)"),
+    (Reader, "INSERT INTO t(x) VALUES (zeroblob(100))"),
+    (Writer, "PRAGMA wal_checkpoint(FULL)"),
+    // A writer that has not finished.
+    (Writer, "BEGIN IMMEDIATE"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(5000))"),
+    (Reader, "PRAGMA wal_checkpoint(PASSIVE)"),
+    (Reader, "PRAGMA wal_checkpoint(FULL)"),
+    (Reader, "PRAGMA wal_checkpoint(RESTART)"),
+    (Reader, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "COMMIT"),
+    (Reader, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(100))"),
+];
+
+/// SQLite's own checkpoints at a small threshold, and the limit to which a WAL is cut when it begins anew.
+const LIMITS: &[Step] = &[
+    (Writer, "PRAGMA wal_autocheckpoint=8"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(60000))"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(60000))"),
+    (Writer, "UPDATE t SET x = zeroblob(20000)"),
+    (Writer, "PRAGMA wal_checkpoint(PASSIVE)"),
+    (Writer, "PRAGMA journal_size_limit=20000"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(10))"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(60000))"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(10))"),
+    (Writer, "PRAGMA journal_size_limit=0"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(30000))"),
+    (Writer, "PRAGMA wal_checkpoint(RESTART)"),
+    (Writer, "INSERT INTO t(x) VALUES (zeroblob(10))"),
+    (Writer, "PRAGMA wal_checkpoint(PASSIVE)"),
+    (Writer, "PRAGMA journal_size_limit=-1"),
+    (Writer, "PRAGMA wal_autocheckpoint=0"),
+    (Writer, "UPDATE t SET x = zeroblob(50000)"),
+    (Writer, "UPDATE t SET x = zeroblob(40000)"),
+    (Writer, "PRAGMA wal_checkpoint(PASSIVE)"),
+    (Writer, "VACUUM"),
+    (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    (Writer, "DELETE FROM t WHERE id > 2"),
+    (Writer, "VACUUM"),
+    (Writer, "PRAGMA wal_checkpoint(FULL)"),
+];
+
+/// What a statement answered, and how large the WAL was then; `None` for no WAL.
+type Seen = (Step, Result<Vec<host::Row>, String>, Option<u64>);
+
+fn wal_bytes(database: &Path) -> Option<u64> {
+    std::fs::metadata(format!("{}-wal", database.display())).ok().map(|m| m.len())
 }
 
-fn wal_bytes(path: &Path) -> Option<u64> {
-    std::fs::metadata(wal_of(path)).ok().map(|m| m.len())
-}
-
-/// What a step shows: its rows or error, and the size of the WAL after it.
-type Shown = (Result<Vec<Row>, String>, Option<u64>);
-
-/// The same statements on two connections, with a reader that holds checkpoints up at times.
-fn script(host: &mut Host, uri: &str, path: &Path) -> Vec<Shown> {
+/// Runs the steps on two connections, which wait for no lock.
+fn run(host: &mut Host, uri: &str, path: &Path, steps: &[Step], mut after: impl FnMut(Step)) -> Vec<Seen> {
     let (writer, reader) = (host.open(uri), host.open(uri));
-    let mut shown = Vec::new();
-    let mut step = |host: &mut Host, db: Db, sql: &str| {
-        let answer = host.try_query(db, sql);
-        shown.push((answer, wal_bytes(path)));
-    };
-    for sql in ["PRAGMA journal_mode=WAL", "CREATE TABLE t(id INTEGER PRIMARY KEY, x)", "PRAGMA busy_timeout=0"] {
-        step(host, writer, sql);
+    let mut seen = Vec::new();
+    for db in [writer, reader] {
+        host.run(db, "PRAGMA busy_timeout=0");
     }
-    step(host, reader, "PRAGMA busy_timeout=0");
-    for kind in ["PASSIVE", "FULL", "RESTART", "TRUNCATE"] {
-        for _ in 0..5 {
-            step(host, writer, INSERT);
-        }
-        step(host, writer, &format!("PRAGMA wal_checkpoint({kind})"));
-        // Nothing is left to do.
-        step(host, reader, &format!("PRAGMA wal_checkpoint({kind})"));
-        step(host, writer, INSERT);
-        // A reader of an older state.
-        step(host, reader, "BEGIN");
-        step(host, reader, "SELECT count(*) FROM t");
-        step(host, writer, INSERT);
-        step(host, writer, &format!("PRAGMA wal_checkpoint({kind})"));
-        step(host, writer, INSERT);
-        step(host, reader, "COMMIT");
-        step(host, writer, &format!("PRAGMA wal_checkpoint({kind})"));
-        // A writer that has not finished.
-        step(host, writer, "BEGIN IMMEDIATE");
-        step(host, writer, INSERT);
-        step(host, reader, &format!("PRAGMA wal_checkpoint({kind})"));
-        step(host, writer, "ROLLBACK");
-        step(host, writer, INSERT);
-        step(host, writer, "PRAGMA wal_checkpoint");
+    for &(on, sql) in steps {
+        let answer = host.try_query(if on == Writer { writer } else { reader }, sql);
+        seen.push(((on, sql), answer, wal_bytes(path)));
+        after((on, sql));
     }
-    step(host, writer, "PRAGMA journal_size_limit=20000");
-    step(host, writer, "PRAGMA wal_autocheckpoint=10");
-    for _ in 0..40 {
-        step(host, writer, INSERT);
-    }
-    step(host, writer, "PRAGMA wal_autocheckpoint=0");
-    for _ in 0..40 {
-        step(host, writer, INSERT);
-    }
-    step(host, writer, "PRAGMA wal_checkpoint(RESTART)");
-    step(host, writer, INSERT);
-    step(host, writer, "PRAGMA wal_checkpoint(TRUNCATE)");
     host.close(reader);
-    step(host, writer, INSERT);
     host.close(writer);
-    shown.push((Ok(Vec::new()), wal_bytes(path)));
-    shown
+    seen.push(((Writer, "the last close"), Ok(Vec::new()), wal_bytes(path)));
+    seen
 }
 
-#[test]
-fn checkpoints_give_what_they_give_without_us() {
-    for which in [Program::Python, Program::Rust] {
-        let dir = tempfile::tempdir().unwrap();
-        let (plain, path) = (dir.path().join("plain.db"), dir.path().join("app.db"));
-        // The bucket in three states: quick, slow, and never reached.
-        let slow = Server::with_options(Options { delay: Duration::from_millis(100), ..Options::default() }).unwrap();
-        let quick = Server::start().unwrap();
-        let gone = Proxy::start(&quick.endpoint()).unwrap();
-        gone.set(Mode::Hang).unwrap();
-        let expected = {
-            let mut host = Host::start(which, &[]);
-            script(&mut host, &host::uri(&plain, &[]), &plain)
-        };
-        for (name, bucket) in [
-            ("quick", Bucket::s3(&quick, "quick")),
-            ("slow", Bucket::s3(&slow, "slow")),
-            ("gone", Bucket::s3(&quick, "gone").through(&gone.endpoint())),
-        ] {
-            let mut host = Host::start(which, &bucket.env);
-            let uri = host::replicated(&path, &bucket.url, &[("sync_interval", "10ms"), ("close_timeout", "200ms")]);
-            let shown = script(&mut host, &uri, &path);
-            for (index, (ours, theirs)) in shown.iter().zip(&expected).enumerate() {
-                assert_eq!(ours, theirs, "{which:?}, {name}, step {index}");
-            }
-            assert_eq!(shown.len(), expected.len());
-            page_compare(&path, &plain).unwrap();
-            host.quit();
-            gone.set(Mode::Forward).unwrap();
-            let mut host = Host::start(which, &bucket.env);
-            let db = host.open(&host::replicated(&path, &bucket.url, &[]));
-            host.sync(db);
-            let restored = dir.path().join("restored.db");
-            bucket.restore(&restored);
-            page_compare(&flattened(&path, dir.path()), &restored).unwrap();
-            host.kill();
-            gone.set(Mode::Hang).unwrap();
-            for name in ["app.db", "app.db-wal", "app.db-shm"] {
-                // They may not be there.
-                let _ = std::fs::remove_file(dir.path().join(name));
-            }
-            std::fs::remove_dir_all(dir.path().join("app.db-replicated")).unwrap();
-        }
-    }
+/// What the store does meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    Quick,
+    Slow,
+    Refusing,
+    Hanging,
 }
 
-/// However long a put takes, a writer that never rests finds the WAL restarted: the spool takes what the bucket does not have yet.
-#[test]
-fn the_wal_stays_bounded_under_a_writer_that_never_rests() {
-    /// SQLite restarts at 1000 frames of 4 KiB when nobody is in its way; four times that leaves room for a writer that was told to
-    /// append a few times.
-    const BOUND: u64 = 4 * 1000 * (4096 + 24);
-    for (name, delay, more) in [("slow", 300, &[("sync_interval", "10ms")][..]), ("seldom", 0, &[("sync_interval", "1h")])] {
-        let server = Server::with_options(Options { delay: Duration::from_millis(delay), ..Options::default() }).unwrap();
-        let dir = tempfile::tempdir().unwrap();
+struct Place {
+    _server: Server,
+    proxy: Proxy,
+    bucket: Bucket,
+    direct: Bucket,
+    dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Place {
+    fn new(delay: Duration) -> Self {
+        let (server, dir) = (Server::with_options(Options { delay, ..Options::default() }).unwrap(), tempfile::tempdir().unwrap());
+        let proxy = Proxy::start(&server.endpoint()).unwrap();
+        let direct = Bucket::s3(&server, "app");
+        let bucket = direct.through(&proxy.endpoint());
         let path = dir.path().join("app.db");
-        let bucket = Bucket::s3(&server, name);
-        let mut host = Host::start(Program::Rust, &bucket.env);
-        let db = host.open(&host::replicated(&path, &bucket.url, more));
-        host.run(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; CREATE TABLE t(id INTEGER PRIMARY KEY, x)");
-        let mut most = 0;
-        for _ in 0..6000 {
-            host.query(db, "INSERT INTO t(x) VALUES (randomblob(3000))");
-            most = most.max(wal_bytes(&path).unwrap());
-        }
-        assert!(most <= BOUND, "{name}: the WAL grew to {most} bytes");
-        host.sync(db);
-        host.close(db);
-        let restored = dir.path().join("restored.db");
-        bucket.restore(&restored);
-        page_compare(&path, &restored).unwrap();
-        assert_eq!(bucket.full_states(), 1);
+        Self { _server: server, proxy, bucket, direct, dir, path }
     }
+
+    fn assert_restored_equals(&self) {
+        let restored = self.dir.path().join("restored.db");
+        self.direct.restore(&restored);
+        page_compare(&flattened(&self.path, self.dir.path()), &restored).unwrap();
+        integrity_check(&restored).unwrap();
+    }
+}
+
+/// The same steps plainly and with replication, on the same SQLite.
+fn as_without_replication(which: Program, store: Store, steps: &[Step]) {
+    let steps = [CREATE, steps].concat();
+    let plain_dir = tempfile::tempdir().unwrap();
+    let plain_path = plain_dir.path().join("app.db");
+    let mut host = Host::start(which, &[]);
+    let expected = run(&mut host, &host::uri(&plain_path, &[]), &plain_path, &steps, |_| {});
+    host.quit();
+
+    let place = Place::new(if store == Store::Slow { Duration::from_millis(100) } else { Duration::ZERO });
+    match store {
+        Store::Quick | Store::Slow => {}
+        Store::Refusing => place.proxy.set(Mode::Refuse).unwrap(),
+        Store::Hanging => place.proxy.set(Mode::Hang).unwrap(),
+    }
+    let mut host = Host::start(which, &place.bucket.env);
+    let options = [("sync_interval", "10ms"), ("burst", "100"), ("close_timeout", "50ms"), ("request_timeout", "10s")];
+    let uri = host::replicated(&place.path, &place.bucket.url, &options);
+    let seen = run(&mut host, &uri, &place.path, &steps, |_| {});
+    for (plain, ours) in expected.iter().zip(&seen) {
+        assert_eq!(plain, ours, "{store:?}");
+    }
+    assert_eq!(seen.last().unwrap().2, None);
+    // Nothing but what SQLite itself writes is in the file.
+    assert!(std::fs::read(&plain_path).unwrap() == std::fs::read(&place.path).unwrap(), "the database files differ");
+
+    place.proxy.set(Mode::Forward).unwrap();
+    let db = host.open(&uri);
+    host.sync(db);
+    host.close(db);
+    host.quit();
+    place.assert_restored_equals();
+}
+
+fn with_every_store(which: Program, steps: &[Step]) {
+    for store in [Store::Quick, Store::Slow, Store::Refusing, Store::Hanging] {
+        as_without_replication(which, store, steps);
+    }
+}
+
+#[test]
+fn each_kind_of_checkpoint_answers_as_without_replication() {
+    with_every_store(Program::Rust, KINDS);
+}
+
+#[test]
+fn each_kind_of_checkpoint_answers_as_without_replication_in_debian_s_sqlite() {
+    with_every_store(Program::Python, KINDS);
+}
+
+#[test]
+fn checkpoints_beside_a_reader_answer_as_without_replication() {
+    with_every_store(Program::Rust, WITH_A_READER);
+}
+
+#[test]
+fn checkpoints_beside_a_reader_answer_as_without_replication_in_debian_s_sqlite() {
+    with_every_store(Program::Python, WITH_A_READER);
+}
+
+#[test]
+fn limits_of_the_wal_are_kept_as_without_replication() {
+    with_every_store(Program::Rust, LIMITS);
+}
+
+#[test]
+fn limits_of_the_wal_are_kept_as_without_replication_in_debian_s_sqlite() {
+    with_every_store(Program::Python, LIMITS);
+}
+
+/// After each checkpoint, and the commit behind it, the bucket gives the database as it is then.
+#[test]
+fn the_bucket_gives_the_state_after_each_checkpoint() {
+    for (name, steps) in [("kinds", KINDS), ("reader", WITH_A_READER), ("limits", LIMITS)] {
+        let place = Place::new(Duration::ZERO);
+        let mut host = Host::start(Program::Rust, &place.bucket.env);
+        let uri = host::replicated(&place.path, &place.bucket.url, &[("sync_interval", "10ms"), ("burst", "100")]);
+        let (writer, reader) = (host.open(&uri), host.open(&uri));
+        for db in [writer, reader] {
+            host.run(db, "PRAGMA busy_timeout=0");
+        }
+        for &(on, sql) in CREATE.iter().chain(steps) {
+            // It may be busy, as it would be without us.
+            let _ = host.try_query(if on == Writer { writer } else { reader }, sql);
+            if sql.contains("checkpoint(") {
+                host.sync(writer);
+                place.assert_restored_equals();
+            }
+        }
+        host.sync(writer);
+        assert_eq!(host.status(writer, "snapshots"), "1", "{name}");
+        host.close(reader);
+        host.close(writer);
+        assert!(wal_bytes(&place.path).is_none());
+        place.assert_restored_equals();
+    }
+}
+
+/// Commits without a pause, one upload a second, each answer late: the WAL stays in the order of SQLite's own threshold, since what the
+/// bucket does not have goes to the spool.
+fn a_sustained_writer(options: &[(&str, &str)], fault: Option<Mode>) {
+    const COMMITS: u64 = 3000;
+    /// Beyond SQLite's threshold only what was written while a restart was put off.
+    const MOST_FRAMES: u64 = 3 * AUTOCHECKPOINT_FRAMES / 2;
+    let place = Place::new(Duration::from_millis(200));
+    let mut host = Host::start(Program::Rust, &place.bucket.env);
+    let mut all = vec![("sync_interval", "1s"), ("request_timeout", "2s")];
+    all.extend_from_slice(options);
+    let db = host.open(&host::replicated(&place.path, &place.bucket.url, &all));
+    host.run(db, "PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, x)");
+    host.sync(db);
+    if let Some(fault) = fault {
+        place.proxy.set(fault).unwrap();
+    }
+    let mut most = 0;
+    for at in 0..COMMITS {
+        host.query(db, "INSERT INTO t(x) VALUES (randomblob(1500))");
+        if at % 10 == 0 {
+            most = most.max(wal_bytes(&place.path).unwrap());
+        }
+    }
+    assert_eq!(host.value(db, "SELECT count(*) FROM t"), COMMITS);
+    let frames = most / FRAME_BYTES;
+    assert!((AUTOCHECKPOINT_FRAMES / 2..MOST_FRAMES).contains(&frames), "the WAL has grown to {frames} frames");
+    place.proxy.set(Mode::Forward).unwrap();
+    host.sync(db);
+    assert_eq!(host.status(db, "snapshots"), "1");
+    host.close(db);
+    assert_eq!(wal_bytes(&place.path), None);
+    host.quit();
+    place.assert_restored_equals();
+}
+
+#[test]
+fn the_wal_stays_small_where_the_store_is_slow() {
+    a_sustained_writer(&[], None);
+}
+
+/// Hardly anything is ever sent: it is the spool that lets the WAL be restarted.
+#[test]
+fn the_wal_stays_small_where_uploads_are_seldom() {
+    a_sustained_writer(&[("sync_interval", "1h")], None);
+}
+
+#[test]
+fn the_wal_stays_small_where_the_store_is_gone() {
+    a_sustained_writer(&[], Some(Mode::Refuse));
+}
+
+#[test]
+fn the_wal_stays_small_where_the_store_hangs() {
+    a_sustained_writer(&[], Some(Mode::Hang));
+}
+
+/// The first snapshot of a large database takes its time, and the WAL is restarted meanwhile.
+#[test]
+fn the_wal_stays_small_while_the_first_snapshot_is_sent() {
+    let place = Place::new(Duration::from_millis(200));
+    let plain = rusqlite::Connection::open(&place.path).unwrap();
+    plain.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, x)").unwrap();
+    let numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<6000)";
+    plain.execute_batch(&format!("{numbers} INSERT INTO t(x) SELECT randomblob(3500) FROM n")).unwrap();
+    plain.close().unwrap();
+    let mut host = Host::start(Program::Rust, &place.bucket.env);
+    let db = host.open(&host::replicated(&place.path, &place.bucket.url, &[("sync_interval", "1s")]));
+    let mut most = 0;
+    let mut commits = 0;
+    while host.status(db, "snapshots") == "0" || commits < 600 {
+        host.query(db, &format!("UPDATE t SET x = randomblob(3500) WHERE id BETWEEN {0} AND {0} + 4", commits * 7 % 5990));
+        most = most.max(wal_bytes(&place.path).unwrap());
+        commits += 1;
+    }
+    assert!(most / FRAME_BYTES < 3 * AUTOCHECKPOINT_FRAMES / 2, "the WAL has grown to {} frames in {commits} commits", most / FRAME_BYTES);
+    host.sync(db);
+    assert_eq!(host.status(db, "snapshots"), "1");
+    host.close(db);
+    host.quit();
+    place.assert_restored_equals();
 }
