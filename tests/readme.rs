@@ -2,7 +2,6 @@
 //! program's.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
-#![allow(clippy::panic, clippy::print_stdout)] // The helpers are part of tests.
 
 use std::path::{Path, PathBuf};
 
