@@ -5,7 +5,7 @@ DIST := dist
 # Everything that is installed for tests only.
 TEST_ENV := target/test-env
 
-.PHONY: help build demo test test-stores lint bench fuzz clean
+.PHONY: help build demo test test-env test-stores lint bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,12 +20,12 @@ demo: build ## write, kill -9, restore, compare: on a folder, then on S3
 	$(CARGO) build --release --example demo
 	@target/release/examples/demo
 
-test: $(TEST_ENV)/ready ## all tests; installs what they need into target/
+test: test-env ## all tests; installs what they need into target/
 	$(CARGO) build --workspace
 	REPLICATED_TEST_ENV=$(abspath $(TEST_ENV)) REPLICATED_TEST_REQUIRE=1 $(CARGO) test --workspace
 
-$(TEST_ENV)/ready: scripts/test-env.sh
-	sh scripts/test-env.sh $(TEST_ENV)
+test-env:
+	@REPLICATED_TEST_ENV=$(abspath $(TEST_ENV)) sh scripts/test-env.sh >/dev/null
 
 test-stores: ## the store conformance suite against SeaweedFS, Azurite and a Google emulator
 	sh scripts/test-stores.sh

