@@ -17,7 +17,8 @@ build: ## dist/replicated.so (the extension) and dist/replicated (the command-li
 	cp target/release/replicated $(DIST)/replicated
 
 demo: build ## write, kill -9, restore, compare: on a folder, then on S3
-	$(CARGO) run --quiet --release --example demo
+	$(CARGO) build --release --example demo
+	@target/release/examples/demo
 
 test: $(TEST_ENV)/ready ## all tests; installs what they need into target/
 	$(CARGO) build --workspace

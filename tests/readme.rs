@@ -1,8 +1,7 @@
 //! The pages do not rot: the README's commands are run, its snippets are the examples', links lead somewhere, and quoted messages are the
 //! program's.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::panic, clippy::print_stdout)] // The helpers are part of tests.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 

@@ -827,3 +827,23 @@ fn every_state_of_a_random_life_was_committed_and_the_last_is_the_databases() {
         live_a_life(seed, 120, if seed % 4 == 0 { "&max_local=16MiB" } else { "" });
     }
 }
+
+/// The one rollback transaction that switches to WAL mode is let through; where it fails, no other is.
+#[test]
+fn a_switch_to_wal_mode_that_failed_lets_no_rollback_transaction_through() {
+    let _alone = alone();
+    let pair = Pair::new();
+    Connection::open(&pair.db)
+        .unwrap()
+        .execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, v BLOB); INSERT INTO t VALUES (1, 1)")
+        .unwrap();
+    let (reader, writer) = (pair.open(), pair.open());
+    writer.busy_timeout(Duration::ZERO).unwrap();
+    reader.execute_batch("BEGIN; SELECT * FROM t").unwrap();
+    writer.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(())).unwrap_err();
+    reader.execute_batch("COMMIT").unwrap();
+    writer.execute("INSERT INTO t VALUES (2, 2)", []).unwrap_err();
+    wal(&writer);
+    writer.execute("INSERT INTO t VALUES (3, 3)", []).unwrap();
+    sync(&writer).unwrap();
+}

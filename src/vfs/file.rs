@@ -320,16 +320,20 @@ unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
 unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_int {
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
-    if level == SQLITE_LOCK_RESERVED
-        && let Some(database) = main.database()
-    {
+    let database = main.database().filter(|_| level == SQLITE_LOCK_RESERVED);
+    if let Some(database) = database {
         if !main.switching_to_wal.load(Ordering::Relaxed) {
             return main.refuse(&main.told_of_journal, "only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL first");
         }
         guarded(main, (), || database.changes_outside_wal());
     }
     // SAFETY: see above.
-    unsafe { lock(file, level) }
+    let rc = unsafe { lock(file, level) };
+    if database.is_some() && rc == SQLITE_OK {
+        // One transaction is all that the switch needs. Where it fails, the next one is not the switch.
+        main.switching_to_wal.store(false, Ordering::Relaxed);
+    }
+    rc
 }
 
 /// Notes what the database file looks like after the WAL was deleted, while nobody else can write.

@@ -1,5 +1,7 @@
 //! What `make build` leaves, of this build, and running programs with it.
 
+#![allow(clippy::panic, clippy::print_stdout)] // Part of tests.
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
