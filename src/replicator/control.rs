@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
 
@@ -155,7 +156,7 @@ pub(crate) struct State {
 /// The open control file.
 #[derive(Debug)]
 pub(crate) struct Control {
-    file: File,
+    file: Arc<File>,
     sequence: u64,
 }
 
@@ -183,7 +184,7 @@ impl Control {
         }
         let newest = newest_slot(&page);
         let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        Ok(Some((Self { file, sequence }, newest.map(|(_, state)| state))))
+        Ok(Some((Self { file: Arc::new(file), sequence }, newest.map(|(_, state)| state))))
     }
 
     /// Writes the state into the older slot.
@@ -194,9 +195,9 @@ impl Control {
         self.file.write_all_at(&slot, offset)
     }
 
-    /// Makes what was saved survive a power loss.
-    pub(crate) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    /// The file, to be synced by whoever must not hold a lock meanwhile. Not a second descriptor: closing one would drop the lock.
+    pub(crate) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
     }
 }
 

@@ -82,5 +82,5 @@ fn write(database: &Path, state: impl FnOnce(Option<State>, super::control::Iden
     paths.create_directory(&owner).map_err(error(&paths.directory))?;
     let opened = Control::open(&paths.control(), &owner).map_err(error(&paths.control()))?;
     let Some((mut control, saved)) = opened else { return Err(RememberError::InUse(database.to_owned())) };
-    control.save(&state(saved, identity)).and_then(|()| control.sync()).map_err(error(&paths.control()))
+    control.save(&state(saved, identity)).and_then(|()| control.file().sync_data()).map_err(error(&paths.control()))
 }

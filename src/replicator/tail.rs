@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -139,15 +140,10 @@ impl Tail {
         saved.map_err(|source| TailError::Control { path: self.paths.control(), source })
     }
 
-    /// Makes what was saved survive a power loss. Called by the uploader, off the commit path: what a power loss takes before that costs
-    /// a comparison or a full upload, never a commit.
-    pub(crate) fn sync_to_disk(&mut self) -> Result<(), TailError> {
-        if std::mem::take(&mut self.unsynced)
-            && let Some(control) = &self.control
-        {
-            control.sync().map_err(|source| TailError::Control { path: self.paths.control(), source })?;
-        }
-        Ok(())
+    /// The file to be synced so that what was saved survives a power loss, without this lock: a writer that restarts the WAL would wait for
+    /// the disk. What a power loss takes before that costs a comparison or a full upload, never a commit.
+    pub(crate) fn unsynced(&mut self) -> Option<Arc<File>> {
+        std::mem::take(&mut self.unsynced).then_some(self.control.as_ref()?.file())
     }
 
     /// Decides, once, how what is captured relates to the WAL as it is. `stamp` reads the database file's stamp as it is now.

@@ -233,7 +233,12 @@ impl Task {
                 f.remote_txid = tail.state.acked.map(|a| a.txid);
                 f.state = ReplicationState::Idle;
             });
-            let _ = tail.sync_to_disk();
+            let unsynced = tail.unsynced();
+            drop(tail);
+            if let Some(control) = unsynced {
+                // The next one syncs this as well.
+                let _ = control.sync_data();
+            }
             return Ok(Next::Idle);
         }
         database.progress.update(Facts::under_way);
