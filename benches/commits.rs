@@ -66,7 +66,7 @@ fn report() -> Result<()> {
     }
     let (put_ms, visible_ms) = measure_visible(work.path(), &extension, &server)?;
     table.push_str(&format!(
-        "| from COMMIT's return to the object in the bucket, after a pause, ms | {put_ms:.2} (a bare PUT of the same size) | {visible_ms:.2} | +{:.2} ms |\n",
+        "| from COMMIT's return to the object in the bucket, after a pause, ms | {put_ms:.2} (a bare PUT of the same size) | {visible_ms:.2} | {:+.2} ms |\n",
         visible_ms - put_ms
     ));
     println!("\n{table}");
