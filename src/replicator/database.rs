@@ -265,8 +265,12 @@ impl Database {
     pub(crate) fn wal_shrinks(&self, bytes: u64) {
         let published = self.published();
         let end = published.page_size.map_or(0, |size| crate::wal::end_offset(size, published.end.frame));
+        if bytes >= end {
+            // `journal_size_limit` cuts off what no commit is in.
+            return;
+        }
         let mut tail = self.tail.lock();
-        if published.end.frame > 0 && bytes < end && !tail.state.sealed {
+        if published.end.frame > 0 && !tail.state.sealed {
             drop(tail);
             self.wal_vanishes();
         } else {
