@@ -3,16 +3,17 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use super::abi::{
     File, IoMethods, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_PRAGMA,
-    SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_READONLY,
+    SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_IOERR_COMMIT_ATOMIC, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_READONLY,
     SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
 use super::pragma::{self, Answer};
 use crate::replicator::database::Database;
+use crate::replicator::durability::{self, Policy};
 use crate::replicator::process;
 use crate::wal::{INDEX_HEADER_BYTES, IndexHeader};
 
@@ -36,6 +37,10 @@ struct MainFile {
     api: &'static SqliteApi,
     /// `None`: opened read-only, everything passes through.
     database: Option<Arc<Database>>,
+    /// What this connection's commits wait for.
+    policy: Policy,
+    /// The sequence number of the commit that this connection has published and that `COMMIT_PHASETWO` has not come for; 0 for none.
+    own_commit: AtomicU64,
     /// The process of a chain of forks that opened it.
     generation: usize,
     /// The WAL-index's first region, while it is mapped.
@@ -83,6 +88,18 @@ impl MainFile {
         if first == second { IndexHeader::decode(&first) } else { None }
     }
 
+    /// Waits for the bucket as this connection's commits do, and says what SQLite gets.
+    ///
+    /// An I/O error, since a busy one would have the application make the transaction again, and this one among them because an application that
+    /// asks for extended codes sees it for nothing else.
+    fn await_acknowledgement(&self, database: &Database) -> c_int {
+        let own = self.own_commit.swap(0, Ordering::Relaxed);
+        let waited = guarded(self, Err(durability::NotAcknowledged), || {
+            durability::after_commit(database, &self.policy, (own > 0).then_some(own))
+        });
+        if waited.is_ok() { SQLITE_OK } else { SQLITE_IOERR_COMMIT_ATOMIC }
+    }
+
     fn refuse(&self, told: &AtomicBool, what: &str) -> c_int {
         if let Some(database) = &self.database
             && !told.swap(true, Ordering::Relaxed)
@@ -103,10 +120,12 @@ impl MainFile {
 ///
 /// # Safety
 /// `file` points to the memory that SQLite passed to `xOpen` of our VFS, with an open base file behind our part.
-pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, database: Option<Arc<Database>>) {
+pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, database: Option<Arc<Database>>, policy: Policy) {
     let main = MainFile {
         api,
         database,
+        policy,
+        own_commit: AtomicU64::new(0),
         generation: process::generation(),
         index: AtomicPtr::new(std::ptr::null_mut()),
         holds_write: AtomicBool::new(false),
@@ -387,15 +406,14 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
         // SAFETY: see above.
         return unsafe { shm_lock(file, offset, n, flags) };
     };
-    let observe = || {
-        if let Some(index) = main.index_header() {
-            database.observe(&index);
-        }
+    let observe = || match main.index_header() {
+        Some(index) => database.observe(&index).unwrap_or_default(),
+        None => durability::UNSEEN,
     };
     match (flags, offset, n) {
         (GIVE, WAL_WRITE_LOCK, 1) => {
             main.holds_write.store(false, Ordering::Relaxed);
-            guarded(main, (), observe);
+            main.own_commit.store(guarded(main, durability::UNSEEN, observe), Ordering::Relaxed);
         }
         (GIVE, WAL_CHECKPOINT_LOCK, 1) => main.holds_checkpoint.store(false, Ordering::Relaxed),
         (TAKE, 4, 4) => {
@@ -413,8 +431,9 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
         match (flags, offset) {
             (TAKE, WAL_WRITE_LOCK) => {
                 main.holds_write.store(true, Ordering::Relaxed);
+                main.own_commit.store(0, Ordering::Relaxed);
                 if !database.has_seen_index() {
-                    guarded(main, (), observe);
+                    guarded(main, 0, observe);
                 }
             }
             (TAKE, 4) if n == 4 => guarded(main, (), || database.wal_is_empty()),
@@ -447,6 +466,12 @@ unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argume
     }
     // SAFETY: see above.
     let rc = unsafe { file_control(file, operation, argument) };
+    if operation == SQLITE_FCNTL_COMMIT_PHASETWO
+        && matches!(rc, SQLITE_OK | SQLITE_NOTFOUND)
+        && let Some(database) = main.database()
+    {
+        return main.await_acknowledgement(database);
+    }
     if operation == SQLITE_FCNTL_VFSNAME && rc == SQLITE_OK {
         let name = argument.cast::<*mut c_char>();
         // SAFETY: for this operation the argument points to a string of SQLite's allocator, which we replace.
@@ -464,7 +489,7 @@ unsafe fn answer_pragma(main: &MainFile, strings: *mut *mut c_char) -> Option<c_
         let value = *strings.add(2);
         (CStr::from_ptr(*strings.add(1)), (!value.is_null()).then(|| CStr::from_ptr(value)))
     };
-    let answer = guarded(main, None, || pragma::answer(database, &name.to_string_lossy(), value.map(CStr::to_string_lossy).as_deref()));
+    let answer = guarded(main, None, || pragma::answer(database, &main.policy, &name.to_string_lossy(), value.map(CStr::to_string_lossy).as_deref()));
     let (rc, text) = match answer? {
         Answer::Text(text) => (SQLITE_OK, text),
         Answer::Error(text) => (super::abi::SQLITE_ERROR, text),

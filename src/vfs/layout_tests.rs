@@ -42,6 +42,7 @@ fn constants_are_sqlites() {
         (abi::SQLITE_NOMEM, ffi::SQLITE_NOMEM),
         (abi::SQLITE_READONLY, ffi::SQLITE_READONLY),
         (abi::SQLITE_IOERR, ffi::SQLITE_IOERR),
+        (abi::SQLITE_IOERR_COMMIT_ATOMIC, ffi::SQLITE_IOERR_COMMIT_ATOMIC),
         (abi::SQLITE_NOTFOUND, ffi::SQLITE_NOTFOUND),
         (abi::SQLITE_CANTOPEN, ffi::SQLITE_CANTOPEN),
         (abi::SQLITE_NOTICE, ffi::SQLITE_NOTICE),

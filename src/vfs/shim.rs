@@ -14,6 +14,7 @@ use super::base::BaseVfs;
 use super::{file, host};
 use crate::config::Options;
 use crate::replicator::database::Database;
+use crate::replicator::durability::Policy;
 use crate::replicator::process;
 
 /// The name in `vfs=replicated`.
@@ -221,7 +222,7 @@ unsafe fn open_main(
     match database {
         Ok(database) => {
             // SAFETY: the base's file is open behind our part.
-            unsafe { file::become_main(out, &registered.api, database) };
+            unsafe { file::become_main(out, &registered.api, database, Policy::of(options)) };
             SQLITE_OK
         }
         Err(error) => {
