@@ -62,10 +62,7 @@ pub(crate) fn after_commit(database: &Database, policy: &Policy, sequence: Optio
         Durability::Local => return Ok(()),
         _ if sequence == UNSEEN => Err(WaitError::Unseen),
         Durability::Bounded => wait_while_lagging(database, policy, sequence),
-        Durability::Remote => {
-            database.hasten(sequence);
-            database.progress.wait_committed(sequence, policy.ack_timeout, &|acked| acked >= sequence)
-        }
+        Durability::Remote => wait(database, policy, sequence, &|acked| acked >= sequence),
     };
     waited.map_err(|error| {
         database.unacknowledged.tell(database, durability, sequence, &error);
@@ -77,11 +74,14 @@ fn wait_while_lagging(database: &Database, policy: &Policy, sequence: u64) -> Re
     // Half of the time is left for the request.
     database.send_within(sequence, policy.max_lag / 2);
     let is_within = |_acked| database.lag().is_none_or(|lag| lag <= policy.max_lag);
-    if is_within(0) {
-        return Ok(());
-    }
+    if is_within(0) { Ok(()) } else { wait(database, policy, sequence, &is_within) }
+}
+
+fn wait(database: &Database, policy: &Policy, sequence: u64, is_enough: &dyn Fn(u64) -> bool) -> Result<(), WaitError> {
+    // Counted before the uploader is told, so that it does not take it for a flush that waits for nobody else.
+    let committer = database.progress.committer(sequence);
     database.hasten(sequence);
-    database.progress.wait_committed(sequence, policy.ack_timeout, &is_within)
+    committer.wait(policy.ack_timeout, is_enough)
 }
 
 /// Tells of commits that were not acknowledged, without flooding the log.

@@ -100,6 +100,39 @@ struct Shared {
     facts: Facts,
     /// The commits that wait: one for each connection at the most.
     committers: Vec<u64>,
+    /// Commits return one after the other, so far apart, and the next one not before that moment.
+    spacing: Duration,
+    next_return: Option<Instant>,
+}
+
+/// A commit that waits; counted as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Committer<'a> {
+    progress: &'a Progress,
+    sequence: u64,
+}
+
+impl Committer<'_> {
+    /// Waits until enough is in the bucket, by the newest commit that is. What is in the bucket is there, whatever has happened to replication since.
+    pub(crate) fn wait(&self, limit: Duration, is_enough: &dyn Fn(u64) -> bool) -> Result<(), WaitError> {
+        let mut shared = self.progress.shared.lock();
+        self.progress.wait_for(&mut shared, limit, |facts| is_enough(facts.acked_sequence).then_some(()))?;
+        let now = Instant::now();
+        let turn = shared.next_return.map_or(now, |next| next.max(now));
+        shared.next_return = Some(turn + shared.spacing);
+        drop(shared);
+        std::thread::sleep(turn.saturating_duration_since(now));
+        Ok(())
+    }
+}
+
+impl Drop for Committer<'_> {
+    fn drop(&mut self) {
+        let mut shared = self.progress.shared.lock();
+        if let Some(at) = shared.committers.iter().position(|waiting| *waiting == self.sequence) {
+            shared.committers.swap_remove(at);
+        }
+    }
 }
 
 /// Why a wait ended without success.
@@ -132,6 +165,8 @@ impl Progress {
                     released: false,
                 },
                 committers: Vec::new(),
+                spacing: Duration::ZERO,
+                next_return: None,
             }),
             changed: Condvar::new(),
         }
@@ -155,11 +190,25 @@ impl Progress {
         }
     }
 
-    /// How many commits wait, and how many of them for what is not in the bucket yet.
-    pub(crate) fn committers(&self) -> (usize, usize) {
+    /// How many commits wait for what is not in the bucket yet.
+    pub(crate) fn committers_behind(&self) -> usize {
         let shared = self.shared.lock();
-        let acked = shared.facts.acked_sequence;
-        (shared.committers.len(), shared.committers.iter().filter(|sequence| **sequence > acked).count())
+        shared.committers.iter().filter(|sequence| **sequence > shared.facts.acked_sequence).count()
+    }
+
+    /// The commits that are about to be released by a request that took so long return one after the other; how many commits wait.
+    ///
+    /// Threads that all come for SQLite's write lock in the same instant go into its busy handler in step: each time they wake up together, one of
+    /// them gets the lock, and the last of sixteen has slept for 180 ms.
+    pub(crate) fn release_apart(&self, request: Duration) -> usize {
+        const LONGEST: Duration = Duration::from_micros(250);
+        /// Of the request's time, for all of them.
+        const SHARE: u32 = 8;
+        let mut shared = self.shared.lock();
+        let waiting = shared.committers.len();
+        let among = u32::try_from(waiting).unwrap_or(u32::MAX).max(1);
+        shared.spacing = if waiting > 1 { LONGEST.min(request / SHARE / among) } else { Duration::ZERO };
+        waiting
     }
 
     /// Waits until the uploader has let go, at the most that long.
@@ -182,16 +231,10 @@ impl Progress {
         self.wait_for(&mut self.shared.lock(), limit, |facts| facts.remote_txid.filter(|newest| *newest >= txid && ours(facts)))
     }
 
-    /// A COMMIT waits until enough is in the bucket, by the newest commit that is.
-    pub(crate) fn wait_committed(&self, sequence: u64, limit: Duration, is_enough: &dyn Fn(u64) -> bool) -> Result<(), WaitError> {
-        let mut shared = self.shared.lock();
-        shared.committers.push(sequence);
-        // What is in the bucket is there, whatever has happened to replication since.
-        let waited = self.wait_for(&mut shared, limit, |facts| is_enough(facts.acked_sequence).then_some(()));
-        if let Some(at) = shared.committers.iter().position(|waiting| *waiting == sequence) {
-            shared.committers.swap_remove(at);
-        }
-        waited
+    /// A COMMIT is about to wait.
+    pub(crate) fn committer(&self, sequence: u64) -> Committer<'_> {
+        self.shared.lock().committers.push(sequence);
+        Committer { progress: self, sequence }
     }
 
     /// Waits until `done` gives something, replication stands still or the time runs out.

@@ -277,7 +277,7 @@ impl Task {
         let urgent = database.urgent.load(Ordering::Acquire) > acked;
         let wait = self.budget.wait(now);
         let pause = if urgent {
-            self.siblings.still_to_come(database.progress.committers().1, now)
+            self.siblings.still_to_come(database.progress.committers_behind(), now)
         } else {
             database.due_in(acked).map_or(wait, |due| due.min(wait))
         };
@@ -313,7 +313,8 @@ impl Task {
                 }
             }
         }
-        self.siblings.released(database.progress.committers().0, began, Instant::now());
+        let ended = Instant::now();
+        self.siblings.released(database.progress.release_apart(ended - began), began, ended);
         self.acknowledged(&database, &inflight)?;
         Ok(Next::Again)
     }
@@ -369,7 +370,7 @@ impl Task {
             let called = !self.database.doze(heard.calls);
             match while_waited_for {
                 None if called => return,
-                Some(shorter) if self.database.progress.committers().1 > 0 => sleep.as_mut().reset(began + shorter),
+                Some(shorter) if self.database.progress.committers_behind() > 0 => sleep.as_mut().reset(began + shorter),
                 _ => {}
             }
             heard.calls = self.database.calls.load(Ordering::SeqCst);
