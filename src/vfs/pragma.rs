@@ -1,4 +1,4 @@
-//! The PRAGMAs of ours, and those that must be refused on a replicated database.
+//! The PRAGMAs of ours.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,6 @@ pub(crate) enum Answer {
     Text(String),
     /// An error with this text.
     Error(String),
-    /// Not ours, but worth knowing.
-    SwitchingToWal,
 }
 
 /// Answers a PRAGMA of a connection with that policy; `None` where it is SQLite's own business.
@@ -27,17 +25,6 @@ pub(crate) fn answer(database: &Arc<Database>, policy: &Policy, name: &str, valu
         "replicated_wait" => Some(wait(database, bare)),
         "replicated_status" => Some(Answer::Text(status(database, policy))),
         "replicated_durability" => Some(durability(policy, bare)),
-        "journal_mode" => match value?.trim_matches(['\'', '"']).to_ascii_lowercase().as_str() {
-            "wal" => Some(Answer::SwitchingToWal),
-            mode @ ("delete" | "truncate" | "persist" | "memory" | "off") => Some(Answer::Error(format!(
-                "journal_mode={mode} is not replicated in this version: a replicated database stays in WAL mode. \
-                 To leave it, open the database without the replica"
-            ))),
-            _ => None,
-        },
-        "locking_mode" if value?.eq_ignore_ascii_case("exclusive") => Some(Answer::Error(
-            "locking_mode=exclusive is not replicated in this version: a replicated database stays in locking_mode=normal".to_owned(),
-        )),
         unknown if unknown.starts_with("replicated") => {
             let names = "replicated_durability, replicated_status, replicated_sync and replicated_wait";
             Some(Answer::Error(format!("unknown PRAGMA {unknown}: there are {names}")))
