@@ -241,7 +241,12 @@ impl Progress {
     }
 
     /// Waits until `done` gives something, replication stands still or the time runs out.
-    fn wait_for<T>(&self, shared: &mut MutexGuard<'_, Shared>, limit: Duration, done: impl Fn(&Facts) -> Option<T>) -> Result<T, WaitError> {
+    fn wait_for<T>(
+        &self,
+        shared: &mut MutexGuard<'_, Shared>,
+        limit: Duration,
+        done: impl Fn(&Facts) -> Option<T>,
+    ) -> Result<T, WaitError> {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(result) = done(&shared.facts) {

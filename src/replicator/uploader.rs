@@ -176,8 +176,7 @@ impl Task {
             if self.database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&self.database) {
                 return;
             }
-            let heard =
-                Heard { asked: self.database.asked.load(Ordering::Acquire), calls: self.database.calls.load(Ordering::SeqCst) };
+            let heard = Heard { asked: self.database.asked.load(Ordering::Acquire), calls: self.database.calls.load(Ordering::SeqCst) };
             let next = match self.step().await {
                 Ok(next) => next,
                 Err(StepError::Closed) => Next::Again,
