@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 
 use super::abi::{
     File, IoMethods, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_PRAGMA,
@@ -50,6 +50,8 @@ struct MainFile {
     in_wal_mode: AtomicBool,
     /// Frames were written without the WAL's write lock: there is no shared memory.
     wrote_unlocked: AtomicBool,
+    /// How far they reach, in bytes of the file.
+    unlocked_end: AtomicU64,
     /// A write or sync of the WAL has failed since the transaction began: what lies there is not committed.
     wal_failed: AtomicBool,
     /// The lock that it holds on the database file, of SQLite's five levels.
@@ -108,6 +110,7 @@ pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, datab
         holds_checkpoint: AtomicBool::new(false),
         in_wal_mode: AtomicBool::new(false),
         wrote_unlocked: AtomicBool::new(false),
+        unlocked_end: AtomicU64::new(0),
         wal_failed: AtomicBool::new(false),
         lock_level: AtomicI32::new(SQLITE_LOCK_NONE),
         rolls_back: AtomicBool::new(false),
@@ -314,12 +317,13 @@ impl MainFile {
     /// `file` is this file, open.
     unsafe fn committed(&self, file: *mut File, database: &Arc<Database>) {
         if self.wrote_unlocked.swap(false, Ordering::Relaxed) {
+            let written_bytes = self.unlocked_end.swap(0, Ordering::Relaxed);
             if self.wal_failed.swap(false, Ordering::Relaxed) {
                 return;
             }
             match self.index_header() {
                 Some(index) => database.observe(&index),
-                None => database.commits_exclusively(),
+                None => database.commits_exclusively(written_bytes),
             }
         } else if !self.in_wal_mode.load(Ordering::Relaxed) {
             // SAFETY: passed on.
@@ -570,6 +574,7 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
     }
     if unlocked {
         main.wrote_unlocked.store(true, Ordering::Relaxed);
+        main.unlocked_end.fetch_max(offset.cast_unsigned() + u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
         if guarded(main, false, || database.begins_in_wal(offset.cast_unsigned())) {
             main.wal_failed.store(false, Ordering::Relaxed);
         }
