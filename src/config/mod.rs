@@ -12,10 +12,12 @@ use log::LevelFilter;
 use crate::store::StoreOptions;
 use crate::types::Txid;
 
+mod durability;
 mod error;
 mod table;
 mod value;
 
+pub use durability::Durability;
 pub use error::{ConfigError, Problem, Source};
 pub use table::{Kind, OPTIONS, OptionSpec};
 
@@ -47,6 +49,12 @@ pub struct Options {
     pub sync_interval: Duration,
     /// See `OPTIONS`.
     pub burst: u32,
+    /// See `OPTIONS`.
+    pub durability: Durability,
+    /// See `OPTIONS`.
+    pub max_lag: Duration,
+    /// See `OPTIONS`.
+    pub ack_timeout: Duration,
     /// See `OPTIONS`.
     pub close_timeout: Duration,
     /// See `OPTIONS`.
@@ -85,6 +93,9 @@ impl Default for Options {
             replica: None,
             sync_interval: Duration::from_secs(1),
             burst: 4,
+            durability: Durability::Local,
+            max_lag: Duration::from_secs(10),
+            ack_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
             sync_timeout: Duration::from_secs(30),
             max_memory_bytes: 32 << 20,
@@ -162,6 +173,9 @@ impl Options {
             "replica" => self.replica = replica(text)?,
             "sync_interval" => self.sync_interval = duration_within(spec, text)?,
             "burst" => self.burst = count_within(spec, text)?,
+            "durability" => self.durability = Durability::parse(text).ok_or("that is none of the three")?,
+            "max_lag" => self.max_lag = duration_within(spec, text)?,
+            "ack_timeout" => self.ack_timeout = duration_within(spec, text)?,
             "close_timeout" => self.close_timeout = duration_within(spec, text)?,
             "sync_timeout" => self.sync_timeout = duration_within(spec, text)?,
             "max_memory" => self.max_memory_bytes = bytes_within(spec, text)?,

@@ -73,7 +73,7 @@ pub(crate) struct Process {
 }
 
 /// How many forks deep a process may be. One slot each, so that nothing inherited is ever touched.
-const MOST_FORKS: usize = 256;
+pub(crate) const MOST_FORKS: usize = 256;
 
 /// Counts forks, from the child's side. The handler does nothing else: locks and thread-locals are off limits there.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
