@@ -22,7 +22,8 @@ const DELETE: &str = "PRAGMA journal_mode=DELETE";
 const PERSIST: &str = "PRAGMA journal_mode=PERSIST";
 const MEMORY: &str = "PRAGMA journal_mode=MEMORY";
 const WAL_EXCLUSIVE: &str = "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL";
-const WAL_EXCLUSIVE_LATER: &str = "PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS x(y); PRAGMA locking_mode=EXCLUSIVE; INSERT INTO x VALUES (1)";
+const WAL_EXCLUSIVE_LATER: &str =
+    "PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS x(y); PRAGMA locking_mode=EXCLUSIVE; INSERT INTO x VALUES (1)";
 const DELETE_EXCLUSIVE: &str = "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=DELETE";
 const ALL: [&str; 7] = [WAL, DELETE, PERSIST, MEMORY, WAL_EXCLUSIVE, WAL_EXCLUSIVE_LATER, DELETE_EXCLUSIVE];
 

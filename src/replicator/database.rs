@@ -116,6 +116,8 @@ pub(crate) struct Database {
     pub(super) snapshot_waits: AtomicBool,
     /// What a transaction has written to the database file.
     pub(super) outside: Mutex<Outside>,
+    /// The WAL, where commits have to be read from it.
+    pub(super) exclusive_wal: Mutex<Option<WalFile>>,
     /// SQLite has synced the database file since its last write.
     file_synced: AtomicBool,
     /// Commits up to this one shall go without a token of the budget.
@@ -179,6 +181,7 @@ impl Database {
             preserving: AtomicBool::new(false),
             snapshot_waits: AtomicBool::new(false),
             outside: Mutex::default(),
+            exclusive_wal: Mutex::default(),
             file_synced: AtomicBool::new(false),
             urgent: AtomicU64::new(0),
             asked: AtomicU64::new(0),
@@ -557,7 +560,7 @@ impl Database {
             return None;
         }
         let wal = WalFile::open(&self.paths.wal).ok();
-        if let Some(index) = wal.as_ref().and_then(|wal| wal.last_commit_after(&WalPos::default()).ok().flatten()) {
+        if let Some(index) = wal.as_ref().and_then(|wal| wal.last_commit_after(&WalPos::default(), u64::MAX).ok().flatten()) {
             return self.observe_wal(&index);
         }
         let salts = wal.and_then(|wal| wal.header().ok()).map(|header| header.salts).unwrap_or_default();

@@ -225,14 +225,19 @@ impl Database {
         }
     }
 
-    /// `COMMIT_PHASETWO` after writes to a WAL that has no shared memory: its own frames tell. Returns the commit's number, where something was
-    /// committed.
-    pub(crate) fn commits_exclusively(&self) -> Option<u64> {
+    /// `COMMIT_PHASETWO` after writes to the first `written_bytes` of a WAL that has no shared memory: its own frames tell. Returns the commit's
+    /// number, where something was committed.
+    pub(crate) fn commits_exclusively(&self, written_bytes: u64) -> Option<u64> {
         let published = self.published();
         if !published.known {
             return self.observe_without_index();
         }
-        let found = WalFile::open(&self.paths.wal).and_then(|wal| wal.last_commit_after(&published.end));
+        let mut file = self.exclusive_wal.lock();
+        if file.as_ref().is_none_or(|wal| !wal.is_current()) {
+            *file = WalFile::open(&self.paths.wal).ok();
+        }
+        let Some(wal) = file.as_ref() else { return Some(UNSEEN) };
+        let found = wal.last_commit_after(&published.end, written_bytes);
         match found {
             Ok(Some(index)) => self.observe_wal(&index),
             Ok(None) => None,

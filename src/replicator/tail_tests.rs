@@ -32,7 +32,12 @@ impl Fixture {
 
     /// The end of the WAL as recovery would find it.
     fn live(&self) -> WalPos {
-        WalFile::open(&self.paths().wal).unwrap().last_commit_after(&WalPos::default()).unwrap().map(|i| i.end()).unwrap_or_default()
+        WalFile::open(&self.paths().wal)
+            .unwrap()
+            .last_commit_after(&WalPos::default(), u64::MAX)
+            .unwrap()
+            .map(|i| i.end())
+            .unwrap_or_default()
     }
 
     fn live_end(&self) -> LiveEnd {

@@ -62,6 +62,8 @@ pub(super) struct MainFile {
     pub(super) in_wal_mode: AtomicBool,
     /// Frames were written without the WAL's write lock: there is no shared memory.
     wrote_unlocked: AtomicBool,
+    /// How far they reach, in bytes of the file.
+    unlocked_end: AtomicU64,
     /// A write or sync of the WAL has failed since the transaction began: what lies there is not committed.
     wal_failed: AtomicBool,
     /// The lock that it holds on the database file, of SQLite's five levels.
@@ -131,6 +133,7 @@ pub(crate) unsafe fn become_main(
         holds_checkpoint: AtomicBool::new(false),
         in_wal_mode: AtomicBool::new(false),
         wrote_unlocked: AtomicBool::new(false),
+        unlocked_end: AtomicU64::new(0),
         wal_failed: AtomicBool::new(false),
         lock_level: AtomicI32::new(SQLITE_LOCK_NONE),
         rolls_back: AtomicBool::new(false),
@@ -365,12 +368,13 @@ impl MainFile {
     unsafe fn committed(&self, file: *mut File, database: &Arc<Database>) -> Option<u64> {
         let published = self.own_commit.swap(0, Ordering::Relaxed);
         if self.wrote_unlocked.swap(false, Ordering::Relaxed) {
+            let written_bytes = self.unlocked_end.swap(0, Ordering::Relaxed);
             if self.wal_failed.swap(false, Ordering::Relaxed) {
                 return None;
             }
             match self.index_header() {
                 Some(index) => database.observe(&index),
-                None => database.commits_exclusively(),
+                None => database.commits_exclusively(written_bytes),
             }
         } else if !self.in_wal_mode.load(Ordering::Relaxed) {
             // SAFETY: passed on.
@@ -604,7 +608,8 @@ unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argume
             SQLITE_FCNTL_SYNC => main.rolls_back.store(false, Ordering::Relaxed),
             // SAFETY: see above.
             SQLITE_FCNTL_COMMIT_PHASETWO => {
-                own_commit = guarded(main, Some(durability::UNSEEN), || unsafe { main.committed(file, database) })
+                // SAFETY: see above.
+                own_commit = guarded(main, Some(durability::UNSEEN), || unsafe { main.committed(file, database) });
             }
             _ => {}
         }
@@ -682,6 +687,7 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
     }
     if unlocked {
         main.wrote_unlocked.store(true, Ordering::Relaxed);
+        main.unlocked_end.fetch_max(offset.cast_unsigned() + u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
         if guarded(main, false, || database.begins_in_wal(offset.cast_unsigned())) {
             main.wal_failed.store(false, Ordering::Relaxed);
         }
