@@ -84,6 +84,8 @@ pub struct Options {
     /// See `OPTIONS`.
     pub profile: Option<String>,
     /// See `OPTIONS`.
+    pub refuse_lost_tail: bool,
+    /// See `OPTIONS`.
     pub adopt: Option<Txid>,
 }
 
@@ -110,6 +112,7 @@ impl Default for Options {
             allow_http: None,
             ca_bundle: None,
             profile: None,
+            refuse_lost_tail: false,
             adopt: None,
         }
     }
@@ -190,6 +193,7 @@ impl Options {
             "allow_http" => self.allow_http = Some(value::switch(text)?),
             "ca_bundle" => self.ca_bundle = Some(non_empty(text)?.into()),
             "profile" => self.profile = Some(non_empty(text)?),
+            "refuse_lost_tail" => self.refuse_lost_tail = value::switch(text)?,
             "adopt" => self.adopt = Some(Txid::from_hex(text).ok_or("that is no TXID")?),
             other => return Err(format!("the option {other} has no place to be kept")),
         }

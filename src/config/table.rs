@@ -184,6 +184,12 @@ pub const OPTIONS: &[OptionSpec] = &[
     option("ca_bundle", Kind::Text, "", "A PEM file with certificates of authorities to trust, beside those of the system."),
     option("profile", Kind::Text, "", "The profile in `~/.aws` to take credentials and region from."),
     option(
+        "refuse_lost_tail",
+        Kind::Switch,
+        "false",
+        "Where a power loss took commits that the bucket has: stop replication until somebody decides, instead of going on with what is left.",
+    ),
+    option(
         "adopt",
         Kind::Txid,
         "",

@@ -232,6 +232,9 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) ->
     };
     let spool = opened.map_err(|source| OpenError::Spool { database: database.clone(), source })?;
     let mut tail = Tail::new(paths.clone(), control, state, spool, Mode::Unresolved, options.max_memory_bytes / 8);
+    if options.refuse_lost_tail {
+        tail.refuse_lost_tail();
+    }
     tail.save().map_err(|e| local(&paths.control(), std::io::Error::other(e)))?;
     Ok(tail)
 }
