@@ -6,12 +6,12 @@
 use std::path::PathBuf;
 use std::sync::Once;
 
+use replicated::NOT_ACKNOWLEDGED;
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::host::{self, Host, Program};
 use replicated_testkit::sqlite::page_compare;
 use rusqlite::{Connection, OpenFlags};
 
-const NOT_ACKNOWLEDGED: i32 = 10 | 30 << 8;
 const REFUSED: i32 = 23;
 
 /// One database of a transaction.
@@ -70,7 +70,8 @@ impl Group {
             if schema != "main" {
                 group.connection.execute_batch(&format!("ATTACH '{}' AS {schema}", self::uri(&group.dir, i, member))).unwrap();
             }
-            let set_up = format!("PRAGMA {schema}.journal_mode={}; CREATE TABLE {schema}.{schema}(x); INSERT INTO {schema} VALUES (0)", member.mode);
+            let set_up =
+                format!("PRAGMA {schema}.journal_mode={}; CREATE TABLE {schema}.{schema}(x); INSERT INTO {schema} VALUES (0)", member.mode);
             group.connection.execute_batch(&set_up).unwrap();
             if let Some(durability) = member.durability {
                 group.pragma(&schema, "replicated_sync='100s'");
@@ -342,7 +343,9 @@ fn large_transactions_are_refused_as_well() {
         let group = Group::new(&[first, second]);
         group.connection.execute_batch("PRAGMA main.cache_size=5; PRAGMA a1.cache_size=5").unwrap();
         let numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<100)";
-        let begin = format!("BEGIN; {numbers} INSERT INTO main SELECT randomblob(1000) FROM n; {numbers} INSERT INTO a1 SELECT randomblob(1000) FROM n");
+        let begin = format!(
+            "BEGIN; {numbers} INSERT INTO main SELECT randomblob(1000) FROM n; {numbers} INSERT INTO a1 SELECT randomblob(1000) FROM n"
+        );
         assert_eq!(group.change(&begin, &[0, 1]), REFUSED, "{first:?}, {second:?}");
         assert_eq!(group.rows(), [1, 1], "{first:?}, {second:?}");
         group.ends_well();
@@ -355,7 +358,9 @@ fn another_connections_transaction_is_not_mistaken_for_this_ones() {
     let group = Group::new(&[member("DELETE", "local"), member("DELETE", "local"), member("DELETE", "local")]);
     let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
     let other = Connection::open_with_flags(uri(&group.dir, 0, &group.members[0]), flags).unwrap();
-    other.execute_batch(&format!("ATTACH '{}' AS a2; PRAGMA a2.replicated_durability=remote", uri(&group.dir, 2, &group.members[2]))).unwrap();
+    other
+        .execute_batch(&format!("ATTACH '{}' AS a2; PRAGMA a2.replicated_durability=remote", uri(&group.dir, 2, &group.members[2])))
+        .unwrap();
     other.execute_batch("BEGIN; INSERT INTO a2 VALUES (5)").unwrap();
     assert_eq!(group.change("BEGIN", &[0, 1]), 0);
     other.execute_batch("COMMIT").unwrap();
@@ -382,7 +387,12 @@ fn python_gets_the_same_answers() {
         };
         let db = host.open(&uri("main"));
         host.query(db, &format!("ATTACH '{}' AS other", uri("other")));
-        host.run(db, &format!("PRAGMA main.journal_mode={first}; PRAGMA other.journal_mode={second}; CREATE TABLE main.t(x); CREATE TABLE other.u(x)"));
+        host.run(
+            db,
+            &format!(
+                "PRAGMA main.journal_mode={first}; PRAGMA other.journal_mode={second}; CREATE TABLE main.t(x); CREATE TABLE other.u(x)"
+            ),
+        );
         host.run(db, "BEGIN; INSERT INTO t VALUES (1); INSERT INTO u VALUES (1)");
         assert_eq!(host.try_query(db, "COMMIT").err().as_deref(), error, "{first}, {second}");
         let expected = i64::from(error.is_none());
