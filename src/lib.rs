@@ -16,4 +16,4 @@ mod spool;
 mod vfs;
 
 pub use replicator::remember::{RememberError, adopt};
-pub use vfs::{ApiRoutines, HostFunctions, RegisterError, extension_init, last_refusal, register_with};
+pub use vfs::{ApiRoutines, HostFunctions, NOT_ACKNOWLEDGED, RegisterError, extension_init, last_refusal, register_with};

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use replicated::NOT_ACKNOWLEDGED;
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::host::{self, Host, Program, eventually};
 use replicated_testkit::net::{Mode, Proxy};
@@ -26,9 +27,6 @@ const WAL_EXCLUSIVE_LATER: &str =
     "PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS x(y); PRAGMA locking_mode=EXCLUSIVE; INSERT INTO x VALUES (1)";
 const DELETE_EXCLUSIVE: &str = "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=DELETE";
 const ALL: [&str; 7] = [WAL, DELETE, PERSIST, MEMORY, WAL_EXCLUSIVE, WAL_EXCLUSIVE_LATER, DELETE_EXCLUSIVE];
-
-/// Committed here, not known to be in the bucket: `SQLITE_IOERR_COMMIT_ATOMIC`, as the documentation says.
-const NOT_ACKNOWLEDGED: i32 = 10 | 30 << 8;
 
 /// A database of this process and a folder as its bucket.
 struct Pair {
