@@ -19,6 +19,7 @@ use super::progress::{Progress, WaitError};
 use super::stamp;
 use super::tail::{LiveEnd, Mode, StopKind, Tail, TailError};
 use crate::config::Options;
+use crate::fault::fault_point;
 use crate::store::Store;
 use crate::types::{PageSize, Txid, WalPos};
 use crate::wal::IndexHeader;
@@ -163,6 +164,7 @@ impl Database {
     }
 
     fn publish(&self, index: &IndexHeader, source: Source) {
+        fault_point!("commit.publish");
         let mut published = self.published.lock();
         let end = index.end();
         if source == Source::Reader && published.from_index {
@@ -228,6 +230,7 @@ impl Database {
     /// A writer waits for a moment only. A checkpoint that somebody asked for takes what it takes, as it does without us.
     pub(crate) fn may_restart(&self, index: &IndexHeader, asked_for: bool) -> bool {
         self.observe(index);
+        fault_point!("gate.asked");
         let page_bytes = index.page_size.unwrap_or(PageSize::MIN).get();
         let (tail, most_frames) =
             if asked_for { (Some(self.tail.lock()), u32::MAX) } else { (self.tail.try_lock_for(GATE_PATIENCE), GATE_BYTES / page_bytes) };
@@ -246,12 +249,14 @@ impl Database {
     /// SQLite is about to destroy the WAL and cannot be refused. What cannot be saved costs a full upload later.
     pub(crate) fn wal_vanishes(&self) {
         let mut tail = self.tail.lock();
+        fault_point!("wal.vanishes");
         if let Err(error) = self.secure(&mut tail, u32::MAX) {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(&mut tail, FullReason::SpoolLost);
         }
         self.wal_is_empty();
         self.stamp_due.store(true, Ordering::Relaxed);
+        fault_point!("wal.vanished");
     }
 
     /// All of the WAL is in the database file, which alone is the newest state: SQLite holds the lock under which it begins a new generation,
@@ -270,6 +275,7 @@ impl Database {
             return;
         }
         let mut tail = self.tail.lock();
+        fault_point!("wal.shrinks");
         if published.end.frame > 0 && !tail.state.sealed {
             drop(tail);
             self.wal_vanishes();
@@ -362,6 +368,7 @@ impl Database {
     /// The header of a new WAL generation is about to be written.
     pub(crate) fn generation_begins(&self, salts: [u32; 2]) {
         let mut tail = self.tail.lock();
+        fault_point!("generation.begins");
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
         self.preserve_wal(&mut tail);
@@ -377,10 +384,12 @@ impl Database {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
         if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
+            fault_point!("stamp.take");
             tail.state.stamp = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0));
             if let Err(error) = tail.save() {
                 log::warn!(target: "replicated", "{error}");
             }
+            fault_point!("stamp.saved");
         }
     }
 
@@ -462,7 +471,9 @@ impl Database {
 
     /// The uploader forgets it: the control file's lock goes before a successor can take it.
     pub(crate) fn release(&self) {
+        fault_point!("forget.release");
         self.tail.lock().release();
+        fault_point!("forget.released");
         self.progress.update(|f| f.released = true);
     }
 

@@ -10,6 +10,7 @@ use super::control::{Acked, Attempt, FullReason};
 use super::database::Database;
 use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
+use crate::fault::fault_point;
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
 use crate::store::{Level, Listed, LtxName};
 use crate::types::{PageNo, PageSize, Txid, WalPos};
@@ -51,7 +52,9 @@ pub(crate) async fn probe(database: &Database) -> Result<(), StepError> {
     if database.progress.facts().fencing.is_some() {
         return Ok(());
     }
+    fault_point!("probe.begin");
     let conditional = database.store.creates_are_conditional().await?;
+    fault_point!("probe.done");
     if !conditional {
         log::warn!(
             target: "replicated",
@@ -98,6 +101,7 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
 fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
     let mut tail = database.lock_tail();
     let Some(attempt) = tail.state.attempt else { return Ok(()) };
+    fault_point!("resend");
     if tail.inflight.is_some() || tail.rebuild_attempt()? {
         return Ok(());
     }
@@ -291,6 +295,8 @@ pub(crate) async fn write_marker(database: &Database, txid: Txid, snapshot: &Hea
     let marker = crate::ltx::Encoder::new(Vec::new(), &header)?.finish()?;
     let name = LtxName::level0(txid);
     // One that is there already is as good.
+    fault_point!("full.marker");
     database.store.create(&name, marker.out.into(), snapshot.timestamp).await?;
+    fault_point!("full.marked");
     Ok(())
 }

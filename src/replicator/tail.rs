@@ -18,6 +18,7 @@ use bytes::Bytes;
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, Attempt, Control, FullReason, Stamp, State};
 use super::local::Paths;
+use crate::fault::{fault_io, fault_point};
 use crate::ltx::{Header, LtxError, Reader, merge};
 use crate::spool::{Spool, SpoolError, entry_header};
 use crate::types::{TimestampMs, Txid, WalPos};
@@ -151,6 +152,7 @@ impl Tail {
         if self.mode != Mode::Unresolved {
             return;
         }
+        fault_point!("resolve");
         self.mode = self.judge(live, stamp);
         match &self.mode {
             Mode::Full(reason) => self.lose(*reason),
@@ -246,7 +248,9 @@ impl Tail {
         self.state.sealed = false;
         self.state.next_salts = None;
         self.spool.clear();
+        fault_point!("lose.save");
         self.save_or_warn();
+        fault_point!("lose.saved");
         if let Err(error) = self.spool.remove_stale(self.state.attempt.map(|a| a.txid)) {
             log::warn!(target: "replicated", "{error}");
         }
@@ -297,15 +301,18 @@ impl Tail {
         if frames > 0
             && let Some(captured) = self.state.captured
         {
+            fault_point!("capture.begin");
             let wal = open_wal(&mut self.wal, &self.paths)?;
             let pages = wal.pages(&captured, live.end.frame)?;
             let mut header = entry_header(pages.page_size, pages.commit_pages, TimestampMs(live.committed_ms));
             header.set_wal_range(captured.frame, &pages.end);
             self.spool.append(|out| wal.encode(&pages, &header, out).map(drop).map_err(TailError::Batch))?;
+            fault_point!("capture.spooled");
             self.state.page_size = pages.page_size.get();
             self.state.captured = Some(pages.end);
             self.captured_sequence = live.sequence;
             self.save()?;
+            fault_point!("capture.saved");
         }
         Ok(())
     }
@@ -320,6 +327,7 @@ impl Tail {
             }
             return Ok(());
         }
+        fault_point!("seal.begin");
         self.capture_to_spool(live, most_frames)?;
         if self.inflight.is_none() && !matches!(self.mode, Mode::Full(_)) {
             // A predecessor's, which the uploader has not come to yet: its frames go now. Where it cannot be built the uploader finds that out.
@@ -331,7 +339,9 @@ impl Tail {
             self.state.stamp = stamp;
         }
         self.wal = None;
-        self.save()
+        self.save()?;
+        fault_point!("seal.saved");
+        Ok(())
     }
 
     /// The bytes of a batch on its way go to disk, so that a successor can send exactly them.
@@ -340,7 +350,9 @@ impl Tail {
         let Body::Memory(bytes) = &inflight.body else { return Ok(()) };
         let path = self.spool.attempt_path(inflight.attempt.txid);
         let write_error = |source| SpoolError::Io { path: path.clone(), source };
+        fault_io!("attempt.write").map_err(write_error)?;
         self.spool.create(&path, |out| out.write_all(bytes).map_err(write_error))?;
+        fault_point!("attempt.written");
         inflight.attempt.in_file = true;
         self.state.attempt = Some(inflight.attempt);
         Ok(())
@@ -358,6 +370,7 @@ impl Tail {
         if captured.salts == salts || self.state.next_salts == Some(salts) {
             return true;
         }
+        fault_point!("generation.save");
         if self.state.sealed {
             self.state.next_salts = Some(salts);
             self.save_or_warn();
@@ -368,6 +381,7 @@ impl Tail {
         } else {
             return false;
         }
+        fault_point!("generation.saved");
         true
     }
 
@@ -436,18 +450,24 @@ impl Tail {
         })?;
         self.spool.clear();
         self.begin_attempt(attempt, Body::File(path))?;
+        fault_point!("freeze.spool-sent");
         Ok(self.spool.remove_stale(Some(txid))?)
     }
 
     fn begin_attempt(&mut self, attempt: Attempt, body: Body) -> Result<(), TailError> {
+        fault_point!("freeze.encoded");
         self.inflight = Some(Inflight { attempt, body, sequence: self.captured_sequence });
         self.state.attempt = Some(attempt);
-        self.save()
+        fault_point!("attempt.save");
+        self.save()?;
+        fault_point!("attempt.saved");
+        Ok(())
     }
 
     /// Builds the batch again that a predecessor may have sent; false where its bytes cannot be had any more.
     pub(crate) fn rebuild_attempt(&mut self) -> Result<bool, TailError> {
         let Some(attempt) = self.state.attempt else { return Ok(true) };
+        fault_point!("attempt.rebuild");
         let body = if attempt.in_file {
             let path = self.spool.attempt_path(attempt.txid);
             // A power loss can leave a file of the right length without its content.
@@ -476,7 +496,9 @@ impl Tail {
         let Some(inflight) = self.inflight.take() else { return Ok(None) };
         self.state.acked = Some(Acked { txid: inflight.attempt.txid, end: inflight.attempt.end });
         self.state.attempt = None;
+        fault_point!("ack.save");
         self.save()?;
+        fault_point!("ack.saved");
         if let Body::File(path) = &inflight.body {
             // A file that stays behind is removed at the next open.
             let _ = std::fs::remove_file(path);

@@ -25,6 +25,7 @@ use super::progress::{Facts, ReplicationState};
 use super::send;
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
+use crate::fault::{fault_io, fault_point};
 use crate::store::{Created, LtxName, StoreError};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
@@ -187,6 +188,7 @@ impl Task {
     /// Does the one thing that is next.
     async fn step(&mut self) -> Result<Next, StepError> {
         let database = Arc::clone(&self.database);
+        fault_point!("step");
         let published = database.published();
         if !published.known {
             return Ok(Next::Idle);
@@ -203,7 +205,9 @@ impl Task {
             return Ok(Next::Stopped);
         }
         if !self.verified {
+            fault_point!("verify.begin");
             self.meanwhile(lineage::verify(&database)).await??;
+            fault_point!("verify.done");
             self.verified = true;
             self.succeeded();
             return Ok(Next::Again);
@@ -237,7 +241,8 @@ impl Task {
             drop(tail);
             if let Some(control) = unsynced {
                 // The next one syncs this as well.
-                let _ = control.sync_data();
+                let _ = fault_io!("control.sync").and_then(|()| control.sync_data());
+                fault_point!("control.synced");
             }
             return Ok(Next::Idle);
         }
@@ -266,8 +271,11 @@ impl Task {
         let Some(inflight) = database.lock_tail().inflight.clone() else { return Ok(Next::Again) };
         self.budget.take(Instant::now());
         let name = LtxName::level0(inflight.attempt.txid);
+        fault_point!("send.put");
         let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
+        fault_point!("send.done");
         if created == Created::AlreadyExists {
+            fault_point!("send.compare");
             match self.meanwhile(lineage::compare(&database, &name, &inflight.attempt)).await?? {
                 Exists::Ours => {}
                 Exists::Foreign(whose) => {
@@ -286,6 +294,7 @@ impl Task {
             tail.acknowledged()?;
             database.is_settled(&tail)
         };
+        fault_point!("ack.told");
         self.note_acked(inflight.sequence);
         database.progress.update(|f| {
             f.acked_sequence = f.acked_sequence.max(inflight.sequence);

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 
+use crate::fault::{fault_io, fault_point};
 use crate::ltx::{Header, LtxError, Reader, merge};
 use crate::replicator::local::OwnerMode;
 use crate::types::{TimestampMs, Txid};
@@ -170,6 +171,7 @@ impl Spool {
             run += 1;
         }
         let keep = self.entries.len() - run;
+        fault_point!("merge.begin");
         let inputs: Vec<Entry> = self.entries.range(keep..).cloned().collect();
         let (Some(oldest), Some(newest)) = (inputs.first(), inputs.last()) else { return Ok(()) };
         let output = Entry { first: oldest.first, last: newest.last, bytes: 0 };
@@ -180,10 +182,15 @@ impl Spool {
         let bytes = self.create(&output_path, |out| {
             merge(readers, &header, out).map(drop).map_err(|source| SpoolError::Ltx { path: output_path.clone(), source })
         })?;
+        fault_point!("merge.written");
         self.entries.truncate(keep);
         self.entries.push_back(Entry { bytes, ..output });
         // One that cannot be removed is removed at the next open.
-        inputs.iter().try_for_each(|input| remove(&self.path(input)))
+        inputs.iter().try_for_each(|input| {
+            remove(&self.path(input))?;
+            fault_point!("merge.removed");
+            Ok(())
+        })
     }
 
     /// Readers of all entries, oldest first, and the newest entry's header; `None` when empty.
@@ -218,13 +225,16 @@ impl Spool {
     ) -> Result<u64, E> {
         let temporary = path.with_extension("tmp");
         let made = (|| {
+            fault_io!("spool.create").map_err(|source| io_error(&temporary, source))?;
             let file = File::create(&temporary).map_err(|source| io_error(&temporary, source))?;
             self.owner.apply(&file).map_err(|source| io_error(&temporary, source))?;
             let mut out = BufWriter::with_capacity(IO_BUFFER_BYTES, file);
             write(&mut out)?;
             let file = out.into_inner().map_err(|e| io_error(&temporary, e.into_error()))?;
             let bytes = file.metadata().map_err(|source| io_error(&temporary, source))?.len();
+            fault_io!("spool.written").map_err(|source| io_error(path, source))?;
             std::fs::rename(&temporary, path).map_err(|source| io_error(path, source))?;
+            fault_point!("spool.renamed");
             Ok(bytes)
         })();
         if made.is_err() {
@@ -270,6 +280,7 @@ fn read_header(path: &Path) -> Result<Header, SpoolError> {
 }
 
 fn remove(path: &Path) -> Result<(), SpoolError> {
+    fault_io!("spool.remove").map_err(|source| io_error(path, source))?;
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, error)),
         _ => Ok(()),
