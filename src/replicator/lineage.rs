@@ -141,7 +141,7 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
                 return continue_from(database, newest.name.max_txid, end);
             }
             // What of the WAL was lost with it is not known.
-            _ if by_us && live.frame > 0 && header.wal_end().is_some_and(|end| end.salts == live.salts) => {
+            _ if by_us && header.wal_end().is_some_and(|end| end.salts == live.salts) => {
                 return give_attempt_up(database, Some(FullReason::BucketAhead));
             }
             _ if litestream_position(database) == Some(newest.name.max_txid) => {

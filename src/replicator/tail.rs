@@ -153,6 +153,11 @@ impl Tail {
             return;
         }
         fault_point!("resolve");
+        log::debug!(
+            target: "replicated",
+            "{}: the WAL is at {live}; captured {:?}, sealed {}, then {:x?}; the file was {:?} and is {:?}",
+            self.paths.database.display(), self.state.captured, self.state.sealed, self.state.next_salts, self.state.stamp, stamp()
+        );
         self.mode = self.judge(live, stamp);
         match &self.mode {
             Mode::Full(reason) => self.lose(*reason),
@@ -191,11 +196,19 @@ impl Tail {
         };
         let unchanged = |state: &State| state.sealed && state.stamp.is_some_and(|s| !s.too_fresh && stamp() == Some(s));
         let sealed_before_live = self.state.sealed && self.state.next_salts == Some(live.salts);
-        if live.frame == 0 {
-            return if sealed_before_live || unchanged(&self.state) { Mode::Running } else { self.judge_lost(live, stamp) };
+        let same_log = live.salts == captured.salts;
+        if live.frame == 0 && (sealed_before_live || unchanged(&self.state)) {
+            return Mode::Running;
         }
-        if live.salts == captured.salts {
-            return if live.frame >= captured.frame && self.wal().is_ok_and(|w| w.holds(&captured)) {
+        if same_log && live.frame < captured.frame {
+            // A power loss took frames, all of them even where only the WAL's header had been synced.
+            return Mode::Full(FullReason::BucketAhead);
+        }
+        if live.frame == 0 {
+            return self.judge_lost(live, stamp);
+        }
+        if same_log {
+            return if self.wal().is_ok_and(|w| w.holds(&captured)) {
                 self.state.sealed = false;
                 Mode::Running
             } else {
@@ -217,7 +230,7 @@ impl Tail {
         }
         // Each restart by a connection that knows the log adds one to the first salt.
         let restarts = self.state.captured.map_or(0, |c| live.salts[0].wrapping_sub(c.salts[0]));
-        let restarted = live.frame > 0 && (1..1 << 20).contains(&restarts);
+        let restarted = (1..1 << 20).contains(&restarts);
         // The change counter only grows. An equal one under a changed file proves nothing.
         let (counted, only_fresh) = match (self.state.stamp, stamp()) {
             (Some(then), Some(now)) => (
