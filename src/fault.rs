@@ -15,6 +15,9 @@
 //! | `panic` | a panic with the point's name |
 //! | `error` | the function fails with EIO; at points that cannot fail nothing happens |
 //! | `full` | the same with ENOSPC |
+//!
+//! `REPLICATED_TEST_POWER=<n>`: the power has failed n times. The kernel's boot id is another one each time, and a file's time of change, which no
+//! test can set, is taken to be that of its modification, which one can.
 
 /// A place where the process may die or panic.
 #[cfg(not(feature = "fault-injection"))]
@@ -42,12 +45,26 @@ macro_rules! fault_io {
     };
 }
 
-pub(crate) use {fault_io, fault_point};
+/// A value that a test replaces: by what a function makes of the number in a variable of the environment.
+#[cfg(not(feature = "fault-injection"))]
+macro_rules! fault_value {
+    ($variable:literal, $value:expr, $replaced:expr) => {
+        $value
+    };
+}
+#[cfg(feature = "fault-injection")]
+macro_rules! fault_value {
+    ($variable:literal, $value:expr, $replaced:expr) => {
+        $crate::fault::number($variable).map_or($value, $replaced)
+    };
+}
+
+pub(crate) use {fault_io, fault_point, fault_value};
 
 #[cfg(feature = "fault-injection")]
 pub use active::{POINTS, hits, observe};
 #[cfg(feature = "fault-injection")]
-pub(crate) use active::{reach, reach_io};
+pub(crate) use active::{number, reach, reach_io};
 
 #[cfg(feature = "fault-injection")]
 mod active {
@@ -241,6 +258,10 @@ mod active {
             Some(Action::Panic) => panic!("the fail point {name} was told to panic"),
             Some(Action::Error(code)) => Err(io::Error::from_raw_os_error(code)),
         }
+    }
+
+    pub(crate) fn number(variable: &str) -> Option<u64> {
+        std::env::var(variable).ok()?.parse().ok()
     }
 
     /// How often each point was come to, and in the first place all of them together, as `*`.

@@ -21,7 +21,6 @@ fn campaign(name: &str, style: &Style, losses: &[Loss], own: &[Own]) {
     let seed = number("REPLICATED_TEST_SEED", 1);
     let rounds = number("REPLICATED_TEST_CRASH_ROUNDS", 12);
     let mut life = Life::new(name, seed, style.clone(), |folder| Bucket::folder(&folder.join("bucket")));
-    life.power_failed = true;
     let mut calls = 300;
     let mut deaths = 0;
     for _ in 0..rounds {

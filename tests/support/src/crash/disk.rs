@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +33,8 @@ pub enum Loss {
 pub enum Fate {
     /// It is not there.
     Gone,
-    /// Its content is that of this file.
-    Content(PathBuf),
+    /// Its content is that of this file, last modified then.
+    Content(PathBuf, Option<SystemTime>),
 }
 
 #[derive(Clone, Debug)]
@@ -48,6 +49,8 @@ struct Image {
     since: Vec<Change>,
     /// Made since the process began, and its directory was not synced since.
     is_new: bool,
+    /// When it was modified before the last sync.
+    synced_at: Option<SystemTime>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -68,7 +71,7 @@ impl Disk {
     /// A file is about to be opened, or was asked for. What lies on the disk when a process begins is safe.
     pub fn known(&mut self, path: &Path) {
         if !self.files.contains_key(path) {
-            let image = std::fs::read(path).ok().map(|synced| Image { synced, ..Image::default() });
+            let image = std::fs::read(path).ok().map(|synced| Image { synced, synced_at: modified(path), ..Image::default() });
             self.files.insert(path.to_owned(), Entry { image, deleted: None });
         }
     }
@@ -101,6 +104,7 @@ impl Disk {
         for change in std::mem::take(&mut image.since) {
             apply(&mut image.synced, &change, &mut |_| true);
         }
+        image.synced_at = modified(path);
         if image.is_new {
             self.directory_synced();
         }
@@ -133,17 +137,24 @@ impl Disk {
     pub fn lose(&self, loss: Loss, random: &mut fastrand::Rng, folder: &Path) -> std::io::Result<Vec<(PathBuf, Fate)>> {
         let mut fates = Vec::new();
         for (number, (path, entry)) in self.files.iter().enumerate() {
+            // The time is the inode's, which goes to disk with or without what was written.
+            let now = entry.image.as_ref().and_then(|_| modified(path));
+            let at = |image: &Image, random: &mut fastrand::Rng| {
+                if loss == Loss::Torn && random.bool() { now.or(image.synced_at) } else { image.synced_at.or(now) }
+            };
             let left = match (&entry.image, &entry.deleted) {
-                (Some(image), _) => left_of(image, loss, random),
-                (None, Some(deleted)) if loss == Loss::Torn && random.bool() => left_of(deleted, loss, random),
+                (Some(image), _) => left_of(image, loss, random).map(|content| (content, at(image, random))),
+                (None, Some(deleted)) if loss == Loss::Torn && random.bool() => {
+                    left_of(deleted, loss, random).map(|content| (content, at(deleted, random)))
+                }
                 (None, _) => None,
             };
             let fate = match left {
                 None => Fate::Gone,
-                Some(content) => {
+                Some((content, at)) => {
                     let kept = folder.join(format!("{number}.left"));
                     std::fs::write(&kept, content)?;
-                    Fate::Content(kept)
+                    Fate::Content(kept, at)
                 }
             };
             fates.push((path.clone(), fate));
@@ -195,6 +206,10 @@ fn apply(content: &mut Vec<u8>, change: &Change, keeps: &mut dyn FnMut(usize) ->
     }
 }
 
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
 /// Puts the files as a power loss left them. A file keeps its inode, and one that lost nothing its times.
 ///
 /// # Errors
@@ -206,7 +221,7 @@ pub fn put_back(fates: &[(PathBuf, Fate)]) -> std::io::Result<()> {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             },
-            Fate::Content(kept) => {
+            Fate::Content(kept, modified) => {
                 let content = std::fs::read(kept)?;
                 if std::fs::read(path).is_ok_and(|now| now == content) {
                     continue;
@@ -214,6 +229,9 @@ pub fn put_back(fates: &[(PathBuf, Fate)]) -> std::io::Result<()> {
                 // Not `fs::write`: the file that is there stays the same file.
                 let file = std::fs::File::options().write(true).create(true).truncate(true).open(path)?;
                 std::io::Write::write_all(&mut &file, &content)?;
+                if let Some(modified) = modified {
+                    file.set_modified(*modified)?;
+                }
             }
         }
     }
@@ -231,7 +249,7 @@ mod tests {
             .into_iter()
             .map(|(path, fate)| match fate {
                 Fate::Gone => (path, None),
-                Fate::Content(kept) => (path, Some(std::fs::read(kept).unwrap())),
+                Fate::Content(kept, _) => (path, Some(std::fs::read(kept).unwrap())),
             })
             .collect()
     }

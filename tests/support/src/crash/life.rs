@@ -77,8 +77,8 @@ pub struct Life {
     pub options: Vec<(String, String)>,
     /// So many things a process does.
     pub steps: u32,
-    /// The bucket may have what the file lost.
-    pub power_failed: bool,
+    /// How often the power failed: since then the bucket may have what the file lost.
+    pub power_losses: u32,
     reproduction: String,
 }
 
@@ -121,7 +121,7 @@ impl Life {
             style,
             options: options.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             steps: 60,
-            power_failed: false,
+            power_losses: 0,
             reproduction: String::new(),
         }
     }
@@ -202,7 +202,7 @@ impl Life {
             self.fail(&format!("the process failed: {error}"));
         }
         if outcome.killed && session.power.is_some() {
-            self.power_failed = true;
+            self.power_losses += 1;
             self.put_back();
         }
         self.round += 1;
@@ -216,6 +216,7 @@ impl Life {
     pub fn run(&mut self, session: &Session, ending: &Ending) -> Outcome {
         let json = serde_json::to_string(session).expect("a session can be written down");
         let mut env = self.bucket.env.clone();
+        env.push(("REPLICATED_TEST_POWER".to_owned(), self.power_losses.to_string()));
         if let Ending::Fault(rules) = ending {
             env.push(("REPLICATED_TEST_FAULT".to_owned(), rules.clone()));
         }
@@ -325,7 +326,7 @@ impl Life {
         if !notes.knows(remote) {
             self.fail(&format!("the bucket is in a state that was never committed: {remote:?}"));
         }
-        if !self.power_failed && (remote.number > local.number || remote.number == local.number && remote.sum != local.sum) {
+        if self.power_losses == 0 && (remote.number > local.number || remote.number == local.number && remote.sum != local.sum) {
             self.fail(&format!("the bucket has {remote:?}, the file only {local:?}"));
         }
     }
@@ -356,7 +357,7 @@ impl Life {
             if !notes.knows(state) {
                 self.fail(&format!("TXID {txid} is a state that was never committed: {state:?}"));
             }
-            if !self.power_failed && state.number < before.number {
+            if self.power_losses == 0 && state.number < before.number {
                 self.fail(&format!("TXID {txid} is {state:?}, the one before it was {before:?}"));
             }
             before = state;

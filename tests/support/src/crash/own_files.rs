@@ -18,7 +18,7 @@ pub enum Own {
     AsTheyWere,
     /// The control file as it was last synced, nothing else changed.
     ControlAsSynced,
-    /// The control file of any moment since its last sync, or a mixture of two in sectors; each other file whole, cut, full of zeros or gone;
+    /// The control file of any moment since its last sync, or torn between two of them; each other file whole, cut, full of zeros or gone;
     /// files that were removed are back, some of them.
     Random,
     /// Nothing is left of them.
@@ -104,13 +104,13 @@ impl History {
             Own::ControlAsSynced => self.control.first().cloned(),
             Own::Random => random.choice(&self.control).cloned().map(|first| {
                 let mut mixed = first?;
+                // It is one block, which the kernel writes at once: it may be torn in one place.
                 if let Some(Some(second)) = random.choice(&self.control)
                     && random.bool()
                 {
-                    for (to, from) in mixed.chunks_mut(SECTOR_BYTES).zip(second.chunks(SECTOR_BYTES)) {
-                        if to.len() == from.len() && random.bool() {
-                            to.copy_from_slice(from);
-                        }
+                    let from = random.usize(0..=mixed.len() / SECTOR_BYTES) * SECTOR_BYTES;
+                    for (to, from) in mixed.iter_mut().zip(second).skip(from) {
+                        *to = *from;
                     }
                 }
                 Some(mixed)
@@ -120,7 +120,7 @@ impl History {
             Some(Some(control)) => {
                 let kept = power.folder.join("own-control");
                 std::fs::write(&kept, control)?;
-                fates.push((directory.join("control"), Fate::Content(kept)));
+                fates.push((directory.join("control"), Fate::Content(kept, None)));
             }
             Some(None) => fates.push((directory.join("control"), Fate::Gone)),
             None => {}
@@ -147,7 +147,7 @@ impl History {
                         }
                         let kept = power.folder.join(format!("own-{name}"));
                         std::fs::write(&kept, content)?;
-                        fates.push((directory.join(&name), Fate::Content(kept)));
+                        fates.push((directory.join(&name), Fate::Content(kept, None)));
                     }
                 }
             }
