@@ -19,9 +19,9 @@ use super::outside::{NewestState, Outside};
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::{Progress, WaitError};
 use super::stamp;
-use super::tail::{LiveEnd, Mode, StopKind, Tail, TailError};
+use super::tail::{LiveEnd, MOST_RESTARTS, Mode, StopKind, Tail, TailError};
 use crate::config::Options;
-use crate::fault::fault_point;
+use crate::fault::{fault_io, fault_point};
 use crate::store::Store;
 use crate::types::{PageSize, Txid, WalPos};
 use crate::wal::IndexHeader;
@@ -101,6 +101,8 @@ pub(crate) struct Database {
     pub(super) outside: Mutex<Outside>,
     /// SQLite has synced the database file since its last write.
     file_synced: AtomicBool,
+    /// The header of a generation was written whose salts do not follow on those before: see `wal_synced`.
+    begins_afresh: AtomicBool,
     /// Commits up to this one shall go without a token of the budget.
     pub(crate) urgent: AtomicU64,
     /// How often a flush was asked for: each ends a pause.
@@ -158,6 +160,7 @@ impl Database {
             snapshot_waits: AtomicBool::new(false),
             outside: Mutex::default(),
             file_synced: AtomicBool::new(false),
+            begins_afresh: AtomicBool::new(false),
             urgent: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             closing: AtomicBool::new(false),
@@ -283,6 +286,8 @@ impl Database {
         }
         self.wal_is_empty();
         self.stamp_due.store(true, Ordering::Relaxed);
+        drop(tail);
+        self.sync_seal();
         fault_point!("wal.vanished");
     }
 
@@ -308,6 +313,35 @@ impl Database {
             self.wal_vanishes();
         } else {
             self.preserve_wal(&mut tail);
+            drop(tail);
+            if bytes == 0 {
+                self.sync_seal();
+            }
+        }
+    }
+
+    /// What the control file says of the WAL's end goes to disk before the WAL goes, where SQLite saw to it that the database file has it all:
+    /// after a loss of power nothing else would tell.
+    fn sync_seal(&self) {
+        if self.is_file_synced() {
+            self.sync_control();
+        }
+    }
+
+    /// Syncs the control file, without the lock that a writer needs to restart the WAL.
+    pub(crate) fn sync_control(&self) {
+        let unsynced = self.tail.lock().unsynced();
+        if let Some(control) = unsynced {
+            // The next sync includes this one.
+            let _ = fault_io!("control.sync").and_then(|()| control.sync_data());
+            fault_point!("control.synced");
+        }
+    }
+
+    /// SQLite has synced the WAL: its new header, maybe, which continues nothing that could be told by its salts.
+    pub(crate) fn wal_synced(&self) {
+        if self.begins_afresh.swap(false, Ordering::Relaxed) {
+            self.sync_control();
         }
     }
 
@@ -385,6 +419,9 @@ impl Database {
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
         self.preserve_wal(&mut tail);
+        // A restart by a connection that knows the log counts the first salt up; others choose it by chance.
+        let follows = tail.state.captured.is_some_and(|captured| salts[0].wrapping_sub(captured.salts[0]) < MOST_RESTARTS);
+        self.begins_afresh.store(!follows, Ordering::Relaxed);
         if !tail.generation_begins(salts, &live.end) {
             self.lose(&mut tail, FullReason::ContinuityLost);
         }

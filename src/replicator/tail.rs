@@ -23,6 +23,9 @@ use crate::ltx::{Encoder, Header, LtxError, Reader, merge};
 use crate::spool::{Spool, SpoolError, entry_header};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
+/// A first salt that is greater by less than this is that of the same WAL, restarted.
+pub(super) const MOST_RESTARTS: u32 = 1 << 20;
+
 /// Why local capture failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TailError {
@@ -277,9 +280,8 @@ impl Tail {
             return Mode::Full(FullReason::ContinuityLost);
         }
         // Each restart by a connection that knows the log adds one to the first salt.
-        let restarts = self.state.captured.map_or(0, |c| live.salts[0].wrapping_sub(c.salts[0]));
-        let restarted = (1..1 << 20).contains(&restarts);
-        if restarted {
+        let follows = |salts: [u32; 2]| (1..MOST_RESTARTS).contains(&live.salts[0].wrapping_sub(salts[0]));
+        if self.state.captured.is_some_and(|captured| follows(captured.salts)) || self.state.next_salts.is_some_and(follows) {
             return Mode::Full(FullReason::ContinuityLost);
         }
         if let (Some(then), Some(now)) = (self.state.stamp, stamp()) {
@@ -611,7 +613,7 @@ impl Tail {
             in_file: true,
         };
         self.spool.create(&path, |out| {
-            let finished = merge(readers, &header, out)?;
+            let finished = merge(readers, &header, out).map_err(|error| SpoolError::of(&path, error))?;
             (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
             Ok::<_, TailError>(())
         })?;

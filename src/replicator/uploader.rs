@@ -25,7 +25,7 @@ use super::progress::{Facts, ReplicationState};
 use super::send;
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
-use crate::fault::{fault_io, fault_point};
+use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
@@ -238,13 +238,8 @@ impl Task {
                 f.remote_txid = tail.state.acked.map(|a| a.txid);
                 f.state = ReplicationState::Idle;
             });
-            let unsynced = tail.unsynced();
             drop(tail);
-            if let Some(control) = unsynced {
-                // The next one syncs this as well.
-                let _ = fault_io!("control.sync").and_then(|()| control.sync_data());
-                fault_point!("control.synced");
-            }
+            database.sync_control();
             return Ok(Next::Idle);
         }
         database.progress.update(Facts::under_way);
@@ -422,9 +417,8 @@ impl Task {
 /// What a local failure means: the full state where something is lost, another try where it may pass.
 fn recover(database: &Database, tail: &mut super::tail::Tail, error: TailError) -> Result<Next, StepError> {
     use super::control::FullReason;
-    use crate::spool::SpoolError;
     match &error {
-        TailError::Spool(SpoolError::Full { .. } | SpoolError::Missing { .. } | SpoolError::Ltx { .. }) => {
+        TailError::Spool(lost) if lost.is_lasting() => {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
             database.lose(tail, FullReason::SpoolLost);
             Ok(Next::Again)

@@ -45,6 +45,25 @@ pub(crate) enum SpoolError {
     Full { directory: PathBuf, needed_bytes: u64, limit_bytes: u64 },
 }
 
+impl SpoolError {
+    /// Merging entries into a file has failed: by a file operation, or by what an entry holds.
+    pub(crate) fn of(path: &Path, error: LtxError) -> Self {
+        let path = path.to_owned();
+        match error {
+            LtxError::Io(source) => Self::Io { path, source },
+            source => Self::Ltx { path, source },
+        }
+    }
+
+    /// Something that was spooled cannot be had any more, however often it is tried.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Ltx { .. } | Self::Missing { .. } | Self::Full { .. } => true,
+        }
+    }
+}
+
 /// All entries to be merged, oldest first, and the newest one's header.
 pub(crate) type Contents = (Vec<Reader<BufReader<File>>>, Header);
 
@@ -180,7 +199,7 @@ impl Spool {
         let header = read_header(&newest_path)?;
         let output_path = self.path(&output);
         let bytes = self.create(&output_path, |out| {
-            merge(readers, &header, out).map(drop).map_err(|source| SpoolError::Ltx { path: output_path.clone(), source })
+            merge(readers, &header, out).map(drop).map_err(|source| SpoolError::of(&output_path, source))
         })?;
         fault_point!("merge.written");
         self.entries.truncate(keep);
