@@ -198,9 +198,8 @@ impl Spool {
         let newest_path = self.path(newest);
         let header = read_header(&newest_path)?;
         let output_path = self.path(&output);
-        let bytes = self.create(&output_path, |out| {
-            merge(readers, &header, out).map(drop).map_err(|source| SpoolError::of(&output_path, source))
-        })?;
+        let bytes =
+            self.create(&output_path, |out| merge(readers, &header, out).map(drop).map_err(|source| SpoolError::of(&output_path, source)))?;
         fault_point!("merge.written");
         self.entries.truncate(keep);
         self.entries.push_back(Entry { bytes, ..output });

@@ -119,25 +119,40 @@ impl Bucket {
     }
 }
 
-/// The committed state of a database that nobody has open, WAL included, as one file in `folder`.
+/// The committed state of a database that nobody has open, WAL or hot journal included, as one file in `folder`.
 ///
 /// # Panics
 /// Where it cannot be copied or opened.
 #[must_use]
 pub fn flattened(database: &Path, folder: &Path) -> PathBuf {
+    try_flattened(database, folder).unwrap_or_else(|error| panic!("{}: {error}", database.display()))
+}
+
+/// The same of a database that may be damaged.
+///
+/// # Errors
+/// What SQLite says to it.
+///
+/// # Panics
+/// Where it cannot be copied.
+pub fn try_flattened(database: &Path, folder: &Path) -> Result<PathBuf, rusqlite::Error> {
     let copy = folder.join("flattened.db");
     let with = |path: &Path, suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
-    for suffix in ["", "-wal", "-shm"] {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
         // It may not be there.
         let _ = std::fs::remove_file(with(&copy, suffix));
     }
     std::fs::copy(database, &copy).expect("the database can be copied");
-    if with(database, "-wal").exists() {
-        std::fs::copy(with(database, "-wal"), with(&copy, "-wal")).expect("the WAL can be copied");
+    for suffix in ["-wal", "-journal"] {
+        if with(database, suffix).exists() {
+            std::fs::copy(with(database, suffix), with(&copy, suffix)).expect("what lies beside the database can be copied");
+        }
     }
-    let connection = Connection::open(&copy).expect("the copy opens");
-    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).expect("the copy is checkpointed");
+    let connection = Connection::open(&copy)?;
+    // Rolls back what a hot journal has, or copies the WAL.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))?;
+    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     assert_eq!(busy, 0);
-    connection.close().expect("the copy closes");
-    copy
+    connection.close().map_err(|(_, error)| error)?;
+    Ok(copy)
 }

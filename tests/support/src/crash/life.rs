@@ -22,9 +22,9 @@ use super::model::{Notes, State, state_of};
 use super::own_files::Own;
 use super::session::{Power, Session, Style};
 use super::vfs;
-use crate::bucket::{Bucket, flattened};
+use crate::bucket::{Bucket, flattened, try_flattened};
 use crate::host;
-use crate::sqlite::page_compare;
+use crate::sqlite::same_but_for_free_pages;
 
 /// A process that does nothing for so long hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -56,6 +56,8 @@ pub struct Outcome {
     pub status: String,
     /// It ended by itself: how many calls of the VFS there were, and how often it came to each fail point.
     pub ended: Option<Value>,
+    /// SQLite found the database damaged, where a crash may do that.
+    pub damaged: bool,
     /// It was killed.
     pub killed: bool,
     /// It failed, with what it said.
@@ -251,6 +253,8 @@ impl Life {
                         self.check_equal();
                     } else if let Some(why) = said["stopped"].as_str() {
                         outcome.stopped = Some(why.to_owned());
+                    } else if said["damaged"].is_string() {
+                        outcome.damaged = true;
                     } else {
                         outcome.ended = Some(said["ended"].clone());
                     }
@@ -292,6 +296,13 @@ impl Life {
         state_of(&flattened(&self.database(), &folder)).unwrap_or_else(|error| self.fail(&error))
     }
 
+    /// Whether a crash has cost SQLite the database, or a part of a transaction.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        let flat = try_flattened(&self.database(), &self.path(""));
+        !flat.is_ok_and(|flat| state_of(&flat).is_ok_and(|state| self.notes().knows(state)))
+    }
+
     /// What the bucket holds; `None` where it is empty.
     ///
     /// # Panics
@@ -313,6 +324,18 @@ impl Life {
         restored
     }
 
+    /// What the bucket has was committed.
+    ///
+    /// # Panics
+    /// Where that is not so.
+    pub fn check_bucket(&self) -> Option<State> {
+        let remote = self.remote()?;
+        if !self.notes().knows(remote) {
+            self.fail(&format!("the bucket is in a state that was never committed: {remote:?}"));
+        }
+        Some(remote)
+    }
+
     /// After a kill: what the bucket has was committed, and the file has it, too.
     ///
     /// # Panics
@@ -322,10 +345,7 @@ impl Life {
         if !notes.knows(local) {
             self.fail(&format!("the file is in a state that was never committed: {local:?}"));
         }
-        let Some(remote) = self.remote() else { return };
-        if !notes.knows(remote) {
-            self.fail(&format!("the bucket is in a state that was never committed: {remote:?}"));
-        }
+        let Some(remote) = self.check_bucket() else { return };
         if self.power_losses == 0 && (remote.number > local.number || remote.number == local.number && remote.sum != local.sum) {
             self.fail(&format!("the bucket has {remote:?}, the file only {local:?}"));
         }
@@ -338,7 +358,13 @@ impl Life {
     pub fn check_equal(&self) {
         let folder = self.path("");
         let restored = self.restored(Target::Latest);
-        if let Err(difference) = page_compare(&flattened(&self.database(), &folder), &restored) {
+        let same = if self.style.may_be_damaged && !Path::new(&format!("{}-wal", self.database().display())).exists() {
+            // SQLite may not be able to read it.
+            same_but_for_free_pages(&self.database(), &restored)
+        } else {
+            same_but_for_free_pages(&flattened(&self.database(), &folder), &restored)
+        };
+        if let Err(difference) = same {
             self.fail(&difference);
         }
     }
@@ -377,6 +403,18 @@ impl Life {
         self.check_prefix();
         self.check_history();
         outcome
+    }
+
+    /// A last process on a database that SQLite has lost: what is left is sent, and nothing older is changed by that.
+    ///
+    /// # Panics
+    /// Where the bucket is not what is left.
+    pub fn end_damaged(&mut self) {
+        let outcome = self.round(&Ending::Itself { closes: true });
+        // Where nothing can be read of it, nothing is known of it either.
+        if !outcome.synced && !self.logged("not replicated").is_empty() {
+            self.fail(&format!("what is left was not sent: {outcome:?}"));
+        }
     }
 
     /// Fails with everything that is needed to see why.

@@ -36,6 +36,10 @@ pub struct Style {
     pub most_bytes: usize,
     /// A second thread reads and checkpoints.
     pub threads: bool,
+    /// `PRAGMA locking_mode`.
+    pub locking: String,
+    /// SQLite itself may lose the database in a crash: without a journal on disk, or where nothing is ever synced and the power fails.
+    pub may_be_damaged: bool,
 }
 
 impl Default for Style {
@@ -50,6 +54,8 @@ impl Default for Style {
             auto_vacuum: 0,
             most_bytes: 3000,
             threads: false,
+            locking: "NORMAL".to_owned(),
+            may_be_damaged: false,
         }
     }
 }
@@ -108,6 +114,19 @@ struct Player {
     model: Model,
     record: Record,
     next_id: i64,
+    damaged: bool,
+}
+
+/// The database is no database any more, or not a sound one.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    match error.sqlite_error_code() {
+        // Half a transaction: a table is not there, or a row is where it should not be.
+        Some(code) => {
+            matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown | ErrorCode::ConstraintViolation)
+        }
+        // A row that is not there, or holds something else.
+        None => true,
+    }
 }
 
 /// SQLite was busy: nothing happened.
@@ -172,8 +191,16 @@ pub fn run(session: Session) -> Result<(), Failure> {
     let uri = crate::host::replicated(&session.database, &session.replica, &parameters);
     let record = Record::open(&session.record).map_err(|e| e.to_string())?;
     let random = fastrand::Rng::with_seed(session.seed);
-    let mut player = Player { session, uri, random, writers: Vec::new(), readers: Vec::new(), model: Model::default(), record, next_id: 0 };
-    player.play().map_err(|error| error.to_string())
+    let may_be_damaged = session.style.may_be_damaged;
+    let (writers, readers, model) = (Vec::new(), Vec::new(), Model::default());
+    let mut player = Player { session, uri, random, writers, readers, model, record, next_id: 0, damaged: false };
+    match player.play() {
+        Err(error) if may_be_damaged && is_damage(&error) => {
+            say(&json!({"damaged": error.to_string()}));
+            Ok(())
+        }
+        other => other.map_err(|error| error.to_string()),
+    }
 }
 
 impl Player {
@@ -183,7 +210,11 @@ impl Player {
         }
         let first = self.open()?;
         self.writers.push(first);
-        self.begin()?;
+        match self.begin() {
+            // It is sent as it is.
+            Err(error) if self.session.style.may_be_damaged && is_damage(&error) => self.damaged = true,
+            other => other?,
+        }
         let synced = self.writers[0].query_row("PRAGMA replicated_sync='60s'", [], |row| row.get::<_, String>(0));
         let status: String = self.writers[0].query_row("PRAGMA replicated_status", [], |row| row.get(0))?;
         match synced {
@@ -193,6 +224,10 @@ impl Player {
         if self.session.waits {
             let mut line = String::new();
             let _ = std::io::stdin().lock().read_line(&mut line);
+        }
+        if self.damaged {
+            say(&json!({"damaged": "before it was opened"}));
+            return Ok(());
         }
         let helper = self.session.style.threads.then(|| self.start_helper());
         for _ in 0..self.session.steps {
@@ -229,6 +264,9 @@ impl Player {
         }
         if let [mode] = style.journal.as_slice() {
             connection.query_row(&format!("PRAGMA journal_mode={mode}"), [], |row| row.get::<_, String>(0))?;
+        }
+        if style.locking != "NORMAL" {
+            connection.query_row(&format!("PRAGMA locking_mode={}", style.locking), [], |row| row.get::<_, String>(0))?;
         }
         let synchronous = self.random.choice(&style.synchronous).map_or("NORMAL", String::as_str);
         connection.execute_batch(&format!(
@@ -304,8 +342,9 @@ impl Player {
         model.number += 1;
         let begin = *self.random.choice(&["BEGIN", "BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"]).unwrap_or(&"BEGIN");
         self.writers[which].execute_batch(begin)?;
-        let result = self.work(which, &mut model);
-        let commits = result.is_ok() && self.random.u8(0..12) > 0;
+        let can_roll_back = self.can_roll_back(which)?;
+        let result = self.work(which, &mut model, can_roll_back);
+        let commits = result.is_ok() && (self.random.u8(0..12) > 0 || !can_roll_back);
         let connection = &self.writers[which];
         if !commits {
             // SQLite may have rolled back already.
@@ -325,7 +364,7 @@ impl Player {
     }
 
     /// What a transaction changes.
-    fn work(&mut self, which: usize, model: &mut Model) -> rusqlite::Result<()> {
+    fn work(&mut self, which: usize, model: &mut Model, can_roll_back: bool) -> rusqlite::Result<()> {
         self.writers[which].execute("UPDATE state SET number = ?1", params![model.number])?;
         let most_kept_bytes = 400 * self.session.style.most_bytes as u64;
         if model.bytes() > most_kept_bytes || self.random.u8(0..60) == 0 {
@@ -352,7 +391,7 @@ impl Player {
                     for _ in 0..self.random.u8(1..6) {
                         self.change(which, &mut within)?;
                     }
-                    if self.random.bool() {
+                    if can_roll_back && self.random.bool() {
                         self.writers[which].execute_batch("ROLLBACK TO s; RELEASE s")?;
                     } else {
                         self.writers[which].execute_batch("RELEASE s")?;
@@ -420,7 +459,8 @@ impl Player {
 
     /// A reader begins, or the oldest one ends: it must still see what it saw.
     fn reader(&mut self) -> rusqlite::Result<()> {
-        if self.readers.len() < 2 && self.random.bool() {
+        // One that is in the way of a commit without a journal would have it rolled back.
+        if self.readers.len() < 2 && self.random.bool() && !self.session.style.journal.iter().any(|mode| mode == "OFF") {
             let connection = self.open()?;
             connection.execute_batch("BEGIN")?;
             let number = connection.query_row("SELECT number FROM state", [], |row| row.get(0))?;
@@ -448,9 +488,22 @@ impl Player {
         for writer in self.writers.drain(..) {
             writer.close().map_err(|(_, error)| error)?;
         }
-        let first = self.open()?;
-        self.writers.push(first);
-        Ok(())
+        loop {
+            match self.open() {
+                // The second thread has it.
+                Err(error) if is_busy(&error) => {}
+                opened => {
+                    self.writers.push(opened?);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Without a journal nothing can be rolled back.
+    fn can_roll_back(&self, which: usize) -> rusqlite::Result<bool> {
+        let mode: String = self.writers[which].query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+        Ok(!mode.eq_ignore_ascii_case("off"))
     }
 
     /// Another journal mode, where there are several.
