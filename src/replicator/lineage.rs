@@ -114,6 +114,14 @@ fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
 /// other history.
 async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepError> {
     let lost_tail = || {
+        if database.lock_tail().refuses_lost_tail() {
+            let message = format!(
+                "a power loss took commits that the bucket still has, up to TXID {reach}, and refuse_lost_tail is set: nothing is sent. Restore the newest \
+                 state, or declare this file the truth with `replicated adopt`"
+            );
+            stop(database, StopKind::Diverged, message);
+            return Ok(());
+        }
         let name = database.paths.database.display();
         log::warn!(target: "replicated", "{name}: the bucket has commits up to TXID {reach} that this file may lack");
         give_attempt_up(database, Some(FullReason::BucketAhead))

@@ -74,7 +74,7 @@ pub(crate) struct Process {
 }
 
 /// How many forks deep a process may be. One slot each, so that nothing inherited is ever touched.
-const MOST_FORKS: usize = 256;
+pub(crate) const MOST_FORKS: usize = 256;
 
 /// Counts forks, from the child's side. The handler does nothing else: locks and thread-locals are off limits there.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
@@ -236,6 +236,9 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) ->
     };
     let spool = opened.map_err(|source| OpenError::Spool { database: database.clone(), source })?;
     let mut tail = Tail::new(paths.clone(), control, state, spool, Mode::Unresolved, options.max_memory_bytes / 8);
+    if options.refuse_lost_tail {
+        tail.refuse_lost_tail();
+    }
     tail.save().map_err(|e| local(&paths.control(), std::io::Error::other(e)))?;
     fault_point!("open.saved");
     Ok(tail)

@@ -43,7 +43,7 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         Begin::Moment(moment) => moment,
         Begin::Wait => return Ok(Next::After(WRITER_PAUSE)),
         Begin::Empty(sequence) => {
-            database.note_acked(sequence, None);
+            database.note_acked(sequence);
             database.progress.update(|f| f.acked_sequence = f.acked_sequence.max(sequence));
             return Ok(Next::Idle);
         }
@@ -207,7 +207,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Ltx
     let settled = database.is_settled(&tail);
     drop(tail);
     log::info!(target: "replicated", "{log_name}: the full state is in the bucket: {} pages, TXID {txid}", moment.database_pages);
-    database.note_acked(moment.sequence, None);
+    database.note_acked(moment.sequence);
     database.progress.update(|f| {
         f.acked_sequence = f.acked_sequence.max(moment.sequence);
         f.remote_txid = Some(txid);

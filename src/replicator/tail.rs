@@ -134,6 +134,8 @@ pub(crate) struct Tail {
     wal: Option<WalFile>,
     /// A batch of up to this many bytes of pages is kept in memory; a larger one goes through a file.
     memory_batch_bytes: u64,
+    /// Commits that a power loss took and the bucket has stop replication.
+    refuse_lost_tail: bool,
     /// Saved since the last sync to disk.
     unsynced: bool,
     /// SQLite has rolled a dead process's transaction back, through us: it had not been committed.
@@ -152,6 +154,7 @@ impl Tail {
             captured_sequence: 0,
             wal: None,
             memory_batch_bytes,
+            refuse_lost_tail: false,
             unsynced: false,
             rolled_back: false,
         }
@@ -182,7 +185,10 @@ impl Tail {
             "{}: the WAL is at {live}; captured {:?}, sealed {}, then {:x?}; the file was {:?} and is {:?}",
             self.paths.database.display(), self.state.captured, self.state.sealed, self.state.next_salts, self.state.stamp, stamp()
         );
-        self.mode = self.judge(live, stamp);
+        self.mode = match self.judge(live, stamp) {
+            Mode::Full(FullReason::BucketAhead) if self.state.full.is_none() && self.refuse_lost_tail => self.lost_tail_refused(),
+            mode => mode,
+        };
         if self.mode == Mode::Running && self.state.open_transaction.take().is_some() {
             // It left nothing.
             self.stamp(stamp());
@@ -258,6 +264,28 @@ impl Tail {
         }
         let header = self.wal().and_then(WalFile::header);
         header.map_or(*live, |header| WalPos { salts: header.salts, ..WalPos::default() })
+    }
+
+    /// Has commits that a power loss took stop replication where the bucket has them.
+    pub(crate) const fn refuse_lost_tail(&mut self) {
+        self.refuse_lost_tail = true;
+    }
+
+    fn lost_tail_refused(&self) -> Mode {
+        let newest = self.state.attempt.map(|a| a.txid).or(self.state.acked.map(|a| a.txid));
+        Mode::Stopped(
+            StopKind::Diverged,
+            format!(
+                "a power loss took commits that the bucket still has, up to TXID {} at least, and refuse_lost_tail is set: nothing is sent. Restore \
+                 the newest state, or declare this file the truth with `replicated adopt`",
+                newest.map_or_else(|| "?".to_owned(), |txid| txid.to_string())
+            ),
+        )
+    }
+
+    /// Whether the option asks to stop there.
+    pub(crate) const fn refuses_lost_tail(&self) -> bool {
+        self.refuse_lost_tail
     }
 
     /// Whether the database file holds what was captured last, and nothing else.

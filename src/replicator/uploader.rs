@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
-use super::budget::{Backoff, Budget};
+use super::budget::{Backoff, Budget, Siblings};
 use super::database::{Database, now_ms};
-use super::hub::{Hub, HubReceiver, Notice, Waiting};
+use super::hub::{Hub, HubReceiver, Notice};
 use super::lineage::{self, Exists};
 use super::process::Registry;
 use super::progress::{Facts, ReplicationState};
@@ -56,10 +56,21 @@ pub(crate) enum Next {
     Again,
     /// Nothing until something is committed.
     Idle,
+    /// Nothing until something is committed, or the time has passed.
+    Quiet(Duration),
     /// Nothing, whatever is committed, until somebody acts.
     Stopped,
-    /// Nothing until something is committed that goes without a token, or the time has passed.
+    /// Nothing until a commit waits, or the time has passed.
     After(Duration),
+    /// Nothing until the time has passed: the second, shorter one where a commit waits.
+    Backoff(Duration, Duration),
+}
+
+/// Who had called when a step began: what comes after that ends the sleep behind the step.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    asked: u64,
+    calls: u64,
 }
 
 /// Runs the uploader's thread; returns when the process has no hub any more, that is never.
@@ -101,8 +112,12 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
             }
         }
         while let Ok(frames) = commits.try_recv() {
+            log::trace!(
+                target: "replicated",
+                "database {}: commit {} is frames {} to {}, {} pages in all",
+                frames.database, frames.sequence, frames.first_frame, frames.end, frames.database_pages
+            );
             if let Some(mailbox) = mailboxes.borrow().get(&frames.database) {
-                mailbox.waiting.borrow_mut().heard(&frames);
                 mailbox.notify.notify_one();
             }
         }
@@ -113,7 +128,6 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
 #[derive(Debug, Default)]
 struct Mailbox {
     notify: Notify,
-    waiting: RefCell<Waiting>,
 }
 
 /// One database's task.
@@ -122,6 +136,7 @@ struct Task {
     mailbox: Rc<Mailbox>,
     budget: Budget,
     backoff: Backoff,
+    siblings: Siblings,
     /// The bucket has been compared with what the control file says.
     verified: bool,
     failing_since: Option<Instant>,
@@ -138,6 +153,7 @@ impl Task {
             mailbox,
             budget,
             backoff: Backoff::default(),
+            siblings: Siblings::default(),
             verified: false,
             failing_since: None,
             reported: Vec::new(),
@@ -161,7 +177,7 @@ impl Task {
             if self.database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&self.database) {
                 return;
             }
-            let asked = self.database.asked.load(Ordering::Acquire);
+            let heard = Heard { asked: self.database.asked.load(Ordering::Acquire), calls: self.database.calls.load(Ordering::SeqCst) };
             let next = match self.step().await {
                 Ok(next) => next,
                 Err(StepError::Closed) => Next::Again,
@@ -170,8 +186,16 @@ impl Task {
             match next {
                 Next::Again => tokio::task::yield_now().await,
                 Next::Idle => {
-                    if self.database.arm(1) {
+                    if self.database.doze(heard.calls) && self.database.arm(1) {
                         self.mailbox.notify.notified().await;
+                    } else {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Next::Quiet(pause) => {
+                    if self.database.doze(heard.calls) && self.database.arm(1) {
+                        // Woken or not, there is something to do.
+                        let _ = tokio::time::timeout(pause, self.mailbox.notify.notified()).await;
                     } else {
                         tokio::task::yield_now().await;
                     }
@@ -180,8 +204,10 @@ impl Task {
                     let _ = self.database.arm(u32::MAX);
                     self.mailbox.notify.notified().await;
                 }
-                Next::After(pause) => self.pause(pause, asked).await,
+                Next::After(pause) => self.pause(pause, None, heard).await,
+                Next::Backoff(pause, while_waited_for) => self.pause(pause, Some(while_waited_for), heard).await,
             }
+            self.database.is_up();
         }
     }
 
@@ -230,24 +256,33 @@ impl Task {
     /// Freezes the next batch if there is one and the budget, or somebody who waits, allows it.
     fn freeze_when_due(&mut self, database: &Database) -> Result<Next, StepError> {
         let mut tail = database.lock_tail();
-        let published = database.published();
+        let published = database.published_for_batch();
         if database.is_settled(&tail) {
-            self.note_acked(published.sequence);
+            database.note_acked(published.sequence);
             database.progress.update(|f| {
                 f.acked_sequence = published.sequence;
                 f.remote_txid = tail.state.acked.map(|a| a.txid);
                 f.state = ReplicationState::Idle;
             });
+            if let Some(pause) = self.siblings.may_come_back(Instant::now()) {
+                // The next commit must not wait for the disk as well.
+                return Ok(Next::Quiet(pause));
+            }
             drop(tail);
             database.sync_control();
             return Ok(Next::Idle);
         }
         database.progress.update(Facts::under_way);
-        let urgent = database.urgent.load(Ordering::Acquire) > database.progress.facts().acked_sequence;
-        let wait = self.budget.wait(Instant::now());
-        if !urgent && !wait.is_zero() {
-            drop(tail);
-            return Ok(Next::After(wait));
+        let (now, acked) = (Instant::now(), database.progress.acked_sequence());
+        let urgent = database.urgent.load(Ordering::Acquire) > acked;
+        let wait = self.budget.wait(now);
+        let pause = if urgent {
+            self.siblings.still_to_come(database.progress.committers_behind(), now)
+        } else {
+            database.due_in(acked).map_or(wait, |due| due.min(wait))
+        };
+        if !pause.is_zero() {
+            return Ok(Next::After(pause));
         }
         let frozen = tail.freeze(&published.live());
         database.note_captured(&tail);
@@ -265,7 +300,8 @@ impl Task {
     async fn send_inflight(&mut self) -> Result<Next, StepError> {
         let database = Arc::clone(&self.database);
         let Some(inflight) = database.lock_tail().inflight.clone() else { return Ok(Next::Again) };
-        self.budget.take(Instant::now());
+        let began = Instant::now();
+        self.budget.take(began);
         let name = LtxName::level0(inflight.attempt.txid);
         fault_point!("send.put");
         let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
@@ -280,6 +316,8 @@ impl Task {
                 }
             }
         }
+        let ended = Instant::now();
+        self.siblings.released(database.progress.release_apart(ended - began), began, ended);
         self.acknowledged(&database, &inflight)?;
         Ok(Next::Again)
     }
@@ -291,7 +329,7 @@ impl Task {
             database.is_settled(&tail)
         };
         fault_point!("ack.told");
-        self.note_acked(inflight.sequence);
+        database.note_acked(inflight.sequence);
         database.progress.update(|f| {
             f.acked_sequence = f.acked_sequence.max(inflight.sequence);
             f.remote_txid = Some(inflight.attempt.txid);
@@ -306,11 +344,6 @@ impl Task {
         );
         self.succeeded();
         Ok(())
-    }
-
-    fn note_acked(&self, sequence: u64) {
-        let oldest_waiting_ms = self.mailbox.waiting.borrow_mut().acknowledged(sequence);
-        self.database.note_acked(sequence, oldest_waiting_ms);
     }
 
     /// Awaits a request; spools as the WAL grows, and ends early where the last handle is closed.
@@ -331,11 +364,20 @@ impl Task {
         }
     }
 
-    /// Waits for a token or the end of a backoff, unless somebody has asked for a flush since the step before began.
-    async fn pause(&self, pause: Duration, asked: u64) {
-        let mut sleep = pin!(tokio::time::sleep(pause));
+    /// Waits for a token or the end of a backoff, unless somebody has asked for a flush since the step before began; not as long where a commit
+    /// waits.
+    async fn pause(&self, pause: Duration, while_waited_for: Option<Duration>, mut heard: Heard) {
+        let began = tokio::time::Instant::now();
+        let mut sleep = pin!(tokio::time::sleep_until(began + pause));
         let mut wake_frames = ENCODE_AHEAD_FRAMES;
-        while !self.database.closing.load(Ordering::Acquire) && self.database.asked.load(Ordering::Acquire) == asked {
+        while !self.database.closing.load(Ordering::Acquire) && self.database.asked.load(Ordering::Acquire) == heard.asked {
+            let called = !self.database.doze(heard.calls);
+            match while_waited_for {
+                None if called => return,
+                Some(shorter) if self.database.progress.committers_behind() > 0 => sleep.as_mut().reset(began + shorter),
+                _ => {}
+            }
+            heard.calls = self.database.calls.load(Ordering::SeqCst);
             if self.database.arm(wake_frames) {
                 tokio::select! {
                     () = &mut sleep => return,
@@ -410,7 +452,8 @@ impl Task {
             f.state = ReplicationState::Offline;
             f.last_error = Some(error.to_string());
         });
-        Next::After(self.backoff.failed(transient, retry_after, fastrand::f64()))
+        let pause = self.backoff.failed(transient, retry_after, fastrand::f64());
+        Next::Backoff(pause, Backoff::while_waited_for(pause, transient, retry_after))
     }
 }
 

@@ -1,8 +1,8 @@
 //! An ordered, crash-safe, bounded queue of LTX files on the local disk.
 //!
 //! Here goes what the WAL cannot keep any longer and the bucket does not have yet. An entry is a file `spool-<first>-<last>.ltx`, named by
-//! the sequence numbers it covers and put in place by a rename, so that a crash leaves either the whole entry or none. Entries that wait are
-//! merged, newest page wins: an outage costs disk in the order of the pages that changed, not of the writes made.
+//! the sequence numbers it covers; it counts once the control file names them. Entries that wait are merged, newest page wins: an outage
+//! costs disk in the order of the pages that changed, not of the writes made.
 //!
 //! A batch that was sent, or may have been, is kept apart as `attempt-<txid>.ltx`, byte for byte, and never merged.
 
@@ -165,7 +165,9 @@ impl Spool {
     /// Fails with `Full` once the entry is there but the limit is passed; the caller then gives the whole queue up.
     pub(crate) fn append<E: From<SpoolError>>(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>) -> Result<(), E> {
         let entry = Entry { first: self.next, last: self.next, bytes: 0 };
-        let bytes = self.create(&self.path(&entry), write)?;
+        // Nobody looks at it before the control file names its number, so that it needs no rename to be there as a whole.
+        let path = self.path(&entry);
+        let bytes = self.write_file(&path, write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         self.entries.push_back(Entry { bytes, ..entry });
         self.next += 1;
         let needed_bytes = self.bytes();
@@ -242,24 +244,24 @@ impl Spool {
         write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
     ) -> Result<u64, E> {
         let temporary = path.with_extension("tmp");
-        let made = (|| {
-            fault_io!("spool.create").map_err(|source| io_error(&temporary, source))?;
-            let file = File::create(&temporary).map_err(|source| io_error(&temporary, source))?;
-            self.owner.apply(&file).map_err(|source| io_error(&temporary, source))?;
-            let mut out = BufWriter::with_capacity(IO_BUFFER_BYTES, file);
-            write(&mut out)?;
-            let file = out.into_inner().map_err(|e| io_error(&temporary, e.into_error()))?;
-            let bytes = file.metadata().map_err(|source| io_error(&temporary, source))?.len();
-            fault_io!("spool.written").map_err(|source| io_error(path, source))?;
+        let made = self.write_file(&temporary, write).and_then(|bytes| {
             std::fs::rename(&temporary, path).map_err(|source| io_error(path, source))?;
             fault_point!("spool.renamed");
             Ok(bytes)
-        })();
-        if made.is_err() {
-            // The error to report is the first one; a temporary file left over is removed at the next open.
-            let _ = std::fs::remove_file(&temporary);
-        }
-        made
+        });
+        // The error to report is the first one; a temporary file left over is removed at the next open.
+        made.inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+    }
+
+    fn write_file<E: From<SpoolError>>(&self, path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>) -> Result<u64, E> {
+        fault_io!("spool.create").map_err(|source| io_error(path, source))?;
+        let file = File::create(path).map_err(|source| io_error(path, source))?;
+        self.owner.apply(&file).map_err(|source| io_error(path, source))?;
+        let mut out = BufWriter::with_capacity(IO_BUFFER_BYTES, file);
+        write(&mut out)?;
+        let file = out.into_inner().map_err(|e| io_error(path, e.into_error()))?;
+        fault_io!("spool.written").map_err(|source| io_error(path, source))?;
+        Ok(file.metadata().map_err(|source| io_error(path, source))?.len())
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {

@@ -9,6 +9,7 @@ mod abi;
 mod api;
 mod base;
 mod file;
+mod group;
 mod host;
 #[cfg(test)]
 mod layout_tests;

@@ -7,13 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::abi::{
-    AnyFn, File, SQLITE_CANTOPEN, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_OPEN_WAL, Vfs,
+    AnyFn, File, SQLITE_CANTOPEN, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, SQLITE_OPEN_CREATE, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY,
+    SQLITE_OPEN_SUPER_JOURNAL, SQLITE_OPEN_WAL, Vfs,
 };
 use super::api::{ApiError, ApiRoutines, SqliteApi};
 use super::base::BaseVfs;
 use super::{file, host};
 use crate::config::Options;
 use crate::replicator::database::Database;
+use crate::replicator::durability::Policy;
 use crate::replicator::process;
 
 /// The name in `vfs=replicated`.
@@ -190,6 +192,16 @@ unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, fl
             }
         }
     }
+    if flags & SQLITE_OPEN_SUPER_JOURNAL != 0 && flags & SQLITE_OPEN_CREATE != 0 {
+        // SAFETY: as for a WAL.
+        unsafe {
+            let rc = open_base(registered.base, name, file::base_at(out), flags, out_flags);
+            if rc == SQLITE_OK {
+                file::become_super_journal(out);
+            }
+            return rc;
+        }
+    }
     // Not a file of ours: the base opens it straight into the buffer, and our methods are never seen.
     // SAFETY: the memory is larger than the base asks for.
     unsafe { open_base(registered.base, name, out, flags, out_flags) }
@@ -221,7 +233,7 @@ unsafe fn open_main(
     match database {
         Ok(database) => {
             // SAFETY: the base's file is open behind our part.
-            unsafe { file::become_main(out, &registered.api, database) };
+            unsafe { file::become_main(out, &registered.api, name, database, Policy::of(options)) };
             SQLITE_OK
         }
         Err(error) => {

@@ -14,7 +14,6 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use replicated::restore::Target;
-use replicated::store::Level;
 use serde_json::Value;
 
 use super::disk::{Fate, Loss, put_back};
@@ -376,10 +375,8 @@ impl Life {
     pub fn check_history(&self) {
         let notes = self.notes();
         let mut before = State { number: 0, sum: 0 };
-        for listed in self.bucket.level(Level::ZERO) {
-            let txid = listed.name.max_txid;
-            let restored = self.restored(Target::Txid(txid));
-            let state = state_of(&restored).unwrap_or_else(|error| self.fail(&format!("TXID {txid}: {error}")));
+        let replay = self.bucket.replay(&self.path("replayed.db"), |txid, file| {
+            let state = state_of(file).unwrap_or_else(|error| self.fail(&format!("TXID {txid}: {error}")));
             if !notes.knows(state) {
                 self.fail(&format!("TXID {txid} is a state that was never committed: {state:?}"));
             }
@@ -387,6 +384,9 @@ impl Life {
                 self.fail(&format!("TXID {txid} is {state:?}, the one before it was {before:?}"));
             }
             before = state;
+        });
+        if let Err(error) = replay {
+            self.fail(&error);
         }
     }
 
