@@ -10,6 +10,11 @@ pub mod store;
 pub mod types;
 pub mod wal;
 
+#[cfg_attr(feature = "fault-injection", allow(missing_docs, reason = "tests only"))]
+#[cfg(feature = "fault-injection")]
+pub mod fault;
+#[cfg(not(feature = "fault-injection"))]
+mod fault;
 mod logging;
 mod replicator;
 mod spool;

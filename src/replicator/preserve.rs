@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::batch::{FramePages, WalFile};
+use crate::fault::{fault_io, fault_point};
 use crate::types::{PageNo, PageSize};
 
 /// More pages than this are not set aside for a truncation; the snapshot starts over.
@@ -78,6 +79,7 @@ impl Preserver {
 
     /// A page of the database file is about to be overwritten; `read` reads it as it is.
     pub(crate) fn before_write(&mut self, offset: u64, bytes: usize, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        fault_point!("preserve.write");
         let size = u64::from(self.page_size.get());
         let first = offset / size;
         let last = offset.saturating_add(bytes as u64).saturating_sub(1) / size;
@@ -118,6 +120,7 @@ impl Preserver {
         if std::mem::replace(&mut self.wal_gone, true) {
             return;
         }
+        fault_point!("preserve.restart");
         let mut data = vec![0; self.page_size.bytes()];
         let needed: Vec<_> = self.frames.after(self.cursor).collect();
         for (page, frame) in needed {
@@ -129,7 +132,7 @@ impl Preserver {
     }
 
     fn set_aside(&mut self, page: u32, data: &[u8]) {
-        if let Err(error) = self.file.write_all_at(data, self.file_bytes) {
+        if let Err(error) = fault_io!("preserve.aside").and_then(|()| self.file.write_all_at(data, self.file_bytes)) {
             return self.give_up(format!("setting a page aside: {error}"));
         }
         self.aside.insert(page, self.file_bytes);

@@ -18,6 +18,7 @@ use super::progress::WaitError;
 use super::tail::{Mode, Tail};
 use super::uploader;
 use crate::config::Options;
+use crate::fault::fault_point;
 use crate::spool::{Spool, SpoolError};
 use crate::store::{self, ReplicaUrl, StoreError, UrlError};
 
@@ -142,6 +143,7 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     database.handles.store(1, Ordering::Release);
     databases.insert(identity, Arc::clone(&database));
     drop(databases);
+    fault_point!("open.registered");
     process.hub.notify(Notice::Opened(Arc::clone(&database)));
     Ok(database)
 }
@@ -168,6 +170,7 @@ pub(crate) fn close(database: &Arc<Database>) {
         }
         database.flushing.fetch_add(1, Ordering::AcqRel);
     }
+    fault_point!("close.flush");
     let limit = database.options.close_timeout;
     if database.is_known()
         && !limit.is_zero()
@@ -179,6 +182,7 @@ pub(crate) fn close(database: &Arc<Database>) {
             database.paths.database.display()
         );
     }
+    fault_point!("close.flushed");
     {
         let _registry = process.registry.databases.lock();
         // Opened again meanwhile, or closed by another who is still flushing: then it is theirs.
@@ -236,6 +240,7 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) ->
         tail.refuse_lost_tail();
     }
     tail.save().map_err(|e| local(&paths.control(), std::io::Error::other(e)))?;
+    fault_point!("open.saved");
     Ok(tail)
 }
 

@@ -20,6 +20,7 @@ use super::progress::Facts;
 use super::progress::ReplicationState;
 use super::tail::{Mode, TailError};
 use super::uploader::{Next, StepError};
+use crate::fault::fault_point;
 use crate::ltx::{Encoder, Header};
 use crate::store::{Created, Level, LtxName, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
@@ -106,6 +107,7 @@ fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
 
 /// Chooses the moment: from here on its pages are preserved and later frames are captured as they come.
 fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
+    fault_point!("full.begin");
     let mut tail = database.lock_tail();
     let sequence = database.published().sequence;
     let begun = database.begin_preserving(|mut published| {
@@ -146,6 +148,7 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let attempt = tail.state.attempt.map(|a| a.txid);
     tail.spool.remove_stale(attempt).map_err(TailError::from)?;
     database.note_captured(&tail);
+    fault_point!("full.begun");
     Ok(Begin::Moment(published))
 }
 
@@ -200,6 +203,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Ltx
     (tail.state.full, tail.state.adopt, tail.state.restored_earlier, tail.state.attempt) = (None, None, None, None);
     tail.mode = Mode::Running;
     tail.save()?;
+    fault_point!("full.acked");
     let settled = database.is_settled(&tail);
     drop(tail);
     log::info!(target: "replicated", "{log_name}: the full state is in the bucket: {} pages, TXID {txid}", moment.database_pages);
@@ -230,6 +234,7 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
     let mut encoder = Encoder::new(buffer.clone(), header)?;
     let mut upload: Option<Box<dyn Upload>> = None;
     loop {
+        fault_point!("full.run");
         let run = read_run(database, file.as_ref(), wal.as_ref(), header.page_size.bytes());
         let (pages, end) = match run {
             Ok(run) => run,
@@ -265,8 +270,11 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         send_part(database, name, timestamp, &mut upload, part).await?;
     }
     let rest = buffer.take_all();
+    fault_point!("full.put");
     let Some(mut upload) = upload else {
-        return Ok(Streamed::Sent(database.store.create(name, rest, timestamp).await?));
+        let created = database.store.create(name, rest, timestamp).await?;
+        fault_point!("full.put-done");
+        return Ok(Streamed::Sent(created));
     };
     if !rest.is_empty()
         && let Err(error) = upload.part(rest).await
@@ -274,7 +282,9 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         upload.abort().await;
         return Err(error.into());
     }
-    Ok(Streamed::Sent(upload.finish().await?))
+    let created = upload.finish().await?;
+    fault_point!("full.put-done");
+    Ok(Streamed::Sent(created))
 }
 
 async fn send_part(
@@ -288,10 +298,12 @@ async fn send_part(
         Some(current) => current,
         None => upload.insert(database.store.upload(name, timestamp).await?),
     };
+    fault_point!("full.part");
     if let Err(error) = current.part(part).await {
         abort(upload.take()).await;
         return Err(error.into());
     }
+    fault_point!("full.part-sent");
     Ok(())
 }
 

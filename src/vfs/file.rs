@@ -705,6 +705,8 @@ unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int {
     let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
+    } else if let Some(database) = main.database() {
+        guarded(main, (), || database.wal_synced());
     }
     rc
 }
