@@ -18,11 +18,13 @@ pub(crate) type ReadHeader<'a> = dyn Fn(&mut [u8; HEADER_BYTES]) -> io::Result<(
 pub(crate) fn take(database: &Path, header: &FileHeader, synced: bool) -> Option<Stamp> {
     let metadata = std::fs::metadata(database).ok()?;
     let ns = |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
-    let (mtime_ns, ctime_ns) = (ns(metadata.mtime(), metadata.mtime_nsec()), ns(metadata.ctime(), metadata.ctime_nsec()));
+    let mtime_ns = ns(metadata.mtime(), metadata.mtime_nsec());
+    // Putting files back after a made-up power loss changes this time, and nothing else tells them from untouched ones.
+    let ctime_ns = fault_value!("REPLICATED_TEST_POWER", ns(metadata.ctime(), metadata.ctime_nsec()), |_| mtime_ns);
     Some(Stamp {
         size_bytes: metadata.len(),
         mtime_ns,
-        ctime_ns: fault_value!("REPLICATED_TEST_POWER", ctime_ns, |_| mtime_ns),
+        ctime_ns,
         header_words: header.words(),
         is_wal: header.is_wal,
         too_fresh: false,
