@@ -13,51 +13,123 @@ use replicated_testkit::crash::own_files::Own;
 use replicated_testkit::crash::session::Style;
 use replicated_testkit::crash::vfs::{Counted, End};
 
+const BOTH: [Loss; 2] = [Loss::Synced, Loss::Torn];
+
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-fn campaign(name: &str, style: &Style, losses: &[Loss], own: &[Own]) {
+/// What replication may do after a power loss.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Afterwards {
+    /// Go on by itself.
+    GoesOn,
+    /// Or ask the user, because nothing is left that shows whose file this is.
+    MayAsk,
+}
+
+fn campaign(name: &str, style: &Style, losses: &[Loss], own: &[Own], afterwards: Afterwards) {
     let seed = number("REPLICATED_TEST_SEED", 1);
-    let rounds = number("REPLICATED_TEST_CRASH_ROUNDS", 12);
-    let mut life = Life::new(name, seed, style.clone(), |folder| Bucket::folder(&folder.join("bucket")));
-    let mut calls = 300;
-    let mut deaths = 0;
-    for _ in 0..rounds {
+    let rounds = number("REPLICATED_TEST_CRASH_ROUNDS", 8);
+    let (mut deaths, mut lives) = (0, 0);
+    while deaths < rounds {
+        lives += 1;
+        let mut life = Life::new(name, seed.wrapping_mul(1000) + lives, style.clone(), |folder| Bucket::folder(&folder.join("bucket")));
+        deaths += live(&mut life, losses, own, afterwards, (rounds - deaths).min(15));
+    }
+}
+
+fn live(life: &mut Life, losses: &[Loss], own: &[Own], afterwards: Afterwards, rounds: u64) -> u64 {
+    let (mut calls, mut deaths) = (300, 0);
+    while deaths < rounds {
         let end = End { call: life.random().u64(1..calls), counted: Counted::Changing, after: life.random().bool() };
         let (loss, own) = (*life.random().choice(losses).unwrap(), *life.random().choice(own).unwrap());
         let outcome = life.round(&Ending::PowerLoss(end, loss, own));
         if let Some(why) = &outcome.stopped {
-            life.fail(&format!("replication stopped: {why}"));
+            if afterwards == Afterwards::GoesOn || !why.contains("diverged") {
+                life.fail(&format!("replication stopped: {why}"));
+            }
+            life.adopt();
         }
         calls = outcome.ended.as_ref().map_or(calls * 9 / 8, |ended| ended["changing"].as_u64().unwrap() * 5 / 4);
         deaths += u64::from(outcome.killed);
+        if !life.database().exists() {
+            // It was never synced, nor was its folder: the next one is another.
+            return deaths;
+        }
+        if life.style.may_be_damaged && life.is_damaged() {
+            life.check_bucket();
+            life.end_damaged();
+            return deaths.max(1);
+        }
         life.check_prefix();
     }
+    if afterwards == Afterwards::MayAsk {
+        // What the last power loss left may be for the user to decide.
+        let outcome = life.round(&Ending::Itself { closes: true });
+        if outcome.stopped.is_some() {
+            life.adopt();
+        }
+    }
     life.end();
-    assert!(deaths * 3 > rounds, "{deaths} of {rounds} died");
-    eprintln!("{name}: {deaths} of {rounds}; {:#?}", life.full_states());
+    deaths
+}
+
+/// Caches and logs so small that everything happens often.
+fn small() -> Style {
+    Style { synchronous: words(&["NORMAL", "FULL"]), autocheckpoint_pages: 30, cache_pages: 20, ..Style::default() }
 }
 
 #[test]
 fn what_was_not_synced_is_gone() {
-    campaign("synced", &Style::default(), &[Loss::Synced], &[Own::AsTheyWere]);
+    campaign("synced", &Style::default(), &[Loss::Synced], &[Own::AsTheyWere], Afterwards::GoesOn);
 }
 
 #[test]
 fn any_part_of_what_was_not_synced_is_gone() {
-    let style = Style { synchronous: words(&["NORMAL", "FULL"]), autocheckpoint_pages: 30, cache_pages: 20, ..Style::default() };
-    campaign("torn", &style, &[Loss::Torn, Loss::Synced], &[Own::AsTheyWere]);
+    campaign("torn", &small(), &BOTH, &[Own::AsTheyWere], Afterwards::GoesOn);
 }
 
 #[test]
 fn the_control_file_is_as_it_was_last_synced() {
-    let style = Style { autocheckpoint_pages: 30, cache_pages: 20, ..Style::default() };
-    campaign("control", &style, &[Loss::Torn, Loss::Synced], &[Own::ControlAsSynced]);
+    campaign("control", &small(), &BOTH, &[Own::ControlAsSynced], Afterwards::GoesOn);
 }
 
 #[test]
 fn any_part_of_the_spool_and_of_the_control_file_is_gone() {
-    let style = Style { autocheckpoint_pages: 30, cache_pages: 20, ..Style::default() };
-    campaign("random", &style, &[Loss::Torn, Loss::Synced], &[Own::Random]);
+    campaign("random", &small(), &BOTH, &[Own::Random], Afterwards::MayAsk);
+}
+
+#[test]
+fn everything_of_ours_is_gone() {
+    campaign("lost", &small(), &BOTH, &[Own::Lost, Own::AsTheyWere], Afterwards::MayAsk);
+}
+
+#[test]
+fn under_exclusive_locking() {
+    let style = Style { locking: "EXCLUSIVE".to_owned(), ..small() };
+    campaign("exclusive", &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced], Afterwards::GoesOn);
+}
+
+#[test]
+fn with_a_rollback_journal() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
+        let style = Style { journal: words(&[mode]), synchronous: words(&["FULL", "EXTRA"]), ..small() };
+        campaign(mode, &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced], Afterwards::GoesOn);
+    }
+}
+
+#[test]
+fn while_journal_modes_take_turns() {
+    let style = Style { journal: words(&["WAL", "DELETE", "TRUNCATE", "PERSIST"]), ..small() };
+    campaign("turns", &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced, Own::Random], Afterwards::MayAsk);
+}
+
+/// SQLite may lose the database, and the bucket then gets what is left of it.
+#[test]
+fn where_nothing_is_synced() {
+    for mode in ["WAL", "DELETE", "OFF"] {
+        let style = Style { journal: words(&[mode]), synchronous: words(&["OFF"]), may_be_damaged: true, ..small() };
+        campaign("nothing synced", &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced, Own::Random], Afterwards::MayAsk);
+    }
 }

@@ -537,6 +537,16 @@ impl Database {
         self.file_synced.store(synced, Ordering::Relaxed);
     }
 
+    /// Has the disk keep the database file as it is, so that what is built on it outlives a loss of power.
+    pub(super) fn sync_file(&self) {
+        // Whoever writes meanwhile says so after this.
+        self.note_synced(true);
+        if let Err(error) = self.open_file().and_then(|file| file.sync()) {
+            log::debug!(target: "replicated", "{}: {error}", self.paths.database.display());
+            self.note_synced(false);
+        }
+    }
+
     pub(super) fn is_file_synced(&self) -> bool {
         self.file_synced.load(Ordering::Relaxed)
     }

@@ -26,6 +26,8 @@ const MOST_TRUNCATED_PAGES: u32 = 4096;
 pub(crate) trait DatabaseFile: Send + Sync {
     /// Reads exactly that much.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Has the disk keep what was written.
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// Pages of one moment that are still needed.

@@ -39,6 +39,7 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
     }
     let newest = lineage::newest(database).await?;
     lineage::probe(database).await?;
+    database.sync_file();
     let moment = match begin(database, reason)? {
         Begin::Moment(moment) => moment,
         Begin::Wait => return Ok(Next::After(WRITER_PAUSE)),

@@ -232,7 +232,7 @@ impl Tail {
         let live = &self.with_salts(live);
         let sealed_before_live = self.state.sealed && self.state.next_salts == Some(live.salts);
         let same_log = live.salts == captured.salts;
-        if live.frame == 0 && (sealed_before_live || self.is_unchanged(stamp)) {
+        if live.frame == 0 && (sealed_before_live && self.kept_earlier_logs(stamp) || self.is_unchanged(stamp)) {
             return Mode::Running;
         }
         if same_log && live.frame < captured.frame {
@@ -243,12 +243,15 @@ impl Tail {
             return self.judge_lost(live, stamp);
         }
         if same_log {
-            return if self.wal().is_ok_and(|w| w.holds(&captured)) {
+            return if self.wal().is_ok_and(|w| w.holds(&captured)) && self.kept_earlier_logs(stamp) {
                 self.state.sealed = false;
                 Mode::Running
             } else {
                 Mode::Full(FullReason::BucketAhead)
             };
+        }
+        if sealed_before_live && !self.kept_earlier_logs(stamp) {
+            return Mode::Full(FullReason::BucketAhead);
         }
         if sealed_before_live || self.is_unchanged(stamp) {
             self.begin_at(live);
@@ -286,6 +289,11 @@ impl Tail {
     /// Whether the option asks to stop there.
     pub(crate) const fn refuses_lost_tail(&self) -> bool {
         self.refuse_lost_tail
+    }
+
+    /// Whether the database file has all of the generations before this one: with `synchronous=OFF` it may have lost them with the power.
+    fn kept_earlier_logs(&self, stamp: &dyn Fn() -> Option<Stamp>) -> bool {
+        !matches!((self.state.stamp, stamp()), (Some(then), Some(now)) if !then.is_durable(&now))
     }
 
     /// Whether the database file holds what was captured last, and nothing else.

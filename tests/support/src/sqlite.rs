@@ -32,7 +32,8 @@ pub fn page_compare(a: &Path, b: &Path) -> Result<(), String> {
 }
 
 /// Compares what two database files hold, page by page. What means nothing is left out: the content of free pages, which SQLite does not put back
-/// when a transaction is rolled back, and pages beyond the end that the header tells, which it cuts off after a commit, unless it dies before.
+/// when a transaction is rolled back, and pages beyond the end that the header tells, which it cuts off after a commit, unless it dies before, and a last page
+/// that is not whole.
 ///
 /// # Errors
 ///
@@ -64,7 +65,9 @@ fn page_size(database: &[u8]) -> usize {
 /// The pages that the header tells of, where it can be believed.
 fn used(database: &[u8]) -> &[u8] {
     let (pages, changes, valid_for) = (number(database, 28), number(database, 24), number(database, 92));
-    if pages > 0 && changes == valid_for { database.get(..pages * page_size(database)).unwrap_or(database) } else { database }
+    let there = database.len() / page_size(database);
+    let pages = if pages > 0 && changes == valid_for { pages.min(there) } else { there };
+    &database[..pages * page_size(database)]
 }
 
 /// The page size, and the pages that the list of free pages names: its leaves, of which nothing is used.

@@ -108,7 +108,9 @@ impl Life {
     pub fn new(name: &str, seed: u64, style: Style, bucket: impl FnOnce(&Path) -> Bucket) -> Self {
         // In memory where there is such a place: what a kill or our own power loss leaves does not depend on the disk.
         let memory = Path::new("/dev/shm");
-        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a folder");
+        let mut named = tempfile::Builder::new();
+        named.prefix("crash-life-");
+        let folder = if memory.is_dir() { named.tempdir_in(memory) } else { named.tempdir() }.expect("a folder");
         let bucket = bucket(folder.path());
         let of_name = name.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
         let options = [("sync_interval", "10ms"), ("burst", "50"), ("close_timeout", "2s")];
@@ -415,6 +417,16 @@ impl Life {
         if !outcome.synced && !self.logged("not replicated").is_empty() {
             self.fail(&format!("what is left was not sent: {outcome:?}"));
         }
+    }
+
+    /// The user declares the file the truth.
+    ///
+    /// # Panics
+    /// Where that does not work.
+    pub fn adopt(&self) {
+        let newest = self.bucket.list().iter().map(|listed| listed.name.max_txid).max();
+        let newest = newest.unwrap_or_else(|| self.fail("there is nothing in the bucket to be declared outdated"));
+        replicated::adopt(&self.database(), &self.bucket.url, newest).unwrap_or_else(|error| self.fail(&error.to_string()));
     }
 
     /// Fails with everything that is needed to see why.

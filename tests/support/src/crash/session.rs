@@ -98,7 +98,7 @@ pub struct Session {
     pub closes: bool,
     /// Waits for a line of its input once the bucket has everything, before it goes on.
     pub waits: bool,
-    /// A fault may end replication: then nothing is waited for.
+    /// Replication may have stopped: then nothing is waited for.
     pub may_fail: bool,
 }
 
@@ -219,7 +219,10 @@ impl Player {
         let status: String = self.writers[0].query_row("PRAGMA replicated_status", [], |row| row.get(0))?;
         match synced {
             Ok(txid) => say(&json!({"synced": txid, "status": status})),
-            Err(error) => say(&json!({"stopped": error.to_string(), "status": status})),
+            Err(error) => {
+                self.session.may_fail = true;
+                say(&json!({"stopped": error.to_string(), "status": status}));
+            }
         }
         if self.session.waits {
             let mut line = String::new();
