@@ -222,6 +222,9 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
 /// The WAL holds what the bucket's newest file ends with: go on from there.
 fn continue_from(database: &Database, txid: Txid, end: WalPos) -> Result<(), StepError> {
     let mut tail = database.lock_tail();
+    if tail.has_failed() {
+        return Ok(());
+    }
     tail.state.acked = Some(Acked { txid, end });
     let captured = tail.state.captured.unwrap_or_default();
     let covers = captured.salts == end.salts && captured.frame >= end.frame;

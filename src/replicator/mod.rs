@@ -34,4 +34,4 @@ mod send;
 mod snapshot;
 mod stamp;
 mod tail;
-mod uploader;
+pub(crate) mod uploader;

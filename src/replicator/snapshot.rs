@@ -196,7 +196,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Ltx
         lineage::write_marker(database, txid, &header).await?;
     }
     let mut tail = database.lock_tail();
-    if tail.state.captured.is_none() {
+    if tail.state.captured.is_none() || tail.has_failed() {
         // Continuity was lost while the last request was under way.
         return Ok(Next::Again);
     }

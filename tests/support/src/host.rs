@@ -19,6 +19,8 @@ pub enum Program {
     Python,
     /// A Rust program that links the bundled SQLite and the library.
     Rust,
+    /// The same with fail points, and with a log where `REPLICATED_TEST_LOG` names a file.
+    Faulty,
 }
 
 /// One row; blobs are shown in hexadecimal.
@@ -46,7 +48,7 @@ fn build() {
 ///
 /// # Panics
 /// Where it cannot be built.
-pub(crate) fn cargo_build(what: &[&str]) {
+fn cargo_build(what: &[&str]) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet"]).args(what);
@@ -75,6 +77,17 @@ pub fn extension() -> PathBuf {
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
     build();
+    binaries().join(name)
+}
+
+/// A program with the fail points of the library, which nothing else is built with.
+#[must_use]
+pub fn faulty_program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let features = "replicated-testkit/fault-injection";
+        cargo_build(&["-p", "replicated-testkit", "--bin", "crash-host", "--bin", "fault-host", "--features", features]);
+    });
     binaries().join(name)
 }
 
@@ -128,6 +141,7 @@ impl Host {
                 command
             }
             Program::Rust => command(program("sql-host"), env),
+            Program::Faulty => command(faulty_program("fault-host"), env),
         };
         Self::of(&mut command)
     }

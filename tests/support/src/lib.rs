@@ -17,5 +17,6 @@ mod google;
 pub mod host;
 pub mod net;
 pub mod s3;
+pub mod sql_host;
 pub mod sqlite;
 pub mod tools;

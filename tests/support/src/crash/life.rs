@@ -9,7 +9,6 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -81,16 +80,6 @@ pub struct Life {
     /// How often the power failed: since then the bucket may have what the file lost.
     pub power_losses: u32,
     reproduction: String,
-}
-
-/// The program `crash-host`, built with the fail points and so apart from everything else.
-#[must_use]
-pub fn crash_host() -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        host::cargo_build(&["-p", "replicated-testkit", "--bin", "crash-host", "--features", "replicated-testkit/fault-injection"]);
-    });
-    host::binaries().join("crash-host")
 }
 
 /// A number from the environment.
@@ -224,7 +213,7 @@ impl Life {
             env.push(("REPLICATED_TEST_FAULT".to_owned(), rules.clone()));
         }
         self.reproduction = format!("{ending:?}\n{json}");
-        let mut command: Command = host::command(crash_host(), &env);
+        let mut command: Command = host::command(host::faulty_program("crash-host"), &env);
         let piped = command.arg(&json).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = piped.spawn().expect("the host starts");
         let (Some(mut to), Some(from), Some(mut errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
