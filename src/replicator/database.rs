@@ -269,12 +269,11 @@ impl Database {
             // `journal_size_limit` cuts off what no commit is in.
             return;
         }
-        let mut tail = self.tail.lock();
-        if published.end.frame > 0 && !tail.state.sealed {
-            drop(tail);
+        if published.end.frame > 0 {
+            // Also where the tail is sealed: that may be the seal of the generation before, whose successor nobody has looked at yet.
             self.wal_vanishes();
         } else {
-            self.preserve_wal(&mut tail);
+            self.preserve_wal(&mut self.tail.lock());
         }
     }
 
