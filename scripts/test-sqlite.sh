@@ -55,7 +55,8 @@ if [ ! -f "$source/Makefile" ]; then
   tar -C "$home" -xf "$archive"
   (cd "$source" && ./configure --disable-shared) >"$home/build.log" 2>&1 || { tail -20 "$home/build.log" >&2; exit 1; }
 fi
-(cd "$source" && make -j"$(nproc)" -f "$repository/tests/sqlite/testfixture.mk" "HOOK=$repository/tests/sqlite/hook.c" fixture/testfixture) \
+(cd "$source" && make -j"$(nproc)" -f "$repository/tests/sqlite/testfixture.mk" "HOOK=$repository/tests/sqlite/hook.c" \
+  "FAULTS=$repository/tests/sqlite/faults.sed" fixture/testfixture) \
   >>"$home/build.log" 2>&1 || { echo "testfixture cannot be built; the log is $home/build.log" >&2; tail -20 "$home/build.log" >&2; exit 1; }
 
 profile=${REPLICATED_TEST_PROFILE:-debug}

@@ -5,6 +5,8 @@
 ** REPLICATED_TEST_EXTENSION names the extension; without it nothing happens: that is the run to compare with. REPLICATED_DEFAULT=1, which
 ** the runner sets, is what makes the extension the default. Whatever goes wrong ends the process: no run falls back to "unix" unnoticed.
 */
+#define _GNU_SOURCE
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +15,17 @@
 static void fail(const char *what, const char *why){
   fprintf(stderr, "the extension is not in use: %s: %s\n", what, why ? why : "no reason given");
   _Exit(99);
+}
+
+/* Whether this is the extension's thread: see faults.sed. */
+int replicated_test_is_uploader(void){
+  static _Thread_local int known;  /* 0: not known yet, 1: it is, 2: it is not */
+  if( known==0 ){
+    char name[32] = "";
+    pthread_getname_np(pthread_self(), name, sizeof(name));
+    known = strcmp(name, "replicated")==0 ? 1 : 2;
+  }
+  return known==1;
 }
 
 int replicated_test_init(const char *unused){
