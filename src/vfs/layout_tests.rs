@@ -86,7 +86,7 @@ fn slots_of_the_function_table_hold_what_we_call() {
             ("log", at(slot::LOG), ffi::sqlite3_log as *const () as usize),
             ("uri_parameter", at(slot::URI_PARAMETER), ffi::sqlite3_uri_parameter as *const () as usize),
             ("uri_key", at(slot::URI_KEY), ffi::sqlite3_uri_key as *const () as usize),
-            ("database_file_object", at(slot::DATABASE_FILE_OBJECT), ffi::sqlite3_database_file_object as *const () as usize),
+            ("filename_database", at(slot::FILENAME_DATABASE), ffi::sqlite3_filename_database as *const () as usize),
         ];
         0
     }

@@ -138,7 +138,7 @@ class Runner:
             REPLICATED_TEST_BUCKET=str(bucket),
             REPLICATED_TEST_NOTES=str(directory / "notes"),
             REPLICATED_SYNC_INTERVAL="50ms",
-            REPLICATED_CLOSE_TIMEOUT="30s",
+            REPLICATED_CLOSE_TIMEOUT="3s",
         )
         if self.options.keep_replicas:
             clean.update(REPLICATED_TEST_KEEP="1")
