@@ -239,9 +239,13 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         let run = read_run(database, file.as_ref(), wal.as_ref(), header.page_size.bytes());
         let (pages, end) = match run {
             Ok(run) => run,
-            Err(why) => {
+            Err(Unread::StartOver(why)) => {
                 abort(upload).await;
                 return Ok(Streamed::StartOver(why));
+            }
+            Err(Unread::Failed(error)) => {
+                abort(upload).await;
+                return Err(error.into());
             }
         };
         for (number, page) in &pages {
@@ -316,25 +320,33 @@ async fn abort(upload: Option<Box<dyn Upload>>) {
 
 type Run = (Vec<(PageNo, Vec<u8>)>, bool);
 
-/// Reads the next pages; an error is the reason to start over.
-fn read_run(database: &Database, file: &dyn DatabaseFile, wal: Option<&WalFile>, page_bytes: usize) -> Result<Run, String> {
+/// Why pages were not read.
+enum Unread {
+    /// The moment is lost: another one may do.
+    StartOver(String),
+    /// The files cannot be read, or are too short: the next try may fail as well, so that it has to wait.
+    Failed(io::Error),
+}
+
+/// Reads the next pages.
+fn read_run(database: &Database, file: &dyn DatabaseFile, wal: Option<&WalFile>, page_bytes: usize) -> Result<Run, Unread> {
     database
         .with_preserver(|preserver| {
             let mut pages = Vec::new();
             while pages.len() * page_bytes < RUN_BYTES {
                 if let Some(why) = preserver.broken() {
-                    return Err(why.to_owned());
+                    return Err(Unread::StartOver(why.to_owned()));
                 }
                 let mut page = vec![0; page_bytes];
                 match preserver.next(file, wal, &mut page) {
                     Ok(Some(number)) => pages.push((number, page)),
                     Ok(None) => return Ok((pages, true)),
-                    Err(error) => return Err(error.to_string()),
+                    Err(error) => return Err(Unread::Failed(error)),
                 }
             }
             Ok((pages, false))
         })
-        .unwrap_or_else(|| Err("it was given up".to_owned()))
+        .unwrap_or_else(|| Err(Unread::StartOver("it was given up".to_owned())))
 }
 
 /// Where the encoder writes and the uploads take from.
