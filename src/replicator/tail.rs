@@ -635,6 +635,7 @@ impl Tail {
     }
 
     fn freeze_spool(&mut self, txid: Txid) -> Result<(), TailError> {
+        self.spool.bound()?;
         let Some((readers, mut header)) = self.spool.readers()? else { return Ok(()) };
         (header.min_txid, header.max_txid, header.node_id) = (txid, txid, self.state.node_id);
         let path = self.spool.attempt_path(txid);
