@@ -356,6 +356,10 @@ impl Database {
             return Ok(());
         }
         self.note_captured(tail);
+        if result.is_ok() && tail.spool.is_crowded() {
+            // Entries that wait are merged by the uploader, which may not have been told of frames as few as these.
+            self.hub.notify(Notice::Look(self.id));
+        }
         result
     }
 

@@ -7,7 +7,8 @@
 //! | `tail` | which frames are captured, and where |
 //! | `batch` | from frames to an LTX file |
 //! | `control`, `local` | what is kept beside the database |
-//! | `uploader`, `send`, `budget` | when what is sent |
+//! | `uploader`, `send`, `budget`, `clock` | when what is sent |
+//! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
 //! | `progress` | how far it is, for those who wait |
@@ -16,11 +17,13 @@
 
 mod batch;
 mod budget;
+pub(crate) mod clock;
 pub(crate) mod control;
 pub(crate) mod database;
 mod hub;
 mod lineage;
 pub(crate) mod local;
+mod outage;
 pub(crate) mod preserve;
 pub(crate) mod process;
 pub(crate) mod progress;
