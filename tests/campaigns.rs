@@ -203,6 +203,7 @@ impl<'a> Run<'a> {
             host.kill();
         }
         self.db = None;
+        self.endpoint.forget_who_waits();
         let local = self.life.state(&flattened(&self.path("app.db"), self.dir.path()));
         if local != Ok(self.n) {
             self.fail(&format!("the database itself is at {local:?} after a kill, not at {}", self.n));
@@ -241,6 +242,7 @@ impl<'a> Run<'a> {
                 if let Some(host) = self.host.take() {
                     host.quit();
                 }
+                self.endpoint.forget_who_waits();
                 self.open();
             }
             10 => {

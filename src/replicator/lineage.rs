@@ -3,7 +3,7 @@
 //! Asked once after an open, and whenever a name that was to be created is taken already. Where nothing is proved, nothing is sent.
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 
 use super::batch::WalFile;
 use super::control::{Acked, Attempt, FullReason, FullSent};
@@ -11,7 +11,7 @@ use super::database::Database;
 use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
-use crate::store::{Level, Listed, LtxName, StoreErrorKind};
+use crate::store::{Level, Listed, LtxName, StoreError, StoreErrorKind};
 use crate::types::{PageNo, PageSize, Txid, WalPos};
 
 /// Header, end of pages, empty index and trailer: no LTX file is shorter.
@@ -35,9 +35,20 @@ pub(crate) enum Exists {
 pub(crate) async fn newest(database: &Database) -> Result<Option<Listed>, StepError> {
     /// Objects of ours that a listing may lack. None lags as far.
     const MOST_UNLISTED: usize = 1000;
-    let levels = try_join_all(Level::all().map(|level| database.store.list(level, None))).await?;
+    let (mut found, mut failure) = (Vec::new(), None::<StoreError>);
+    for level in join_all(Level::all().map(|level| database.store.list(level, None))).await {
+        match level {
+            Ok(listed) => found.extend(listed),
+            // Of several failures the one that names a time counts: no request may come before it.
+            Err(error) if failure.as_ref().is_none_or(|f| error.retry_after > f.retry_after) => failure = Some(error),
+            Err(_) => {}
+        }
+    }
+    if let Some(failure) = failure {
+        return Err(failure.into());
+    }
     // Of objects that reach equally far the lowest level says most.
-    let mut newest = levels.into_iter().flatten().max_by_key(|l| (l.name.max_txid, std::cmp::Reverse(l.name.level)));
+    let mut newest = found.into_iter().max_by_key(|l| (l.name.max_txid, std::cmp::Reverse(l.name.level)));
     for _ in 0..MOST_UNLISTED {
         let next = newest.map_or(LtxName::snapshot(Txid::FIRST.next()), |l| LtxName::level0(l.name.max_txid.next()));
         match look(database, &next).await? {

@@ -242,6 +242,11 @@ impl Endpoint {
         self.shared.state().throttled = None;
     }
 
+    /// Another process comes: it does not know that the one before was asked to wait.
+    pub fn forget_who_waits(&self) {
+        self.shared.state().throttled = None;
+    }
+
     /// Does now what is to be done late; how many requests that was.
     pub fn release_late(&self) -> usize {
         let late = std::mem::take(&mut self.shared.state().late);
