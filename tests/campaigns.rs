@@ -84,22 +84,7 @@ impl<'a> Run<'a> {
         let uri = host::replicated(&dir.path().join("app.db"), &direct.url, &options);
         let life = Life { seed, most_large_bytes: campaign.most_large_bytes };
         let random = fastrand::Rng::with_seed(seed.wrapping_mul(31));
-        Self {
-            campaign,
-            seed,
-            random,
-            life,
-            endpoint,
-            direct,
-            dir,
-            uri,
-            env,
-            host: None,
-            db: None,
-            n: -1,
-            acknowledged: None,
-            server,
-        }
+        Self { campaign, seed, random, life, endpoint, direct, dir, uri, env, host: None, db: None, n: -1, acknowledged: None, server }
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -61,7 +61,9 @@ pub mod simulated {
         let mut guard = CLOCK.lock();
         let Some(target) = guard.as_ref().map(|clock| clock.now + by) else { return };
         loop {
-            let awake = |clock: &mut Option<Clock>| clock.as_ref().is_some_and(|c| c.sleepers.is_empty() || c.sleepers.values().any(|(at, _)| *at <= c.now));
+            let awake = |clock: &mut Option<Clock>| {
+                clock.as_ref().is_some_and(|c| c.sleepers.is_empty() || c.sleepers.values().any(|(at, _)| *at <= c.now))
+            };
             // Where that takes too long, nobody is going to sleep.
             let _ = CHANGED.wait_while_for(&mut guard, awake, PATIENCE);
             let Some(clock) = guard.as_mut() else { return };

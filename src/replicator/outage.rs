@@ -39,9 +39,16 @@ pub(crate) enum Tell {
 pub(crate) enum Over {
     Nothing,
     /// It works again.
-    Works { after: Duration, failures: u64 },
+    Works {
+        after: Duration,
+        failures: u64,
+    },
     /// It worked and failed in turn.
-    Flapped { outages: u64, failures: u64, within: Duration },
+    Flapped {
+        outages: u64,
+        failures: u64,
+        within: Duration,
+    },
 }
 
 impl Outages {
@@ -130,7 +137,8 @@ mod tests {
         // Two failures and a success, every three seconds, for an hour.
         for s in 0..1200 {
             for (offset, key) in [(0, "refused"), (1, "time-out")] {
-                lines.extend(Some(outages.failed(key, at(start, 3 * s + offset))).filter(|t| *t != Tell::Nothing).map(|t| format!("{t:?}")));
+                lines
+                    .extend(Some(outages.failed(key, at(start, 3 * s + offset))).filter(|t| *t != Tell::Nothing).map(|t| format!("{t:?}")));
             }
             lines.extend(Some(outages.succeeded(at(start, 3 * s + 2))).filter(|o| *o != Over::Nothing).map(|o| format!("{o:?}")));
         }

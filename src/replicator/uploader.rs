@@ -142,15 +142,7 @@ struct Task {
 impl Task {
     fn new(database: Arc<Database>, mailbox: Rc<Mailbox>, left_alone: LeftAlone) -> Self {
         let budget = Budget::new(database.options.sync_interval, database.options.burst, clock::now());
-        Self {
-            database,
-            mailbox,
-            budget,
-            backoff: Backoff::default(),
-            verified: false,
-            outages: RefCell::default(),
-            left_alone,
-        }
+        Self { database, mailbox, budget, backoff: Backoff::default(), verified: false, outages: RefCell::default(), left_alone }
     }
 
     /// A panic ends the replication of this database, says so in its status, and harms nothing else.

@@ -234,7 +234,10 @@ impl StoreError {
     /// Whether the store may have done, or may still do, what was asked for. Where it refused, or could not be reached, it has not.
     #[must_use]
     pub const fn may_have_been_done(&self) -> bool {
-        matches!(self.kind, StoreErrorKind::Timeout | StoreErrorKind::Server | StoreErrorKind::Truncated | StoreErrorKind::Protocol | StoreErrorKind::Io)
+        matches!(
+            self.kind,
+            StoreErrorKind::Timeout | StoreErrorKind::Server | StoreErrorKind::Truncated | StoreErrorKind::Protocol | StoreErrorKind::Io
+        )
     }
 
     /// Whether trying again soon may help by itself.

@@ -73,7 +73,8 @@ impl Life {
         let deed = self.deed(n);
         let mut statements = vec!["BEGIN IMMEDIATE".to_owned(), format!("UPDATE counter SET n = {n}")];
         let count = deed.parts.len();
-        let rows: Vec<String> = deed.parts.iter().enumerate().map(|(i, bytes)| format!("({n}, {i}, {count}, randomblob({bytes}))")).collect();
+        let rows: Vec<String> =
+            deed.parts.iter().enumerate().map(|(i, bytes)| format!("({n}, {i}, {count}, randomblob({bytes}))")).collect();
         statements.push(format!("INSERT INTO ledger VALUES {}", rows.join(", ")));
         statements.push(format!("DELETE FROM ledger WHERE txn <= {}", n - KEPT));
         if !deed.churned.is_empty() {
@@ -127,7 +128,8 @@ impl Life {
             large.extend(deed.large.map(|bytes| (txn, i64::from(bytes))));
         }
         large.drain(..large.len().saturating_sub(KEPT_LARGE));
-        let made: Vec<String> = (1..=n).filter(|txn| txn % SCHEMA_EVERY == 0 && txn + 2 * SCHEMA_EVERY > n).map(|n| format!("made_{n}")).collect();
+        let made: Vec<String> =
+            (1..=n).filter(|txn| txn % SCHEMA_EVERY == 0 && txn + 2 * SCHEMA_EVERY > n).map(|n| format!("made_{n}")).collect();
         let mut wrong = Vec::new();
         if pairs("SELECT txn, length(body) FROM ledger ORDER BY txn, part")? != ledger {
             wrong.push("ledger");
