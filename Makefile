@@ -5,7 +5,7 @@ DIST := dist
 # Everything that is installed for tests only.
 TEST_ENV := target/test-env
 
-.PHONY: help build demo test test-env test-stores lint bench fuzz clean
+.PHONY: help build demo test test-env test-stores test-large lint bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-env:
 
 test-stores: ## the store conformance suite against SeaweedFS, Azurite and a Google emulator
 	sh scripts/test-stores.sh
+
+test-large: ## one transaction of 2 GiB in every way that a commit is captured (needs 16 GiB of disk)
+	REPLICATED_TEST_LARGE_MIB=2048 $(CARGO) test --release --test sustained a_large_transaction
 
 lint: ## formatter and clippy, warnings denied
 	$(CARGO) fmt --all --check

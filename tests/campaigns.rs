@@ -173,6 +173,8 @@ impl<'a> Run<'a> {
         let (host, db) = self.connected();
         host.close(db);
         self.db = None;
+        // A request that was given up may be refused when nobody listens any more.
+        self.endpoint.forget_who_waits();
     }
 
     /// kill -9, between two transactions or within one. What the bucket has then is a committed state with everything that was acknowledged.

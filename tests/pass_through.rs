@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use replicated_testkit::bucket::{Bucket, flattened};
-use replicated_testkit::host::{self, Db, Host, Program};
+use replicated_testkit::host::{self, Host, Program};
 use replicated_testkit::sqlite::{integrity_check, page_compare};
-use serde_json::json;
 
 /// A folder with a database and a folder for its replica.
 struct Place {
@@ -379,59 +378,9 @@ fn log_of(place: &Place) -> String {
     std::fs::read_to_string(place.file("log")).unwrap_or_default()
 }
 
-fn open_with_log(place: &Place, host: &mut Host) -> Db {
-    host.open(&place.uri(&[("log", place.file("log").to_str().unwrap()), ("sync_interval", "10ms")]))
-}
-
-/// Still replicated, whole, and by increments.
-fn assert_goes_on(place: &Place, mut host: Host, db: Db) {
-    host.run(db, "CREATE TABLE IF NOT EXISTS after(x); INSERT INTO after VALUES ('still here')");
-    host.sync(db);
-    assert_eq!(host.status(db, "snapshots"), "1", "{}", log_of(place));
-    host.close(db);
-    host.quit();
-    place.assert_restored_equals();
-    let restored = rusqlite::Connection::open(place.file("restored.db")).unwrap();
-    assert_eq!(restored.query_row("SELECT x FROM after", [], |row| row.get::<_, String>(0)).unwrap(), "still here");
-}
-
-#[test]
-fn leaving_wal_mode_is_refused() {
-    let place = Place::new();
-    let mut host = Host::start(Program::Python, &[]);
-    let db = open_with_log(&place, &mut host);
-    host.run(db, "PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES (1)");
-    host.sync(db);
-    for mode in ["DELETE", "truncate", "'persist'", "Memory", "off"] {
-        for pragma in [format!("PRAGMA journal_mode={mode}"), format!("PRAGMA main.journal_mode({mode})")] {
-            let error = host.try_query(db, &pragma).unwrap_err();
-            assert!(error.contains("not replicated in this version") && error.contains("open the database without the replica"), "{error}");
-        }
-    }
-    assert_eq!(host.value(db, "PRAGMA journal_mode"), "wal");
-    assert_eq!(host.value(db, "PRAGMA journal_mode=WAL"), "wal");
-    assert_goes_on(&place, host, db);
-}
-
-#[test]
-fn exclusive_locking_is_refused() {
-    let place = Place::new();
-    let mut host = Host::start(Program::Python, &[]);
-    let db = open_with_log(&place, &mut host);
-    host.run(db, "PRAGMA journal_mode=WAL; CREATE TABLE t(x); INSERT INTO t VALUES (1)");
-    host.sync(db);
-    for pragma in ["PRAGMA locking_mode=EXCLUSIVE", "PRAGMA main.locking_mode='exclusive'"] {
-        let error = host.try_query(db, pragma).unwrap_err();
-        assert!(error.contains("locking_mode=exclusive is not replicated in this version"), "{error}");
-    }
-    assert_eq!(host.value(db, "PRAGMA locking_mode"), "normal");
-    assert_eq!(host.value(db, "PRAGMA locking_mode=NORMAL"), "normal");
-    assert_goes_on(&place, host, db);
-}
-
 /// A PRAGMA without a schema's name is shown to the main database's VFS only, and changes the attached ones as well.
 #[test]
-fn pragmas_of_the_main_database_do_not_reach_an_attached_one_unseen() {
+fn pragmas_of_the_main_database_reach_an_attached_one_unseen_and_are_heeded() {
     let place = Place::new();
     place.make("WAL");
     let mut host = Host::start(Program::Python, &[]);
@@ -441,55 +390,20 @@ fn pragmas_of_the_main_database_do_not_reach_an_attached_one_unseen() {
     host.run(db, "INSERT INTO r.t(x) VALUES ('three')");
     host.query(db, "PRAGMA r.replicated_sync='100s'");
 
-    // Whatever it answers, the file stays in WAL mode.
-    let _ = host.try_query(db, "PRAGMA journal_mode=DELETE");
-    host.run(db, "INSERT INTO r.t(x) VALUES ('four')");
-    assert_eq!(host.value(db, "PRAGMA r.journal_mode"), "wal");
-
-    let _ = host.try_query(db, "PRAGMA locking_mode=EXCLUSIVE");
-    let error = host.try_query(db, "INSERT INTO r.t(x) VALUES ('never')").unwrap_err();
-    assert!(error.contains("readonly"), "{error}");
-    assert_eq!(host.value(db, "SELECT count(*) FROM r.t"), 4);
-    let reason = "locking_mode=EXCLUSIVE is not replicated in this version: run PRAGMA locking_mode=NORMAL";
-    assert_eq!(log_of(&place).lines().filter(|line| line.contains(reason)).count(), 1, "{}", log_of(&place));
+    host.run(db, "PRAGMA locking_mode=EXCLUSIVE; INSERT INTO r.t(x) VALUES ('four')");
+    assert_eq!(host.value(db, "PRAGMA r.locking_mode"), "exclusive");
     host.run(db, "PRAGMA locking_mode=NORMAL; SELECT count(*) FROM r.t; INSERT INTO r.t(x) VALUES ('five')");
+    host.query(db, "PRAGMA journal_mode=PERSIST");
+    assert_eq!(host.value(db, "PRAGMA r.journal_mode"), "persist");
+    host.run(db, "INSERT INTO r.t(x) VALUES ('six')");
+    host.query(db, "PRAGMA journal_mode=OFF");
+    host.run(db, "INSERT INTO r.t(x) VALUES ('seven')");
     host.query(db, "PRAGMA r.replicated_sync='100s'");
-    assert_eq!(host.value(db, "SELECT group_concat(x) FROM r.t"), "one,two,three,four,five");
+    assert_eq!(host.value(db, "SELECT group_concat(x) FROM r.t"), "one,two,three,four,five,six,seven");
     host.close(db);
     host.quit();
     place.assert_restored_equals();
     assert_eq!(place.bucket.full_states(), 1, "{}", log_of(&place));
-}
-
-/// A database in a rollback-journal mode can be read; writes wait for WAL mode.
-#[test]
-fn rollback_journal_writes_are_refused() {
-    for made in [true, false] {
-        let place = Place::new();
-        if made {
-            place.make("DELETE");
-        }
-        let mut host = Host::start(Program::Python, &[]);
-        let db = open_with_log(&place, &mut host);
-        let expected = if made { json!(1) } else { json!(0) };
-        assert_eq!(host.value(db, "SELECT count(*) FROM sqlite_schema"), expected);
-        let before = std::fs::read(place.path()).unwrap();
-        for write in ["CREATE TABLE late(x)", "PRAGMA user_version=7", "VACUUM", "BEGIN IMMEDIATE"] {
-            let error = host.try_query(db, write).unwrap_err();
-            assert!(error.contains("readonly"), "{write}: {error}");
-        }
-        assert!(before == std::fs::read(place.path()).unwrap());
-        assert!(!place.file("app.db-journal").exists());
-        let refusal = "only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL first";
-        assert_eq!(log_of(&place).lines().filter(|line| line.contains(refusal)).count(), 1, "{}", log_of(&place));
-        assert_eq!(host.value(db, "PRAGMA journal_mode=WAL"), "wal");
-        if !made {
-            host.run(db, "CREATE TABLE t(x)");
-        }
-        host.run(db, "INSERT INTO t(x) VALUES ('now')");
-        host.sync(db);
-        assert_goes_on(&place, host, db);
-    }
 }
 
 /// One process at a time; the kernel frees the place of one that was killed.

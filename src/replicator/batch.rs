@@ -72,11 +72,22 @@ impl WalFile {
         self.header().is_ok_and(|h| h.salts == pos.salts && (pos.frame == 0 || wal::verify_at(&self.file, &h, pos).unwrap_or(false)))
     }
 
-    /// The end of the last transaction, as SQLite's recovery would find it.
-    pub(crate) fn last_commit(&self) -> Result<Option<(WalPos, u32, PageSize)>, BatchError> {
+    /// What a WAL-index would say of the last transaction behind a place (or of all, where that is of another generation), as SQLite's recovery
+    /// would find it.
+    pub(crate) fn last_commit_after(&self, from: &WalPos) -> Result<Option<wal::IndexHeader>, BatchError> {
         let header = self.header()?;
-        let scan = wal::scan(&self.file, &header, &header.start()).map_err(|e| self.error(e))?;
-        Ok((scan.last_commit.frame > 0).then_some((scan.last_commit, scan.commit_pages, header.page_size)))
+        let start = if header.salts == from.salts && from.frame > 0 { *from } else { header.start() };
+        let scan = wal::scan(&self.file, &header, &start).map_err(|e| self.error(e))?;
+        Ok((scan.last_commit.frame > start.frame).then_some(wal::IndexHeader {
+            page_size: Some(header.page_size),
+            max_frame: scan.last_commit.frame,
+            db_pages: scan.commit_pages,
+            frame_checksum: scan.last_commit.checksum,
+            salts: header.salts,
+            change_counter: 0,
+            is_init: true,
+            big_endian_checksum: header.big_endian_checksum,
+        }))
     }
 
     /// Notes the newest frame of each page after `start` up to `to_frame`, which must end a transaction.

@@ -15,7 +15,7 @@ use rustix::fs::FlockOperation;
 use super::local::OwnerMode;
 use crate::types::{Txid, WalPos};
 
-const MAGIC: &[u8; 8] = b"RPLCTL02";
+const MAGIC: &[u8; 8] = b"RPLCTL03";
 const SLOT_BYTES: usize = 1024;
 const SLOTS_OFFSET: u64 = 1024;
 const FILE_BYTES: usize = 4096;
@@ -69,8 +69,37 @@ pub(crate) struct Stamp {
     pub(crate) ctime_ns: i64,
     /// Header bytes 24..28 (change counter) and 92..96 (version-valid-for).
     pub(crate) header_words: [u32; 2],
+    /// The header's write version says WAL.
+    pub(crate) is_wal: bool,
     /// Taken so soon after the last write that a coarse clock could hide another one.
     pub(crate) too_fresh: bool,
+    /// Which run of the machine it was taken in.
+    pub(crate) boot: u64,
+    /// SQLite had synced the file after its last write.
+    pub(crate) synced: bool,
+}
+
+/// A rollback-mode transaction that has begun to write to the database file, and how its end can be told at the next open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum OpenTransaction {
+    /// It has a journal, and its commit counts the change counter up.
+    Journaled = 1,
+    /// It has a journal; it follows another commit under one exclusive lock, which counted for both.
+    Uncounted = 2,
+    /// No journal on disk: a crash leaves what nobody can tell.
+    Unprotected = 3,
+}
+
+impl OpenTransaction {
+    const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Journaled,
+            2 => Self::Uncounted,
+            3 => Self::Unprotected,
+            _ => return None,
+        })
+    }
 }
 
 /// Why the full state has to be sent.
@@ -93,6 +122,10 @@ pub(crate) enum FullReason {
     Adopted = 7,
     /// An upload of the full state was cut off.
     Unfinished = 8,
+    /// The page size changed: files of two page sizes cannot follow each other.
+    PageSize = 9,
+    /// A transaction without a journal on disk was cut off: what it left nobody can tell.
+    Unprotected = 10,
 }
 
 impl FullReason {
@@ -106,6 +139,8 @@ impl FullReason {
             6 => Self::TakenOver,
             7 => Self::Adopted,
             8 => Self::Unfinished,
+            9 => Self::PageSize,
+            10 => Self::Unprotected,
             _ => return None,
         })
     }
@@ -121,6 +156,8 @@ impl FullReason {
             Self::TakenOver => "taken over from another replication tool",
             Self::Adopted => "the local database was declared the truth",
             Self::Unfinished => "an earlier upload of the full state was cut off",
+            Self::PageSize => "the page size changed",
+            Self::Unprotected => "a transaction without a journal on disk (journal_mode OFF or MEMORY, or exclusive locking) was cut off",
         }
     }
 }
@@ -153,6 +190,8 @@ pub(crate) struct State {
     pub(crate) spool_first: u64,
     pub(crate) spool_next: u64,
     pub(crate) stamp: Option<Stamp>,
+    /// What writes to the database file now, or did when the process died.
+    pub(crate) open_transaction: Option<OpenTransaction>,
     pub(crate) full: Option<FullReason>,
     pub(crate) restored_earlier: Option<RestoredEarlier>,
     /// The user declared the local file the truth over the bucket's history up to here.
@@ -265,8 +304,12 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
         w.u64(s.mtime_ns.cast_unsigned());
         w.u64(s.ctime_ns.cast_unsigned());
         w.pair(s.header_words);
+        w.u64(u64::from(s.is_wal));
         w.u64(u64::from(s.too_fresh));
+        w.u64(s.boot);
+        w.u64(u64::from(s.synced));
     });
+    w.u64(state.open_transaction.map_or(0, |t| t as u64));
     w.u64(state.full.map_or(0, |r| r as u64));
     w.option(state.restored_earlier, |w, r| {
         w.u64(r.txid.get());
@@ -325,9 +368,16 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
             mtime_ns: r.u64()?.cast_signed(),
             ctime_ns: r.u64()?.cast_signed(),
             header_words: r.pair()?,
+            is_wal: r.u64()? != 0,
             too_fresh: r.u64()? != 0,
+            boot: r.u64()?,
+            synced: r.u64()? != 0,
         })
     })?;
+    let open_transaction = match u8::try_from(r.u64()?).ok()? {
+        0 => None,
+        byte => Some(OpenTransaction::from_byte(byte)?),
+    };
     let full = match u8::try_from(r.u64()?).ok()? {
         0 => None,
         byte => Some(FullReason::from_byte(byte)?),
@@ -349,6 +399,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         spool_first,
         spool_next,
         stamp,
+        open_transaction,
         full,
         restored_earlier,
         adopt,
@@ -450,7 +501,17 @@ mod tests {
             next_salts: Some([7, 8]),
             spool_first: 1,
             spool_next: 4,
-            stamp: Some(Stamp { size_bytes: 1, mtime_ns: -1, ctime_ns: 2, header_words: [3, 4], too_fresh: true }),
+            stamp: Some(Stamp {
+                size_bytes: 1,
+                mtime_ns: -1,
+                ctime_ns: 2,
+                header_words: [3, 4],
+                is_wal: true,
+                too_fresh: true,
+                boot: 5,
+                synced: true,
+            }),
+            open_transaction: Some(OpenTransaction::Uncounted),
             full: Some(FullReason::Unfinished),
             restored_earlier: Some(RestoredEarlier { txid: Txid::FIRST, newest: Txid::FIRST.next() }),
             adopt: Some(Txid::FIRST),

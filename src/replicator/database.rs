@@ -12,8 +12,10 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::batch::WalFile;
 use super::control::{FullReason, Stamp};
+use super::file_header::{FileHeader, HEADER_BYTES};
 use super::hub::{CommittedFrames, Hub, Notice};
 use super::local::Paths;
+use super::outside::{NewestState, Outside};
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::{Progress, WaitError};
 use super::stamp;
@@ -51,6 +53,8 @@ pub(crate) struct Published {
     /// The uploader sleeps until so many frames are behind `captured`.
     wake_frames: u32,
     captured: WalPos,
+    /// What was committed outside the WAL since the uploader looked, counted as if it were frames.
+    unseen_frames: u32,
 }
 
 impl Published {
@@ -61,8 +65,13 @@ impl Published {
     const fn behind(&self) -> u32 {
         if !self.known {
             // What it says is of an earlier open.
-            0
-        } else if self.end.salts[0] == self.captured.salts[0] && self.end.salts[1] == self.captured.salts[1] {
+            return 0;
+        }
+        self.unseen_frames.saturating_add(self.frames_behind())
+    }
+
+    const fn frames_behind(&self) -> u32 {
+        if self.end.salts[0] == self.captured.salts[0] && self.end.salts[1] == self.captured.salts[1] {
             self.end.frame.saturating_sub(self.captured.frame)
         } else {
             self.end.frame
@@ -85,6 +94,12 @@ pub(crate) struct Database {
     preserver: Mutex<PreserverSlot>,
     /// Whether a snapshot needs to hear of writes to the database file.
     preserving: AtomicBool,
+    /// A snapshot waits until nobody writes to the database file.
+    pub(super) snapshot_waits: AtomicBool,
+    /// What a transaction has written to the database file.
+    pub(super) outside: Mutex<Outside>,
+    /// SQLite has synced the database file since its last write.
+    file_synced: AtomicBool,
     /// Commits up to this one shall go without a token of the budget.
     pub(crate) urgent: AtomicU64,
     /// How often a flush was asked for: each ends a pause.
@@ -113,8 +128,8 @@ enum Source {
 #[derive(Debug, Default)]
 struct PreserverSlot {
     active: Option<Preserver>,
-    /// Checkpoints of this process that run now.
-    checkpoints: u32,
+    /// Checkpoints and transactions of this process that write to the database file now.
+    writers: u32,
 }
 
 impl Database {
@@ -139,6 +154,9 @@ impl Database {
             tail: Mutex::new(tail),
             preserver: Mutex::default(),
             preserving: AtomicBool::new(false),
+            snapshot_waits: AtomicBool::new(false),
+            outside: Mutex::default(),
+            file_synced: AtomicBool::new(false),
             urgent: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             closing: AtomicBool::new(false),
@@ -177,14 +195,24 @@ impl Database {
             published.end = end;
             return;
         }
+        let same_log = published.known && published.end.salts == end.salts;
+        let first_frame = if same_log { published.end.frame + 1 } else { 1 };
+        self.advance(published, &NewestState { page_size: index.page_size, pages: index.db_pages, end, weight_frames: 0 }, first_frame);
+    }
+
+    /// Something was committed outside the WAL, or is seen in the database file for the first time. Returns its number.
+    pub(super) fn publish_file(&self, state: &NewestState) -> u64 {
+        self.advance(self.published.lock(), state, 1)
+    }
+
+    fn advance(&self, mut published: MutexGuard<'_, Published>, state: &NewestState, first_frame: u32) -> u64 {
         let first_sight = !published.known;
-        let same_log = published.end.salts == end.salts;
         let committed_ms = now_ms();
         published.known = true;
-        published.database_pages = index.db_pages;
-        published.page_size = index.page_size;
-        let first_frame = if same_log && !first_sight { published.end.frame + 1 } else { 1 };
-        published.end = end;
+        published.database_pages = state.pages;
+        published.page_size = state.page_size;
+        published.end = state.end;
+        published.unseen_frames = published.unseen_frames.saturating_add(state.weight_frames);
         // What there is at first sight counts as a commit, in the WAL or not: the bucket may lack all of it.
         published.sequence += 1;
         published.committed_ms = committed_ms;
@@ -195,14 +223,9 @@ impl Database {
         if wake {
             published.wake_frames = u32::MAX;
         }
-        let frames = CommittedFrames {
-            database: self.id,
-            first_frame,
-            end,
-            database_pages: index.db_pages,
-            sequence: published.sequence,
-            committed_ms,
-        };
+        let sequence = published.sequence;
+        let frames =
+            CommittedFrames { database: self.id, first_frame, end: state.end, database_pages: state.pages, sequence, committed_ms };
         drop(published);
         // One that does not fit is contained in what is published; but then nothing in the channel tells whom to wake.
         let told = self.hub.committed(frames);
@@ -211,6 +234,7 @@ impl Database {
         } else if wake {
             self.hub.notify(Notice::Look(self.id));
         }
+        sequence
     }
 
     /// Whether the WAL-index has been seen since the open.
@@ -245,6 +269,9 @@ impl Database {
 
     /// SQLite is about to destroy the WAL and cannot be refused. What cannot be saved costs a full upload later.
     pub(crate) fn wal_vanishes(&self) {
+        if !self.is_known() {
+            self.observe_without_index();
+        }
         let mut tail = self.tail.lock();
         if let Err(error) = self.secure(&mut tail, u32::MAX) {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
@@ -288,20 +315,6 @@ impl Database {
                 Ok(wal) => preserver.before_restart(wal),
                 Err(error) => preserver.give_up(error.to_string()),
             }
-        }
-    }
-
-    /// A rollback-journal transaction begins: what it changes is in no WAL.
-    pub(crate) fn changes_outside_wal(&self) {
-        let mut tail = self.tail.lock();
-        if tail.state.captured.is_none() {
-            return;
-        }
-        // A file that may not be the bucket's at all does not become so by this.
-        let live = self.published.lock().live();
-        tail.resolve(&live.end, &|| self.stamp());
-        if tail.state.captured.is_some() && !matches!(tail.mode, Mode::Stopped(..)) {
-            self.lose(&mut tail, FullReason::ContinuityLost);
         }
     }
 
@@ -381,7 +394,8 @@ impl Database {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
         if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
-            tail.state.stamp = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0));
+            let settled = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0), self.is_file_synced());
+            tail.stamp(settled);
             if let Err(error) = tail.save() {
                 log::warn!(target: "replicated", "{error}");
             }
@@ -407,16 +421,42 @@ impl Database {
         }
     }
 
-    /// A checkpoint of this process begins or ends to write the database file.
-    pub(crate) fn checkpoint(&self, begins: bool) {
+    /// A checkpoint or transaction of this process begins or ends to write the database file.
+    pub(crate) fn writes_file(&self, begins: bool) {
         let mut slot = self.preserver.lock();
-        slot.checkpoints = if begins { slot.checkpoints + 1 } else { slot.checkpoints.saturating_sub(1) };
+        slot.writers = if begins { slot.writers + 1 } else { slot.writers.saturating_sub(1) };
+        let waits = slot.writers == 0 && self.snapshot_waits.swap(false, Ordering::AcqRel);
+        drop(slot);
+        if waits {
+            self.asked.fetch_add(1, Ordering::AcqRel);
+            self.hub.notify(Notice::Look(self.id));
+        }
+    }
+
+    /// Whether a snapshot could begin now, as far as writes to the database file go; if not, the next end of one wakes the uploader.
+    pub(crate) fn awaits_writers(&self) -> bool {
+        let slot = self.preserver.lock();
+        let waits = slot.writers > 0;
+        self.snapshot_waits.store(waits, Ordering::Release);
+        waits
+    }
+
+    /// The database file was written to, or synced.
+    pub(crate) fn note_synced(&self, synced: bool) {
+        self.file_synced.store(synced, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_file_synced(&self) -> bool {
+        self.file_synced.load(Ordering::Relaxed)
     }
 
     /// Waits until everything committed so far is in the bucket; the newest TXID, if there is one.
     pub(crate) fn sync(&self, limit: Duration) -> Result<Option<Txid>, WaitError> {
         if !self.is_known() {
             self.observe_without_index();
+        }
+        if !self.is_known() {
+            return Err(WaitError::NotRead);
         }
         let sequence = self.published.lock().sequence;
         self.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
@@ -426,23 +466,30 @@ impl Database {
     }
 
     /// A program that asks before it has read anything: the WAL itself tells, as it tells SQLite's recovery.
-    fn observe_without_index(&self) {
-        let wal = WalFile::open(&self.paths.wal);
-        let last_commit = wal.as_ref().ok().and_then(|wal| wal.last_commit().ok()).flatten();
-        let salts = wal.and_then(|wal| wal.header()).map(|header| header.salts).unwrap_or_default();
-        let (end, database_pages, page_size) =
-            last_commit.map_or((WalPos { salts, ..WalPos::default() }, 0, None), |(end, pages, size)| (end, pages, Some(size)));
-        let index = IndexHeader {
-            page_size,
-            max_frame: end.frame,
-            db_pages: database_pages,
-            frame_checksum: end.checksum,
-            salts: end.salts,
-            change_counter: 0,
-            is_init: true,
-            big_endian_checksum: false,
-        };
-        self.publish(&index, Source::Wal);
+    pub(super) fn observe_without_index(&self) {
+        if self.has_hot_journal() {
+            // What the file holds is no committed state before SQLite has rolled that back.
+            return;
+        }
+        let wal = WalFile::open(&self.paths.wal).ok();
+        if let Some(index) = wal.as_ref().and_then(|wal| wal.last_commit_after(&WalPos::default()).ok().flatten()) {
+            return self.observe_wal(&index);
+        }
+        let salts = wal.and_then(|wal| wal.header().ok()).map(|header| header.salts).unwrap_or_default();
+        // In a rollback-journal mode the file itself tells more.
+        let header = self.file_header().ok().filter(|header| !header.is_wal);
+        let size_bytes = std::fs::metadata(&self.paths.database).map_or(0, |m| m.len());
+        self.publish_file(&NewestState {
+            page_size: header.and_then(|h| h.page_size),
+            pages: header.map_or(0, |h| h.pages(size_bytes)),
+            end: WalPos { salts, ..WalPos::default() },
+            weight_frames: 0,
+        });
+    }
+
+    /// The end of a WAL as the WAL itself tells it.
+    pub(super) fn observe_wal(&self, index: &IndexHeader) {
+        self.publish(index, Source::Wal);
     }
 
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
@@ -518,11 +565,10 @@ impl Database {
         build: impl FnOnce(Published) -> Result<(Preserver, Published), E>,
     ) -> Result<Option<Published>, E> {
         let mut slot = self.preserver.lock();
-        if slot.checkpoints > 0 {
+        if slot.writers > 0 {
             return Ok(None);
         }
-        let published = self.published();
-        let (preserver, published) = build(published)?;
+        let (preserver, published) = build(self.published())?;
         slot.active = Some(preserver);
         self.preserving.store(true, Ordering::Release);
         Ok(Some(published))
@@ -540,7 +586,19 @@ impl Database {
 
     /// What the database file looks like now; `None` where it cannot be told.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
-        stamp::take(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0))
+        stamp::take(&self.paths.database, &self.file_header().ok()?, self.is_file_synced())
+    }
+
+    /// The header of the database file, by a handle of its own.
+    pub(crate) fn file_header(&self) -> io::Result<FileHeader> {
+        let mut header = [0; HEADER_BYTES];
+        self.open_file()?.read_exact_at(&mut header, 0)?;
+        Ok(FileHeader::decode(&header))
+    }
+
+    /// The uploader looks now at what was committed outside the WAL.
+    pub(crate) fn note_looked(&self) {
+        self.published.lock().unseen_frames = 0;
     }
 
     /// Whether nothing is waiting to be sent, as far as is known.

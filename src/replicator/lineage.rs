@@ -12,7 +12,7 @@ use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
 use crate::store::{Level, Listed, LtxName, StoreError, StoreErrorKind};
-use crate::types::{PageNo, PageSize, Txid, WalPos};
+use crate::types::{PageNo, Txid, WalPos};
 
 /// Header, end of pages, empty index and trailer: no LTX file is shorter.
 const SMALLEST_FILE_BYTES: u64 = 131;
@@ -68,16 +68,8 @@ async fn look(database: &Database, name: &LtxName) -> Result<Option<Listed>, Ste
     }
 }
 
-/// The page size of what the bucket holds.
-pub(crate) async fn page_size_of_newest(database: &Database) -> Result<Option<PageSize>, StepError> {
-    match newest(database).await? {
-        Some(listed) => Ok(Some(header(database, &listed).await?.page_size)),
-        None => Ok(None),
-    }
-}
-
 /// An object's header. Where there is none the object itself is wrong: trying again for ever would not help.
-async fn header(database: &Database, object: &Listed) -> Result<Header, StepError> {
+pub(crate) async fn header(database: &Database, object: &Listed) -> Result<Header, StepError> {
     let mut why = format!("it has {} bytes", object.size_bytes);
     if object.size_bytes >= SMALLEST_FILE_BYTES {
         // Twice, in case that a proxy in between has answered for the store.
@@ -170,15 +162,22 @@ fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
 /// The bucket goes further than the control file knows. Where that is our own doing, or another tool went on from this very file, it is no
 /// other history.
 async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepError> {
+    let lost_tail = || {
+        let name = database.paths.database.display();
+        log::warn!(target: "replicated", "{name}: the bucket has commits up to TXID {reach} that this file may lack");
+        give_attempt_up(database, Some(FullReason::BucketAhead))
+    };
     if database.lock_tail().state.adopt.is_some_and(|adopt| adopt >= reach) {
         return give_attempt_up(database, Some(FullReason::Adopted));
     }
     if let Some(newest) = newest(database).await? {
         let header = header(database, &newest).await?;
         let proven = proven_end(database, &newest, &header).await?;
-        let (node_id, sending_full, spooled) = {
+        let stamp = database.stamp();
+        let (node_id, sending_full, spooled, rebooted) = {
             let tail = database.lock_tail();
-            (tail.state.node_id, tail.state.full.is_some(), !tail.spool.is_empty())
+            let rebooted = matches!((tail.state.stamp, stamp), (Some(then), Some(now)) if then.boot != now.boot);
+            (tail.state.node_id, tail.state.full.is_some(), !tail.spool.is_empty(), rebooted)
         };
         let by_us = header.node_id != 0 && header.node_id == node_id;
         let live = database.published().end;
@@ -192,8 +191,10 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
             }
             // What of the WAL was lost with it is not known.
             _ if by_us && live.frame > 0 && header.wal_end().is_some_and(|end| end.salts == live.salts) => {
-                return give_attempt_up(database, Some(FullReason::BucketAhead));
+                return lost_tail();
             }
+            // Outside the WAL nothing tells more than that the machine was started again.
+            _ if by_us && live.frame == 0 && rebooted => return lost_tail(),
             _ if litestream_position(database) == Some(newest.name.max_txid) => {
                 return give_attempt_up(database, Some(FullReason::TakenOver));
             }

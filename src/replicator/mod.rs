@@ -3,6 +3,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `database` | what SQLite's threads tell, and what they may do with the WAL |
+//! | `outside`, `pages`, `file_header` | commits that no shared-memory WAL announces: rollback-journal modes, exclusive locking |
 //! | `hub` | the channel and the wake-up |
 //! | `tail` | which frames are captured, and where |
 //! | `batch` | from frames to an LTX file |
@@ -20,10 +21,13 @@ mod budget;
 pub(crate) mod clock;
 pub(crate) mod control;
 pub(crate) mod database;
+mod file_header;
 mod hub;
 mod lineage;
 pub(crate) mod local;
 mod outage;
+pub(crate) mod outside;
+mod pages;
 pub(crate) mod preserve;
 pub(crate) mod process;
 pub(crate) mod progress;

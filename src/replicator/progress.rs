@@ -88,6 +88,9 @@ pub(crate) enum WaitError {
     /// The time ran out.
     #[error("not in the bucket after {} ms{}", .0.as_millis(), .1.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
     Timeout(Duration, Option<String>),
+    /// Nobody has read the database since a crash left a journal to roll back.
+    #[error("the database has not been read since it was opened: run a query first")]
+    NotRead,
     /// Replication stands still.
     #[error("replication is {}: {}", .0.as_str(), .1)]
     Stopped(ReplicationState, String),

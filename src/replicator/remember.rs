@@ -46,7 +46,8 @@ pub(crate) fn restored(database: &Path, replica_url: &str, restored: &Restored) 
         acked: Some(Acked { txid: restored.txid, end: WalPos::default() }),
         captured: Some(WalPos::default()),
         sealed: true,
-        stamp: stamp::settled(database, &|header| std::fs::File::open(database)?.read_exact_at(header, 0)),
+        // The restore has synced it.
+        stamp: stamp::settled(database, &|header| std::fs::File::open(database)?.read_exact_at(header, 0), true),
         restored_earlier: earlier,
         ..State::default()
     })

@@ -19,41 +19,37 @@ use super::preserve::{DatabaseFile, Preserver};
 use super::progress::Facts;
 use super::progress::ReplicationState;
 use super::send;
-use super::tail::{Mode, StopKind, TailError};
-use super::uploader::{Next, StepError, stop};
+use super::tail::{Mode, TailError};
+use super::uploader::{Next, StepError};
 use crate::ltx::{Encoder, Header};
-use crate::store::{Created, LtxName, StoreError, Upload};
+use crate::store::{Created, Level, Listed, LtxName, StoreError, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// How long to wait for a checkpoint or a restart that is under way just now.
-const CHECKPOINT_PAUSE: Duration = Duration::from_millis(5);
-const NOT_IN_WAL_MODE: &str =
-    "only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL";
+const WRITER_PAUSE: Duration = Duration::from_millis(5);
+/// A longer one, for a transaction that writes to the database file: its end ends the pause.
+const TRANSACTION_PAUSE: Duration = Duration::from_secs(1);
 /// Pages are read in runs of this many bytes while SQLite's writes to the file wait.
 const RUN_BYTES: usize = 256 * 1024;
 
 /// Sends it. `Again` after success, or where the snapshot must start over.
 pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result<Next, StepError> {
+    if database.awaits_writers() {
+        return Ok(Next::After(TRANSACTION_PAUSE));
+    }
     let newest = lineage::newest(database).await?;
     lineage::probe(database).await?;
     let moment = match begin(database, reason)? {
         Begin::Moment(moment) => moment,
-        Begin::Wait => return Ok(Next::After(CHECKPOINT_PAUSE)),
+        Begin::Wait => return Ok(Next::After(WRITER_PAUSE)),
         Begin::Empty(sequence) => {
             database.note_acked(sequence, None);
             database.progress.update(|f| f.acked_sequence = f.acked_sequence.max(sequence));
             return Ok(Next::Idle);
         }
-        Begin::NotInWalMode => {
-            database.progress.update(|f| {
-                f.state = ReplicationState::Offline;
-                f.last_error = Some(NOT_IN_WAL_MODE.to_owned());
-            });
-            return Ok(Next::Idle);
-        }
     };
     let _ends = Preserving(database);
-    send_moment(database, reason, newest.map(|l| l.name.max_txid), &moment).await
+    send_moment(database, reason, newest, &moment).await
 }
 
 /// Ends preserving, also where the snapshot is cut off.
@@ -67,17 +63,14 @@ impl Drop for Preserving<'_> {
 
 enum Begin {
     Moment(Published),
-    /// A checkpoint or a restart of the WAL is under way.
+    /// A checkpoint, a transaction or a restart of the WAL is under way.
     Wait,
     /// There is no page yet, as of that commit.
     Empty(u64),
-    /// There are pages, of which nothing is replicated.
-    NotInWalMode,
 }
 
 enum BeginError {
     Empty,
-    NotInWalMode,
     Step(StepError),
 }
 
@@ -101,23 +94,15 @@ impl From<io::Error> for BeginError {
 
 /// Page size and pages of the database by its own header.
 fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
-    const WAL_VERSION: u8 = 2;
-    let stamp = database.stamp().filter(|stamp| stamp.size_bytes > 0).ok_or(BeginError::Empty)?;
-    let mut header = [0; 32];
-    database.open_file()?.read_exact_at(&mut header, 0)?;
-    let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
-        1 => 65536,
-        other => u32::from(other),
-    };
-    let page_size = PageSize::new(page_bytes).filter(|_| header[18] == WAL_VERSION).ok_or(BeginError::NotInWalMode)?;
-    let stored = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
-    let [change_counter, valid_for] = stamp.header_words;
-    let pages = if stored > 0 && change_counter == valid_for {
-        stored
-    } else {
-        u32::try_from(stamp.size_bytes / u64::from(page_bytes)).unwrap_or(u32::MAX)
-    };
-    if pages > 0 { Ok((Some(page_size), pages)) } else { Err(BeginError::Empty) }
+    let size_bytes = std::fs::metadata(&database.paths.database)?.len();
+    if size_bytes == 0 {
+        return Err(BeginError::Empty);
+    }
+    let header = database.file_header()?;
+    match header.pages(size_bytes) {
+        0 => Err(BeginError::Empty),
+        pages => Ok((header.page_size, pages)),
+    }
 }
 
 /// Chooses the moment: from here on its pages are preserved and later frames are captured as they come.
@@ -141,7 +126,6 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     });
     let begun = match begun {
         Err(BeginError::Empty) => return Ok(Begin::Empty(sequence)),
-        Err(BeginError::NotInWalMode) => return Ok(Begin::NotInWalMode),
         Err(BeginError::Step(error)) => return Err(error),
         Ok(begun) => begun,
     };
@@ -154,6 +138,8 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     }
     tail.state.stamp = if tail.state.sealed { database.stamp() } else { None };
     tail.state.full = Some(if reason == FullReason::First { reason } else { FullReason::Unfinished });
+    tail.state.open_transaction = None;
+    tail.state.page_size = published.page_size.map_or(0, PageSize::get);
     tail.captured_sequence = published.sequence;
     // What was captured after an earlier moment, of a snapshot that did not come to its end, is older than this one.
     tail.spool.clear();
@@ -164,24 +150,23 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     Ok(Begin::Moment(published))
 }
 
-async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txid>, moment: &Published) -> Result<Next, StepError> {
-    let (name, txid) = match newest {
-        None => (LtxName::snapshot(Txid::FIRST.next()), Txid::FIRST.next()),
-        Some(newest) => (LtxName::level0(newest.next()), newest.next()),
-    };
-    let timestamp = TimestampMs(if moment.committed_ms > 0 { moment.committed_ms } else { now_ms() });
+async fn send_moment(database: &Database, reason: FullReason, newest: Option<Listed>, moment: &Published) -> Result<Next, StepError> {
     let Some(page_size) = moment.page_size else { return Ok(Next::Idle) };
-    if let Some(newest) = newest
-        && let Some(other) = lineage::page_size_of_newest(database).await?
-        && other != page_size
-    {
-        let message = format!(
-            "the bucket holds pages of {other} bytes (up to TXID {newest}) and the database now has pages of {page_size}: \
-             one history cannot hold both. Give the database a new replica URL"
-        );
-        stop(database, StopKind::Diverged, message);
-        return Ok(Next::Idle);
-    }
+    let txid = newest.map_or(Txid::FIRST, |l| l.name.max_txid).next();
+    // Files of two page sizes cannot follow each other: with another one a new line of increments begins, as with the first.
+    let begins = match newest {
+        None => true,
+        Some(newest) => {
+            let last = lineage::header(database, &newest).await?;
+            if newest.name.level != Level::ZERO {
+                // A snapshot that was cut off from its marker.
+                lineage::write_marker(database, newest.name.max_txid, &last).await?;
+            }
+            last.page_size != page_size
+        }
+    };
+    let name = if begins { LtxName::snapshot(txid) } else { LtxName::level0(txid) };
+    let timestamp = TimestampMs(if moment.committed_ms > 0 { moment.committed_ms } else { now_ms() });
     let mut header = Header::new(page_size, moment.database_pages, name.min_txid, name.max_txid, timestamp);
     if moment.end.frame > 0 {
         header.set_wal_range(0, &moment.end);
@@ -201,7 +186,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Txi
         }
         Streamed::StartOver(why) => return Err(StepError::StartOver(why)),
     }
-    if newest.is_none() {
+    if begins {
         lineage::write_marker(database, txid, &header).await?;
     }
     let mut tail = database.lock_tail();

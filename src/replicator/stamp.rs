@@ -3,39 +3,40 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::control::Stamp;
 use super::database::now_ms;
-
-/// Bytes at the start of the file that are looked at.
-pub(crate) const HEADER_BYTES: usize = 100;
+use super::file_header::{FileHeader, HEADER_BYTES};
 
 /// Reads the start of the database file, by whatever handle does no harm to the caller's locks.
 pub(crate) type ReadHeader<'a> = dyn Fn(&mut [u8; HEADER_BYTES]) -> io::Result<()> + 'a;
 
-/// The file as it is now; `None` where it cannot be told.
-pub(crate) fn take(database: &Path, read: &ReadHeader<'_>) -> Option<Stamp> {
+/// The file as it is now; `None` where it cannot be told. `synced` says whether SQLite has synced it since its last write.
+pub(crate) fn take(database: &Path, header: &FileHeader, synced: bool) -> Option<Stamp> {
     let metadata = std::fs::metadata(database).ok()?;
-    let mut header = [0; HEADER_BYTES];
-    read(&mut header).ok()?;
-    let word = |at: usize| header.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
     let ns = |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
     Some(Stamp {
         size_bytes: metadata.len(),
         mtime_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
         ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
-        header_words: [word(24)?, word(92)?],
+        header_words: header.words(),
+        is_wal: header.is_wal,
         too_fresh: false,
+        boot: boot(),
+        synced,
     })
 }
 
 /// A stamp that a write in the same tick of the kernel's clock could not hide behind: waits for the next tick where it must.
-pub(crate) fn settled(database: &Path, read: &ReadHeader<'_>) -> Option<Stamp> {
+pub(crate) fn settled(database: &Path, read: &ReadHeader<'_>, synced: bool) -> Option<Stamp> {
     const TICK: Duration = Duration::from_millis(10);
     let deadline = Instant::now() + 2 * TICK;
     loop {
-        let stamp = take(database, read)?;
+        let mut header = [0; HEADER_BYTES];
+        read(&mut header).ok()?;
+        let stamp = take(database, &FileHeader::decode(&header), synced)?;
         let age_ns = now_ms().saturating_mul(1_000_000).saturating_sub(stamp.mtime_ns.max(stamp.ctime_ns));
         // A time ahead of a clock that was set back hides nothing either: whoever writes now leaves another.
         if age_ns.unsigned_abs() > u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX) {
@@ -45,5 +46,41 @@ pub(crate) fn settled(database: &Path, read: &ReadHeader<'_>) -> Option<Stamp> {
             return Some(Stamp { too_fresh: true, ..stamp });
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Which run of the machine this is, as a hash of the kernel's boot id; 0 where it tells none.
+fn boot() -> u64 {
+    static BOOT: OnceLock<u64> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64GoIso, &id))
+    })
+}
+
+impl Stamp {
+    /// The same size, times and header.
+    pub(crate) fn is_same_file(&self, now: &Self) -> bool {
+        self.mtime_ns == now.mtime_ns && self.ctime_ns == now.ctime_ns && self.has_same_content(now)
+    }
+
+    /// The same size and header: where every commit counts the change counter up, the same content.
+    pub(crate) fn has_same_content(&self, now: &Self) -> bool {
+        self.size_bytes == now.size_bytes && self.header_words == now.header_words && self.is_wal == now.is_wal
+    }
+
+    /// What the file held then no loss of power has taken since.
+    pub(crate) const fn is_durable(&self, now: &Self) -> bool {
+        self.synced || self.boot == now.boot
+    }
+
+    /// Nobody has written since. In a rollback-journal mode a write that hides in the clock's tick still shows in the change counter.
+    pub(crate) fn still_holds(&self, now: &Self) -> bool {
+        self.is_same_file(now) && self.is_durable(now) && (!self.too_fresh || !self.is_wal)
+    }
+
+    /// A loss of power may have taken the file back to what it was before: the machine was started again, and nothing has written to the file
+    /// since the stamp, but for SQLite rolling a journal back.
+    pub(crate) const fn may_have_lost_power(&self, now: &Self, rolled_back: bool) -> bool {
+        self.boot != now.boot && (rolled_back || now.ctime_ns <= self.ctime_ns)
     }
 }

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::batch::{BatchError, FramePages, WalFile};
-use super::control::{Acked, Attempt, Control, FullReason, Stamp, State};
+use super::control::{Acked, Attempt, Control, FullReason, OpenTransaction, Stamp, State};
 use super::local::Paths;
-use crate::ltx::{Header, LtxError, Reader, merge};
+use crate::ltx::{Encoder, Header, LtxError, Reader, merge};
 use crate::spool::{Spool, SpoolError, entry_header};
-use crate::types::{TimestampMs, Txid, WalPos};
+use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// Why local capture failed.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +41,9 @@ pub(crate) enum TailError {
     /// Too much to encode while a writer waits.
     #[error("{frames} frames are not replicated yet")]
     TooMuch { frames: u32 },
+    /// A page of the database file cannot be read.
+    #[error("page {page} of the database cannot be read")]
+    Page { page: PageNo },
 }
 
 impl TailError {
@@ -114,6 +117,21 @@ pub(crate) struct LiveEnd {
     pub(crate) sequence: u64,
 }
 
+/// A commit that changed the database file itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileCommit {
+    pub(crate) page_size: PageSize,
+    /// The database's size in pages.
+    pub(crate) pages: u32,
+    pub(crate) committed_ms: i64,
+    pub(crate) sequence: u64,
+    /// The file after it.
+    pub(crate) stamp: Option<Stamp>,
+}
+
+/// Reads a page of the database file; false where that fails.
+pub(crate) type ReadPage<'a> = dyn FnMut(PageNo, &mut [u8]) -> bool + 'a;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Tail {
@@ -133,6 +151,8 @@ pub(crate) struct Tail {
     unsynced: bool,
     /// The last attempt to save failed.
     unsaved: bool,
+    /// SQLite has rolled a dead process's transaction back, through us: it had not been committed.
+    pub(crate) rolled_back: bool,
 }
 
 impl Tail {
@@ -149,6 +169,7 @@ impl Tail {
             memory_batch_bytes,
             unsynced: false,
             unsaved: false,
+            rolled_back: false,
         }
     }
 
@@ -178,6 +199,11 @@ impl Tail {
             return;
         }
         self.mode = self.judge(live, stamp);
+        if self.mode == Mode::Running && self.state.open_transaction.take().is_some() {
+            // It left nothing.
+            self.stamp(stamp());
+            self.save_or_warn();
+        }
         match &self.mode {
             Mode::Full(reason) => self.lose(*reason),
             Mode::Stopped(kind, message) => self.stop(*kind, message.clone()),
@@ -210,13 +236,12 @@ impl Tail {
             self.spool.clear();
             self.state.captured = Some(start_of(live));
             // With nothing in the WAL, whatever generation SQLite begins next follows on.
-            (self.state.sealed, self.state.next_salts, self.state.stamp) = (live.frame == 0, None, None);
+            (self.state.sealed, self.state.next_salts, self.state.stamp, self.state.open_transaction) = (live.frame == 0, None, None, None);
             return Mode::Running;
         };
-        let unchanged = |state: &State| state.sealed && state.stamp.is_some_and(|s| !s.too_fresh && stamp() == Some(s));
         let sealed_before_live = self.state.sealed && self.state.next_salts == Some(live.salts);
         if live.frame == 0 {
-            return if sealed_before_live || unchanged(&self.state) { Mode::Running } else { self.judge_lost(live, stamp) };
+            return if sealed_before_live || self.is_unchanged(stamp) { Mode::Running } else { self.judge_lost(live, stamp) };
         }
         if live.salts == captured.salts {
             return if live.frame >= captured.frame && self.wal().is_ok_and(|w| w.holds(&captured)) {
@@ -226,11 +251,24 @@ impl Tail {
                 Mode::Full(FullReason::BucketAhead)
             };
         }
-        if sealed_before_live || unchanged(&self.state) {
+        if sealed_before_live || self.is_unchanged(stamp) {
             self.begin_at(live);
             return Mode::Running;
         }
         self.judge_lost(live, stamp)
+    }
+
+    /// Whether the database file holds what was captured last, and nothing else.
+    fn is_unchanged(&self, stamp: &dyn Fn() -> Option<Stamp>) -> bool {
+        let (true, Some(then), Some(now)) = (self.state.sealed, self.state.stamp, stamp()) else { return false };
+        // A transaction that was cut off has touched the file. It left nothing where SQLite rolled it back, which it does unless it was committed.
+        let left_nothing = |told: bool| told && !now.is_wal && then.has_same_content(&now) && then.is_durable(&now);
+        match self.state.open_transaction {
+            None => then.still_holds(&now),
+            Some(OpenTransaction::Journaled) => left_nothing(true),
+            Some(OpenTransaction::Uncounted) => left_nothing(self.rolled_back),
+            Some(OpenTransaction::Unprotected) => false,
+        }
     }
 
     /// Continuity is lost: is this file at least provably the newer one?
@@ -242,17 +280,30 @@ impl Tail {
         // Each restart by a connection that knows the log adds one to the first salt.
         let restarts = self.state.captured.map_or(0, |c| live.salts[0].wrapping_sub(c.salts[0]));
         let restarted = live.frame > 0 && (1..1 << 20).contains(&restarts);
-        // The change counter only grows. An equal one under a changed file proves nothing.
-        let (counted, only_fresh) = match (self.state.stamp, stamp()) {
-            (Some(then), Some(now)) => (
-                (1..1 << 30).contains(&now.header_words[0].wrapping_sub(then.header_words[0])),
-                // The same but for a write that the clock's tick may hide, which can only have come after the stamp.
-                self.state.sealed && then.too_fresh && now == (Stamp { too_fresh: false, ..then }),
-            ),
-            _ => (false, false),
-        };
-        if restarted || counted || only_fresh {
+        if restarted {
             return Mode::Full(FullReason::ContinuityLost);
+        }
+        if let (Some(then), Some(now)) = (self.state.stamp, stamp()) {
+            // The change counter only grows. An equal one under a changed file proves nothing.
+            let counted = now.header_words[0].wrapping_sub(then.header_words[0]);
+            if (1..1 << 30).contains(&counted) {
+                return Mode::Full(FullReason::ContinuityLost);
+            }
+            // Where a process died in the midst of a transaction the file is its work, whatever became of it.
+            if counted == 0 && self.state.sealed && self.state.open_transaction.is_some() {
+                return Mode::Full(FullReason::Unprotected);
+            }
+            // Outside the WAL a file that was touched without a commit is one in which somebody else's transaction was rolled back.
+            if counted == 0 && !then.is_wal && !now.is_wal {
+                return Mode::Full(FullReason::ContinuityLost);
+            }
+            // The same but for a write that the clock's tick may hide, which can only have come after the stamp, or for what a loss of power took.
+            if self.state.sealed && then.is_same_file(&now) {
+                return Mode::Full(FullReason::ContinuityLost);
+            }
+            if then.may_have_lost_power(&now, self.rolled_back) {
+                return Mode::Full(FullReason::BucketAhead);
+            }
         }
         Mode::Stopped(
             StopKind::Diverged,
@@ -265,7 +316,16 @@ impl Tail {
     /// Gives continuity up: the full state will be sent.
     pub(crate) fn lose(&mut self, reason: FullReason) {
         let level = if reason == FullReason::First { log::Level::Debug } else { log::Level::Warn };
-        log::log!(target: "replicated", level, "{}: the full state will be sent: {}", self.paths.database.display(), reason.text());
+        let newest = self.state.attempt.map(|a| a.txid).or(self.state.acked.map(|a| a.txid));
+        let lost_tail = newest.filter(|_| reason == FullReason::BucketAhead);
+        log::log!(
+            target: "replicated",
+            level,
+            "{}: the full state will be sent: {}{}",
+            self.paths.database.display(),
+            reason.text(),
+            lost_tail.map_or_else(String::new, |txid| format!("; they can be restored with TXID {txid}"))
+        );
         self.mode = Mode::Full(reason);
         self.state.full = Some(reason);
         self.state.captured = None;
@@ -336,6 +396,84 @@ impl Tail {
         Ok(())
     }
 
+    /// A rollback-mode transaction is about to write to the database file, which looks as given. False where somebody else has written to it
+    /// since the last captured commit.
+    pub(crate) fn begins_in_file(&mut self, transaction: OpenTransaction, now: Option<Stamp>) -> Result<bool, TailError> {
+        if let Mode::Stopped(..) = self.mode {
+            // See `seal`.
+            if self.state.sealed {
+                (self.state.sealed, self.state.next_salts) = (false, None);
+                self.save()?;
+            }
+            return Ok(true);
+        }
+        if self.state.captured.is_none() {
+            return Ok(true);
+        }
+        let words = |stamp: Option<Stamp>| stamp.map(|s| s.header_words);
+        if !self.state.sealed || self.state.stamp.is_some() && words(self.state.stamp) != words(now) {
+            return Ok(false);
+        }
+        self.state.stamp = self.state.stamp.or(now);
+        self.state.next_salts = None;
+        // What one without a journal left, and nothing has captured since, no later journal can undo.
+        let left = self.state.open_transaction.filter(|&left| left == OpenTransaction::Unprotected);
+        self.state.open_transaction = left.or(Some(transaction));
+        self.save()?;
+        Ok(true)
+    }
+
+    /// Encodes the pages of a commit that is in the database file into the spool: `pages`, ascending, and what else lies below its size.
+    pub(crate) fn commits_in_file(
+        &mut self,
+        commit: &FileCommit,
+        pages: impl Iterator<Item = u32>,
+        read: &mut ReadPage<'_>,
+    ) -> Result<(), TailError> {
+        self.state.open_transaction = None;
+        if self.state.captured.is_none() || matches!(self.mode, Mode::Stopped(..)) {
+            return self.save();
+        }
+        let header = entry_header(commit.page_size, commit.pages, TimestampMs(commit.committed_ms));
+        self.spool.append(|out| {
+            let mut encoder = Encoder::new(out, &header)?;
+            let mut content = vec![0; commit.page_size.bytes()];
+            for page in pages.filter_map(PageNo::new) {
+                if page.get() > commit.pages {
+                    break;
+                }
+                if page == commit.page_size.lock_page() {
+                    continue;
+                }
+                if !read(page, &mut content) {
+                    return Err(TailError::Page { page });
+                }
+                encoder.page(page, &content)?;
+            }
+            encoder.finish()?;
+            Ok::<_, TailError>(())
+        })?;
+        self.state.page_size = commit.page_size.get();
+        (self.state.captured, self.state.sealed, self.state.next_salts) = (Some(WalPos::default()), true, None);
+        self.state.stamp = commit.stamp;
+        self.captured_sequence = commit.sequence;
+        self.save()
+    }
+
+    /// A transaction that wrote to the database file was rolled back, by its journal: the file holds what it held before.
+    pub(crate) fn rolled_back_in_file(&mut self, now: Option<Stamp>) -> Result<(), TailError> {
+        if self.mode == Mode::Unresolved {
+            // Still to be judged by what is noted.
+            return Ok(());
+        }
+        let same = matches!((self.state.stamp, now), (Some(then), Some(now)) if then.header_words == now.header_words);
+        if self.state.captured.is_some() && self.state.sealed && same && !matches!(self.mode, Mode::Stopped(..)) {
+            self.state.stamp = now;
+        }
+        self.state.open_transaction = None;
+        self.save()
+    }
+
     /// Makes everything safe that SQLite is about to destroy, so that a generation of the WAL may end.
     pub(crate) fn seal(&mut self, live: &LiveEnd, most_frames: u32, stamp: Option<Stamp>) -> Result<(), TailError> {
         if let Mode::Stopped(..) = self.mode {
@@ -354,10 +492,16 @@ impl Tail {
         self.save_attempt()?;
         if self.state.captured.is_some() {
             self.state.sealed = true;
-            self.state.stamp = stamp;
+            self.stamp(stamp);
         }
         self.wal = None;
         self.save()
+    }
+
+    /// Notes what the database file looks like. What was known to be on disk stays so while nobody writes.
+    pub(crate) fn stamp(&mut self, now: Option<Stamp>) {
+        let durable = matches!((self.state.stamp, now), (Some(then), Some(now)) if then.synced && then.is_same_file(&now));
+        self.state.stamp = now.map(|now| Stamp { synced: now.synced || durable, ..now });
     }
 
     /// The bytes of a batch on its way go to disk, so that a successor can send exactly them.

@@ -32,7 +32,7 @@ impl Fixture {
 
     /// The end of the WAL as recovery would find it.
     fn live(&self) -> WalPos {
-        WalFile::open(&self.paths().wal).unwrap().last_commit().unwrap().map(|(end, ..)| end).unwrap_or_default()
+        WalFile::open(&self.paths().wal).unwrap().last_commit_after(&WalPos::default()).unwrap().map(|i| i.end()).unwrap_or_default()
     }
 
     fn live_end(&self) -> LiveEnd {
@@ -62,7 +62,16 @@ fn captured(end: WalPos) -> State {
 }
 
 const fn stamp(change_counter: u32) -> Stamp {
-    Stamp { size_bytes: 4096, mtime_ns: 5, ctime_ns: 6, header_words: [change_counter, change_counter], too_fresh: false }
+    Stamp {
+        size_bytes: 4096,
+        mtime_ns: 5,
+        ctime_ns: 6,
+        header_words: [change_counter, change_counter],
+        is_wal: true,
+        too_fresh: false,
+        boot: 1,
+        synced: false,
+    }
 }
 
 fn resolved(fixture: &Fixture, state: State, now: Option<Stamp>) -> Tail {

@@ -192,6 +192,7 @@ impl Task {
         if !published.known {
             return Ok(Next::Idle);
         }
+        database.note_looked();
         let mode = {
             let mut tail = database.lock_tail();
             let live = database.published().live();
@@ -376,12 +377,9 @@ impl Task {
         if tail.state.captured.is_none() || matches!(tail.mode, Mode::Stopped(..) | Mode::Unresolved) {
             return u32::MAX;
         }
+        database.note_looked();
         let live = database.published().live();
         let much = tail.uncaptured_frames(&live.end) >= ENCODE_AHEAD_FRAMES;
-        if !much && !tail.spool.is_crowded() {
-            database.note_captured(&tail);
-            return ENCODE_AHEAD_FRAMES;
-        }
         let spooled = if much { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
         database.note_captured(&tail);
         let Err(error) = spooled else { return ENCODE_AHEAD_FRAMES };

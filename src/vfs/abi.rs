@@ -11,7 +11,6 @@ pub(crate) const SQLITE_OK: c_int = 0;
 pub(crate) const SQLITE_ERROR: c_int = 1;
 pub(crate) const SQLITE_BUSY: c_int = 5;
 pub(crate) const SQLITE_NOMEM: c_int = 7;
-pub(crate) const SQLITE_READONLY: c_int = 8;
 pub(crate) const SQLITE_IOERR: c_int = 10;
 pub(crate) const SQLITE_NOTFOUND: c_int = 12;
 pub(crate) const SQLITE_CANTOPEN: c_int = 14;
@@ -24,7 +23,8 @@ pub(crate) const SQLITE_OPEN_MAIN_DB: c_int = 0x0000_0100;
 pub(crate) const SQLITE_OPEN_WAL: c_int = 0x0008_0000;
 
 pub(crate) const SQLITE_LOCK_NONE: c_int = 0;
-pub(crate) const SQLITE_LOCK_RESERVED: c_int = 2;
+pub(crate) const SQLITE_LOCK_SHARED: c_int = 1;
+pub(crate) const SQLITE_LOCK_EXCLUSIVE: c_int = 4;
 
 pub(crate) const SQLITE_SHM_UNLOCK: c_int = 1;
 pub(crate) const SQLITE_SHM_LOCK: c_int = 2;
@@ -40,6 +40,7 @@ pub(crate) const WAL_READ_LOCK_0: c_int = 3;
 
 pub(crate) const SQLITE_FCNTL_VFSNAME: c_int = 12;
 pub(crate) const SQLITE_FCNTL_PRAGMA: c_int = 14;
+pub(crate) const SQLITE_FCNTL_SYNC: c_int = 21;
 pub(crate) const SQLITE_FCNTL_COMMIT_PHASETWO: c_int = 22;
 pub(crate) const SQLITE_FCNTL_CKPT_DONE: c_int = 37;
 pub(crate) const SQLITE_FCNTL_CKPT_START: c_int = 39;

@@ -3,16 +3,18 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 use super::abi::{
     File, IoMethods, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_PRAGMA,
-    SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_READONLY,
-    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
+    SQLITE_FCNTL_SYNC, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND,
+    SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0,
+    WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
 use super::pragma::{self, Answer};
 use crate::replicator::database::Database;
+use crate::replicator::outside::{FileChange, Writer};
 use crate::replicator::process;
 use crate::wal::{INDEX_HEADER_BYTES, IndexHeader};
 
@@ -44,12 +46,20 @@ struct MainFile {
     holds_write: AtomicBool,
     /// This connection holds the checkpoint lock.
     holds_checkpoint: AtomicBool,
-    /// `PRAGMA journal_mode=WAL` is being carried out, which needs one rollback transaction.
-    switching_to_wal: AtomicBool,
-    /// The refusal of a write outside the WAL was logged.
-    told_of_journal: AtomicBool,
-    /// The refusal of a write under exclusive locking was logged.
-    told_of_locking: AtomicBool,
+    /// It has its WAL open, so that only checkpoints write to the database file.
+    in_wal_mode: AtomicBool,
+    /// Frames were written without the WAL's write lock: there is no shared memory.
+    wrote_unlocked: AtomicBool,
+    /// A write or sync of the WAL has failed since the transaction began: what lies there is not committed.
+    wal_failed: AtomicBool,
+    /// The lock that it holds on the database file, of SQLite's five levels.
+    lock_level: AtomicI32,
+    /// It took the EXCLUSIVE lock to roll back what a dead process left.
+    rolls_back: AtomicBool,
+    /// It has written to the database file, and neither committed nor given its lock up.
+    writes_file: AtomicBool,
+    /// It has committed to the database file under the lock that it holds.
+    has_committed: AtomicBool,
 }
 
 /// A WAL, with the database that it belongs to. SQLite closes it before that.
@@ -82,21 +92,6 @@ impl MainFile {
         let (first, second) = (read(0), read(1));
         if first == second { IndexHeader::decode(&first) } else { None }
     }
-
-    fn refuse(&self, told: &AtomicBool, what: &str) -> c_int {
-        if let Some(database) = &self.database
-            && !told.swap(true, Ordering::Relaxed)
-        {
-            guarded(self, (), || {
-                log::error!(
-                    target: "replicated",
-                    "{}: {what}. This write is refused, because it would not be replicated",
-                    database.paths.database.display()
-                );
-            });
-        }
-        SQLITE_READONLY
-    }
 }
 
 /// Makes an opened file ours. The base's file is open behind `file`.
@@ -111,9 +106,13 @@ pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, datab
         index: AtomicPtr::new(std::ptr::null_mut()),
         holds_write: AtomicBool::new(false),
         holds_checkpoint: AtomicBool::new(false),
-        switching_to_wal: AtomicBool::new(false),
-        told_of_journal: AtomicBool::new(false),
-        told_of_locking: AtomicBool::new(false),
+        in_wal_mode: AtomicBool::new(false),
+        wrote_unlocked: AtomicBool::new(false),
+        wal_failed: AtomicBool::new(false),
+        lock_level: AtomicI32::new(SQLITE_LOCK_NONE),
+        rolls_back: AtomicBool::new(false),
+        writes_file: AtomicBool::new(false),
+        has_committed: AtomicBool::new(false),
     };
     // SAFETY: passed on.
     unsafe { become_ours(file, FileState::Main(main), &MAIN) }
@@ -129,6 +128,7 @@ pub(crate) unsafe fn become_wal(file: *mut File, main: *mut File) -> bool {
     if main.database.is_none() {
         return false;
     }
+    main.in_wal_mode.store(true, Ordering::Relaxed);
     // SAFETY: passed on.
     unsafe { become_ours(file, FileState::Wal(WalSide { main }), &WAL) };
     true
@@ -264,46 +264,99 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
         shim.methods = std::ptr::null();
         (rc, Box::from_raw(std::mem::replace(&mut shim.state, std::ptr::null_mut())))
     };
-    if let FileState::Main(main) = *state {
-        let database = main.database().cloned();
-        if let Some(database) = database {
-            guarded(&main, (), || process::close(&database));
-        } else if main.database.is_some() {
-            // Opened before a fork: what the parent's thread shares with us is left alone for ever.
-            std::mem::forget(main);
+    match *state {
+        FileState::Main(main) => {
+            let database = main.database().cloned();
+            if let Some(database) = database {
+                guarded(&main, (), || process::close(&database));
+            } else if main.database.is_some() {
+                // Opened before a fork: what the parent's thread shares with us is left alone for ever.
+                std::mem::forget(main);
+            }
         }
+        // SAFETY: a WAL's partner is open as long as the WAL.
+        FileState::Wal(wal) => unsafe { &*wal.main }.in_wal_mode.store(false, Ordering::Relaxed),
     }
     rc
 }
 
-/// Sets a page aside that a snapshot needs, before a checkpoint overwrites it.
-unsafe extern "C" fn main_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
-    // SAFETY: see above.
-    let main = unsafe { main_of(file) };
-    if let Some(database) = main.database()
-        && database.is_preserving()
-    {
-        guarded(main, (), || {
-            let (offset, bytes) = (offset.cast_unsigned(), usize::try_from(bytes).unwrap_or(0));
-            // SAFETY: see above.
-            database.before_write(offset, bytes, &mut |page, at| unsafe { read_base(file, page, at) });
+impl MainFile {
+    /// The database file is about to be changed: a snapshot may still need what is there, and what no checkpoint writes is a transaction's.
+    ///
+    /// # Safety
+    /// `file` is this file, open.
+    unsafe fn before_change(&self, file: *mut File, change: FileChange) {
+        let Some(database) = self.database() else { return };
+        // SAFETY: passed on.
+        let read = &mut |page: &mut [u8], at| unsafe { read_base(file, page, at) };
+        guarded(self, (), || {
+            database.note_synced(false);
+            if !self.in_wal_mode.load(Ordering::Relaxed) {
+                self.writes_file.store(true, Ordering::Relaxed);
+                let writer = Writer {
+                    rolls_back: self.rolls_back.load(Ordering::Relaxed),
+                    has_committed: self.has_committed.load(Ordering::Relaxed),
+                };
+                database.changes_file(change, writer, read);
+            }
+            if database.is_preserving() {
+                match change {
+                    FileChange::Write { offset, bytes } => database.before_write(offset, usize::try_from(bytes).unwrap_or(0), read),
+                    FileChange::Truncate { bytes } => database.before_truncate(bytes, read),
+                }
+            }
         });
     }
+
+    /// A commit is complete. What the release of the WAL's write lock has not told is told here.
+    ///
+    /// # Safety
+    /// `file` is this file, open.
+    unsafe fn committed(&self, file: *mut File, database: &Arc<Database>) {
+        if self.wrote_unlocked.swap(false, Ordering::Relaxed) {
+            if self.wal_failed.swap(false, Ordering::Relaxed) {
+                return;
+            }
+            match self.index_header() {
+                Some(index) => database.observe(&index),
+                None => database.commits_exclusively(),
+            }
+        } else if !self.in_wal_mode.load(Ordering::Relaxed) {
+            // SAFETY: passed on.
+            database.commits_file(&mut |page, at| unsafe { read_base(file, page, at) });
+            if self.writes_file.swap(false, Ordering::Relaxed) {
+                self.has_committed.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn main_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
     // SAFETY: see above.
-    unsafe { write(file, from, bytes, offset) }
+    unsafe {
+        let change = FileChange::Write { offset: offset.cast_unsigned(), bytes: u64::try_from(bytes).unwrap_or(0) };
+        main_of(file).before_change(file, change);
+        write(file, from, bytes, offset)
+    }
 }
 
 unsafe extern "C" fn main_truncate(file: *mut File, bytes: i64) -> c_int {
     // SAFETY: see above.
-    let main = unsafe { main_of(file) };
-    if let Some(database) = main.database()
-        && database.is_preserving()
-    {
-        // SAFETY: see above.
-        guarded(main, (), || database.before_truncate(bytes.cast_unsigned(), &mut |page, at| unsafe { read_base(file, page, at) }));
+    unsafe {
+        main_of(file).before_change(file, FileChange::Truncate { bytes: bytes.cast_unsigned() });
+        truncate(file, bytes)
     }
+}
+
+unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
     // SAFETY: see above.
-    unsafe { truncate(file, bytes) }
+    let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
+    if rc == SQLITE_OK
+        && let Some(database) = main.database()
+    {
+        database.note_synced(true);
+    }
+    rc
 }
 
 /// Reads the base's file; false on failure.
@@ -316,35 +369,44 @@ unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
     unsafe { read(file, page.as_mut_ptr().cast(), bytes, at) == SQLITE_OK }
 }
 
-/// Rollback-journal transactions take RESERVED; those of the WAL never do.
+/// Keeps account of the lock: one that goes from SHARED straight to EXCLUSIVE with a journal there is about to roll that back.
 unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_int {
     // SAFETY: see above.
-    let main = unsafe { main_of(file) };
-    let database = main.database().filter(|_| level == SQLITE_LOCK_RESERVED);
-    if let Some(database) = database {
-        if !main.switching_to_wal.load(Ordering::Relaxed) {
-            return main.refuse(&main.told_of_journal, "only WAL mode is replicated in this version, and this database is in a rollback-journal mode: run PRAGMA journal_mode=WAL first");
+    let (main, rc) = unsafe { (main_of(file), lock(file, level)) };
+    if rc == SQLITE_OK
+        && let Some(database) = main.database()
+    {
+        let before = main.lock_level.swap(level, Ordering::Relaxed);
+        if level == SQLITE_LOCK_EXCLUSIVE && before == SQLITE_LOCK_SHARED {
+            main.rolls_back.store(guarded(main, false, || database.has_hot_journal()), Ordering::Relaxed);
         }
-        guarded(main, (), || database.changes_outside_wal());
-    }
-    // SAFETY: see above.
-    let rc = unsafe { lock(file, level) };
-    if database.is_some() && rc == SQLITE_OK {
-        // One transaction is all that the switch needs. Where it fails, the next one is not the switch.
-        main.switching_to_wal.store(false, Ordering::Relaxed);
     }
     rc
 }
 
-/// Notes what the database file looks like after the WAL was deleted, while nobody else can write.
+/// The last moment at which nobody else can write: notes what the database file looks like after a transaction was rolled back, or the WAL deleted.
 unsafe extern "C" fn main_unlock(file: *mut File, level: c_int) -> c_int {
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
-    if level == SQLITE_LOCK_NONE
-        && let Some(database) = main.database()
-        && database.stamp_due.load(Ordering::Relaxed)
-    {
-        guarded(main, (), || database.stamp_clean());
+    if let Some(database) = main.database() {
+        // SAFETY: see above.
+        let read = &mut |page: &mut [u8], at| unsafe { read_base(file, page, at) };
+        guarded(main, (), || {
+            if main.writes_file.swap(false, Ordering::Relaxed) {
+                database.leaves_file(read);
+            }
+            if level == SQLITE_LOCK_NONE {
+                if main.lock_level.load(Ordering::Relaxed) >= SQLITE_LOCK_SHARED {
+                    database.sees_file(read);
+                }
+                if database.stamp_due.load(Ordering::Relaxed) {
+                    database.stamp_clean();
+                }
+            }
+        });
+        main.lock_level.store(level, Ordering::Relaxed);
+        main.rolls_back.store(false, Ordering::Relaxed);
+        main.has_committed.store(false, Ordering::Relaxed);
     }
     // SAFETY: see above.
     unsafe { unlock(file, level) }
@@ -439,9 +501,12 @@ unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argume
     }
     if let Some(database) = main.database() {
         match operation {
-            SQLITE_FCNTL_CKPT_START => guarded(main, (), || database.checkpoint(true)),
-            SQLITE_FCNTL_CKPT_DONE => guarded(main, (), || database.checkpoint(false)),
-            SQLITE_FCNTL_COMMIT_PHASETWO => main.switching_to_wal.store(false, Ordering::Relaxed),
+            SQLITE_FCNTL_CKPT_START => guarded(main, (), || database.writes_file(true)),
+            SQLITE_FCNTL_CKPT_DONE => guarded(main, (), || database.writes_file(false)),
+            // The last that is heard of a rollback under an exclusive lock.
+            SQLITE_FCNTL_SYNC => main.rolls_back.store(false, Ordering::Relaxed),
+            // SAFETY: see above.
+            SQLITE_FCNTL_COMMIT_PHASETWO => guarded(main, (), || unsafe { main.committed(file, database) }),
             _ => {}
         }
     }
@@ -468,10 +533,6 @@ unsafe fn answer_pragma(main: &MainFile, strings: *mut *mut c_char) -> Option<c_
     let (rc, text) = match answer? {
         Answer::Text(text) => (SQLITE_OK, text),
         Answer::Error(text) => (super::abi::SQLITE_ERROR, text),
-        Answer::SwitchingToWal => {
-            main.switching_to_wal.store(true, Ordering::Relaxed);
-            return None;
-        }
     };
     // A null here would leave the result's column without a name, which some clients do not survive.
     let text = main.api.sqlite_string(&text);
@@ -483,31 +544,51 @@ unsafe fn answer_pragma(main: &MainFile, strings: *mut *mut c_char) -> Option<c_
     Some(rc)
 }
 
-/// Notices the header of a new generation, and refuses what no commit signal would announce.
+/// Notices the header of a new generation and, where no shared memory announces commits, what belongs to one.
 unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
-    if let Some(database) = main.database() {
-        if !main.holds_write.load(Ordering::Relaxed) {
-            return main.refuse(
-                &main.told_of_locking,
-                "locking_mode=EXCLUSIVE is not replicated in this version: run PRAGMA locking_mode=NORMAL and read once",
-            );
-        }
-        if offset == 0 && bytes >= 24 {
-            // SAFETY: SQLite passes at least that many bytes.
-            let salts = unsafe { std::slice::from_raw_parts(from.cast::<u8>().add(16), 8) };
-            guarded(main, (), || {
-                if let ([a, b, c, d], [e, f, g, h]) = salts.split_at(4)
-                    && let (&[a, b, c, d], &[e, f, g, h]) = (&[*a, *b, *c, *d], &[*e, *f, *g, *h])
-                {
-                    database.generation_begins([u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])]);
+    let Some(database) = main.database() else {
+        // SAFETY: see above.
+        return unsafe { write(file, from, bytes, offset) };
+    };
+    let unlocked = !main.holds_write.load(Ordering::Relaxed);
+    if offset == 0 && bytes >= 24 {
+        // SAFETY: SQLite passes at least that many bytes.
+        let salts = unsafe { std::slice::from_raw_parts(from.cast::<u8>().add(16), 8) };
+        guarded(main, (), || {
+            if let ([a, b, c, d], [e, f, g, h]) = salts.split_at(4)
+                && let (&[a, b, c, d], &[e, f, g, h]) = (&[*a, *b, *c, *d], &[*e, *f, *g, *h])
+            {
+                let salts = [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])];
+                if unlocked {
+                    database.restarts_exclusively(salts);
                 }
-            });
+                database.generation_begins(salts);
+            }
+        });
+    }
+    if unlocked {
+        main.wrote_unlocked.store(true, Ordering::Relaxed);
+        if guarded(main, false, || database.begins_in_wal(offset.cast_unsigned())) {
+            main.wal_failed.store(false, Ordering::Relaxed);
         }
     }
     // SAFETY: see above.
-    unsafe { write(file, from, bytes, offset) }
+    let rc = unsafe { write(file, from, bytes, offset) };
+    if rc != SQLITE_OK {
+        main.wal_failed.store(true, Ordering::Relaxed);
+    }
+    rc
+}
+
+unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int {
+    // SAFETY: see above.
+    let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
+    if rc != SQLITE_OK {
+        main.wal_failed.store(true, Ordering::Relaxed);
+    }
+    rc
 }
 
 /// What is cut off must be safe before.
@@ -560,6 +641,7 @@ const FORWARD: IoMethods = IoMethods {
 static MAIN: [IoMethods; TABLES] = shapes(IoMethods {
     write: Some(main_write),
     truncate: Some(main_truncate),
+    sync: Some(main_sync),
     lock: Some(main_lock),
     unlock: Some(main_unlock),
     file_control: Some(main_file_control),
@@ -569,4 +651,5 @@ static MAIN: [IoMethods; TABLES] = shapes(IoMethods {
     ..FORWARD
 });
 
-static WAL: [IoMethods; TABLES] = shapes(IoMethods { write: Some(wal_write), truncate: Some(wal_truncate), ..FORWARD });
+static WAL: [IoMethods; TABLES] =
+    shapes(IoMethods { write: Some(wal_write), truncate: Some(wal_truncate), sync: Some(wal_sync), ..FORWARD });

@@ -1,10 +1,9 @@
-//! The PRAGMAs of ours, and those that must be refused on a replicated database.
+//! The PRAGMAs of ours.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::replicator::database::Database;
-use crate::replicator::progress::WaitError;
 
 /// What a PRAGMA gets.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,8 +12,6 @@ pub(crate) enum Answer {
     Text(String),
     /// An error with this text.
     Error(String),
-    /// Not ours, but worth knowing.
-    SwitchingToWal,
 }
 
 /// Answers a PRAGMA; `None` where it is SQLite's own business.
@@ -22,17 +19,6 @@ pub(crate) fn answer(database: &Arc<Database>, name: &str, value: Option<&str>) 
     match name.to_ascii_lowercase().as_str() {
         "replicated_sync" => Some(sync(database, value)),
         "replicated_status" => Some(Answer::Text(status(database))),
-        "journal_mode" => match value?.trim_matches(['\'', '"']).to_ascii_lowercase().as_str() {
-            "wal" => Some(Answer::SwitchingToWal),
-            mode @ ("delete" | "truncate" | "persist" | "memory" | "off") => Some(Answer::Error(format!(
-                "journal_mode={mode} is not replicated in this version: a replicated database stays in WAL mode. \
-                 To leave it, open the database without the replica"
-            ))),
-            _ => None,
-        },
-        "locking_mode" if value?.eq_ignore_ascii_case("exclusive") => Some(Answer::Error(
-            "locking_mode=exclusive is not replicated in this version: a replicated database stays in locking_mode=normal".to_owned(),
-        )),
         unknown if unknown.starts_with("replicated") => {
             Some(Answer::Error(format!("unknown PRAGMA {unknown}: there are replicated_status and replicated_sync")))
         }
@@ -51,7 +37,7 @@ fn sync(database: &Arc<Database>, value: Option<&str>) -> Answer {
     };
     match database.sync(limit) {
         Ok(txid) => Answer::Text(txid.map(|t| t.to_string()).unwrap_or_default()),
-        Err(error @ (WaitError::Timeout(..) | WaitError::Stopped(..))) => Answer::Error(format!("replicated_sync: {error}")),
+        Err(error) => Answer::Error(format!("replicated_sync: {error}")),
     }
 }
 

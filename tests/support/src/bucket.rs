@@ -119,7 +119,7 @@ impl Bucket {
     }
 }
 
-/// The committed state of a database that nobody has open, WAL included, as one file in `folder`.
+/// The committed state of a database that nobody has open, WAL or hot journal included, as one file in `folder`.
 ///
 /// # Panics
 /// Where it cannot be copied or opened.
@@ -127,13 +127,15 @@ impl Bucket {
 pub fn flattened(database: &Path, folder: &Path) -> PathBuf {
     let copy = folder.join("flattened.db");
     let with = |path: &Path, suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
-    for suffix in ["", "-wal", "-shm"] {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
         // It may not be there.
         let _ = std::fs::remove_file(with(&copy, suffix));
     }
     std::fs::copy(database, &copy).expect("the database can be copied");
-    if with(database, "-wal").exists() {
-        std::fs::copy(with(database, "-wal"), with(&copy, "-wal")).expect("the WAL can be copied");
+    for suffix in ["-wal", "-journal"] {
+        if with(database, suffix).exists() {
+            std::fs::copy(with(database, suffix), with(&copy, suffix)).expect("it can be copied");
+        }
     }
     let connection = Connection::open(&copy).expect("the copy opens");
     let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).expect("the copy is checkpointed");

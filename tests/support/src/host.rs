@@ -262,6 +262,22 @@ impl Host {
         self.ask(&json!({"op": "close", "db": db.0})).map(drop)
     }
 
+    /// Copies another file into a database with the backup API. For `Program::Python`.
+    ///
+    /// # Errors
+    /// What SQLite said.
+    pub fn backup_from(&mut self, db: Db, source: &Path) -> Result<(), String> {
+        self.ask(&json!({"op": "backup", "db": db.0, "path": source, "into": true})).map(drop)
+    }
+
+    /// Copies a database into another file with the backup API. For `Program::Python`.
+    ///
+    /// # Errors
+    /// What SQLite said.
+    pub fn backup_to(&mut self, db: Db, target: &Path) -> Result<(), String> {
+        self.ask(&json!({"op": "backup", "db": db.0, "path": target, "into": false})).map(drop)
+    }
+
     /// Closes a connection.
     ///
     /// # Panics
@@ -346,6 +362,13 @@ for line in sys.stdin:
             answer = opened
         elif request["op"] == "close":
             databases.pop(request["db"]).close()
+            answer = None
+        elif request["op"] == "backup":
+            other = sqlite3.connect(request["path"])
+            ends = (other, databases[request["db"]])
+            source, target = ends if request["into"] else reversed(ends)
+            source.backup(target)
+            other.close()
             answer = None
         else:
             rows = databases[request["db"]].execute(request["sql"]).fetchall()

@@ -1,0 +1,272 @@
+//! Commits that no shared-memory WAL announces.
+//!
+//! In a rollback-journal mode the pages of a commit are in the database file alone. Every page that is written there is noted; at the commit
+//! (`SQLITE_FCNTL_COMMIT_PHASETWO`, with SQLite's EXCLUSIVE lock held) they are read back and go into the spool as one entry.
+//!
+//! ```text
+//!   first xWrite         the transaction begins: has anybody else written since the last commit? A note of it goes to the control file
+//!   xWrite, xTruncate    pages are noted
+//!   COMMIT_PHASETWO      noted pages, and those the file has grown over, go into the spool
+//!   xUnlock without one  rolled back: the file holds what it held, but for the content of free pages, which SQLite does not restore
+//! ```
+//!
+//! Under `locking_mode=EXCLUSIVE` there is no xUnlock, so that a transaction that was rolled back looks open until the next one commits. And a WAL has no shared memory that could tell its end: the file itself is read.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use super::batch::WalFile;
+use super::control::{FullReason, OpenTransaction, Stamp};
+use super::database::{Database, now_ms};
+use super::file_header::{FileHeader, HEADER_BYTES};
+use super::pages::PageSet;
+use super::stamp;
+use super::tail::{FileCommit, Mode, Tail};
+use crate::types::{PageSize, WalPos};
+
+/// What a small commit outside the WAL counts for, in frames: several of them make the uploader look, which then merges their spool entries.
+const LEAST_WEIGHT_FRAMES: u32 = 32;
+
+/// What a transaction has written to the database file since the last commit.
+#[derive(Debug, Default)]
+pub(crate) struct Outside {
+    pages: PageSet,
+    /// The shortest that the file has been since.
+    shortest_bytes: Option<u64>,
+    /// It has begun and not ended.
+    active: bool,
+    /// It is SQLite rolling back what a dead process left.
+    rolls_back: bool,
+}
+
+/// The state after a commit, for `Database::publish`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewestState {
+    pub(crate) page_size: Option<PageSize>,
+    pub(crate) pages: u32,
+    pub(crate) end: WalPos,
+    /// What it counts for beside the frames of the WAL.
+    pub(crate) weight_frames: u32,
+}
+
+/// A change of the database file that is about to be made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FileChange {
+    Write { offset: u64, bytes: u64 },
+    Truncate { bytes: u64 },
+}
+
+/// What a handle knows of its transaction.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Writer {
+    /// It rolls back what a dead process left.
+    pub(crate) rolls_back: bool,
+    /// It has committed under the lock that it holds: SQLite counts the change counter up once for a lock.
+    pub(crate) has_committed: bool,
+}
+
+/// Reads the database file by the handle that holds its locks; false where that fails.
+pub(crate) type ReadFile<'a> = dyn FnMut(&mut [u8], u64) -> bool + 'a;
+
+fn read_header(read: &mut ReadFile<'_>) -> FileHeader {
+    let mut bytes = [0; HEADER_BYTES];
+    // An empty file has none.
+    if read(&mut bytes, 0) { FileHeader::decode(&bytes) } else { FileHeader::decode(&[0; HEADER_BYTES]) }
+}
+
+impl Database {
+    /// The database file is about to be changed by something else than a checkpoint.
+    pub(crate) fn changes_file(&self, change: FileChange, writer: Writer, read: &mut ReadFile<'_>) {
+        let mut outside = self.outside.lock();
+        if writer.rolls_back && !outside.active {
+            self.lock_tail().rolled_back = true;
+            outside.rolls_back = true;
+        } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
+            // A rollback that has come to its end under an exclusive lock, without a word.
+            outside.rolls_back = false;
+            self.begin_in_file(writer, read);
+        }
+        if !std::mem::replace(&mut outside.active, true) {
+            self.writes_file(true);
+        }
+        match change {
+            FileChange::Write { offset, bytes } => {
+                let size =
+                    u64::from(self.published().page_size.unwrap_or_else(|| read_header(read).page_size.unwrap_or(PageSize::MIN)).get());
+                let last = offset.saturating_add(bytes).saturating_sub(1) / size;
+                for index in offset / size..=last {
+                    outside.pages.insert(u32::try_from(index + 1).unwrap_or(u32::MAX));
+                }
+            }
+            FileChange::Truncate { bytes } => {
+                outside.shortest_bytes = Some(outside.shortest_bytes.map_or(bytes, |shortest| shortest.min(bytes)));
+            }
+        }
+    }
+
+    /// A transaction writes for the first time, with nobody else writing.
+    fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) {
+        let header = read_header(read);
+        let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
+        let mut tail = self.lock_tail();
+        if !self.is_known() {
+            self.see_file(&header, now);
+        }
+        let live = self.published().live();
+        tail.resolve(&live.end, &|| now);
+        let transaction = match (self.has_hot_journal(), writer.has_committed) {
+            (false, _) => OpenTransaction::Unprotected,
+            (true, true) => OpenTransaction::Uncounted,
+            (true, false) => OpenTransaction::Journaled,
+        };
+        let begun = tail.begins_in_file(transaction, now);
+        if let Err(error) = &begun {
+            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+        }
+        if !begun.unwrap_or(false) {
+            self.lose_unless_stopped(&mut tail, FullReason::ContinuityLost);
+        }
+    }
+
+    fn lose_unless_stopped(&self, tail: &mut Tail, reason: FullReason) {
+        if tail.state.captured.is_some() && !matches!(tail.mode, Mode::Stopped(..)) {
+            self.lose(tail, reason);
+        }
+    }
+
+    /// `COMMIT_PHASETWO` on a handle that is not in WAL mode.
+    pub(crate) fn commits_file(&self, read: &mut ReadFile<'_>) {
+        let mut outside = self.outside.lock();
+        if !outside.active && outside.pages.is_empty() && outside.shortest_bytes.is_none() {
+            return;
+        }
+        let change = std::mem::take(&mut *outside);
+        let header = read_header(read);
+        let stamp = stamp::take(&self.paths.database, &header, self.is_file_synced());
+        let mut tail = self.lock_tail();
+        self.capture_file(&mut tail, &change, &header, stamp, read);
+        drop(tail);
+        if change.active {
+            self.writes_file(false);
+        }
+    }
+
+    fn capture_file(&self, tail: &mut Tail, change: &Outside, header: &FileHeader, stamp: Option<Stamp>, read: &mut ReadFile<'_>) {
+        let before = self.published();
+        let pages = header.pages(stamp.map_or(0, |s| s.size_bytes));
+        let written = u32::try_from(change.pages.iter().take(LEAST_WEIGHT_FRAMES as usize * 8).count()).unwrap_or(u32::MAX);
+        let weight_frames = written.max(LEAST_WEIGHT_FRAMES);
+        let state = NewestState { page_size: header.page_size, pages, end: WalPos::default(), weight_frames };
+        // The uploader looks only when it has the tail, which is ours until the pages are spooled.
+        let sequence = self.publish_file(&state);
+        let (Some(page_size), 1..) = (header.page_size, pages) else {
+            return self.lose_unless_stopped(tail, FullReason::ContinuityLost);
+        };
+        if before.page_size.is_some_and(|size| size != page_size) {
+            self.lose_unless_stopped(tail, FullReason::PageSize);
+        } else if tail.mode == Mode::Unresolved {
+            // Nothing has been compared before the file was changed.
+            self.lose_unless_stopped(tail, FullReason::ContinuityLost);
+        }
+        // SQLite may let the file grow over pages that it never writes.
+        let shortest =
+            change.shortest_bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / u64::from(page_size.get())).unwrap_or(u32::MAX));
+        let grown_from = before.database_pages.min(shortest);
+        let page_set = change.pages.iter().take_while(|&page| page <= grown_from).chain(grown_from.saturating_add(1)..=pages);
+        let commit = FileCommit { page_size, pages, committed_ms: now_ms(), sequence, stamp };
+        let captured = tail.commits_in_file(&commit, page_set, &mut |page, content| read(content, page_size.offset_of(page)));
+        if let Err(error) = captured {
+            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+            self.lose_unless_stopped(tail, FullReason::SpoolLost);
+        }
+        self.note_captured(tail);
+    }
+
+    /// The handle that wrote gives its lock up without a commit, or has rolled back what a dead process left.
+    pub(crate) fn leaves_file(&self, read: &mut ReadFile<'_>) {
+        let mut outside = self.outside.lock();
+        if !outside.active || self.has_hot_journal() {
+            // In the second case the next handle rolls it back.
+            return;
+        }
+        let header = read_header(read);
+        let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
+        let mut tail = self.lock_tail();
+        // The pages stay noted: SQLite does not put back what free pages held.
+        if tail.state.open_transaction != Some(OpenTransaction::Unprotected)
+            && let Err(error) = tail.rolled_back_in_file(now)
+        {
+            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+        }
+        drop(tail);
+        (outside.active, outside.rolls_back) = (false, false);
+        self.writes_file(false);
+    }
+
+    /// A read of the database ends, with its lock still held: in a rollback-journal mode the file is the newest state.
+    pub(crate) fn sees_file(&self, read: &mut ReadFile<'_>) {
+        if self.is_known() || self.has_hot_journal() {
+            return;
+        }
+        let header = read_header(read);
+        self.see_file(&header, stamp::take(&self.paths.database, &header, self.is_file_synced()));
+    }
+
+    fn see_file(&self, header: &FileHeader, now: Option<Stamp>) {
+        // A file that says WAL is judged by its WAL.
+        if !header.is_wal && header.page_size.is_some() {
+            let pages = header.pages(now.map_or(0, |s| s.size_bytes));
+            self.publish_file(&NewestState { page_size: header.page_size, pages, end: WalPos::default(), weight_frames: 0 });
+        }
+    }
+
+    /// `COMMIT_PHASETWO` after writes to a WAL that has no shared memory: its own frames tell.
+    pub(crate) fn commits_exclusively(&self) {
+        let published = self.published();
+        if !published.known {
+            return self.observe_without_index();
+        }
+        let found = WalFile::open(&self.paths.wal).and_then(|wal| wal.last_commit_after(&published.end));
+        match found {
+            Ok(Some(index)) => self.observe_wal(&index),
+            Ok(None) => {}
+            Err(error) => {
+                log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+                self.lose_unless_stopped(&mut self.lock_tail(), FullReason::ContinuityLost);
+            }
+        }
+    }
+
+    /// SQLite begins a new generation in a WAL that has no shared memory, and so without asking: its frames are still there.
+    pub(crate) fn restarts_exclusively(&self, salts: [u32; 2]) {
+        if !self.is_known() {
+            self.observe_without_index();
+        }
+        let end = self.published().end;
+        if end.frame > 0 && end.salts != salts {
+            self.wal_vanishes();
+        }
+    }
+
+    /// Whether a write to the WAL at that offset is the first of a transaction.
+    pub(crate) fn begins_in_wal(&self, offset: u64) -> bool {
+        let published = self.published();
+        offset <= crate::wal::WAL_HEADER_BYTES as u64
+            || published.page_size.is_some_and(|size| offset == crate::wal::end_offset(size, published.end.frame))
+    }
+
+    /// Whether a journal lies beside the database that says how to undo what was written to it.
+    pub(crate) fn has_hot_journal(&self) -> bool {
+        const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+        let mut start = [0; MAGIC.len()];
+        // It carries no locks, so that opening and closing it harms nobody.
+        File::open(self.journal()).is_ok_and(|file| file.read_exact_at(&mut start, 0).is_ok()) && start == MAGIC
+    }
+
+    fn journal(&self) -> PathBuf {
+        let mut name = self.paths.database.clone().into_os_string();
+        name.push("-journal");
+        name.into()
+    }
+}

@@ -1,0 +1,441 @@
+//! Every journal mode and locking mode, and every switch between them, is replicated: increments, no second full state, and what is restored is
+//! the database byte for byte.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+
+use replicated::restore::Target;
+use replicated::store::Level;
+use replicated::types::Txid;
+use replicated_testkit::bucket::{Bucket, flattened};
+use replicated_testkit::host::{self, Db, Host, Program};
+use replicated_testkit::sqlite::{integrity_check, page_compare};
+use rusqlite::Connection;
+
+const MODES: [&str; 5] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"];
+const BOTH: [Program; 2] = [Program::Python, Program::Rust];
+
+struct Place {
+    dir: tempfile::TempDir,
+    bucket: Bucket,
+    host: Host,
+    which: Program,
+}
+
+impl Place {
+    fn new(which: Program) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bucket = Bucket::folder(&dir.path().join("bucket"));
+        let host = Host::start(which, &bucket.env);
+        Self { dir, bucket, host, which }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("app.db")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn try_open(&mut self) -> Result<Db, String> {
+        let log = self.dir.path().join("log");
+        let options = [("sync_interval", "10ms"), ("log", log.to_str().unwrap()), ("log_level", "debug")];
+        let uri = host::replicated(&self.path(), &self.bucket.url, &options);
+        self.host.try_open(&uri)
+    }
+
+    fn open(&mut self, set_up: &str) -> Db {
+        let db = self.try_open().unwrap();
+        self.host.run(db, set_up);
+        db
+    }
+
+    /// Kills the process, and starts another.
+    fn kill(&mut self) {
+        std::mem::replace(&mut self.host, Host::start(self.which, &self.bucket.env)).kill();
+    }
+
+    /// After a flush the bucket is the database, bytes and all.
+    fn check(&mut self, db: Db) {
+        self.host.sync(db);
+        self.compare();
+    }
+
+    fn compare(&self) {
+        let restored = self.dir.path().join("restored.db");
+        self.bucket.restore(&restored);
+        // Without its locks: under exclusive locking nobody else may read it.
+        page_compare(&flattened(&self.path(), self.dir.path()), &restored).unwrap_or_else(|e| panic!("{e}\n{}", self.log()));
+        integrity_check(&restored).unwrap();
+    }
+
+    /// Every TXID restores to a database whose one row of `state` tells how many rows `t` has.
+    fn check_prefixes(&self) {
+        let restored = self.dir.path().join("prefix.db");
+        let newest = self.bucket.list().iter().map(|l| l.name.max_txid.get()).max().unwrap();
+        for txid in 2..=newest {
+            self.bucket.try_restore(Target::Txid(Txid::new(txid).unwrap()), &restored).unwrap();
+            integrity_check(&restored).unwrap();
+            let connection = Connection::open(&restored).unwrap();
+            if connection.query_row("SELECT count(*) FROM sqlite_schema WHERE name='state'", [], |r| r.get::<_, i64>(0)).unwrap() == 0 {
+                continue;
+            }
+            let (told, there): (i64, i64) = connection
+                .query_row("SELECT (SELECT coalesce(sum(n), 0) FROM state), (SELECT count(*) FROM t)", [], |r| Ok((r.get(0)?, r.get(1)?)))
+                .unwrap();
+            assert_eq!(told, there, "TXID {txid}");
+        }
+    }
+
+    /// How often the full state was sent; `TABLES` has pages that never change.
+    fn full_states(&self) -> usize {
+        self.bucket.full_states()
+    }
+
+    /// Makes the tables without the extension.
+    fn prepare(&self, set_up: &str) {
+        Connection::open(self.path()).unwrap().execute_batch(&format!("{set_up}; {TABLES}")).unwrap();
+    }
+}
+
+/// A table, a row that tells how many it has, and pages that never change, so that a full state can be told from an increment.
+const TABLES: &str = "CREATE TABLE still(x); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<60) INSERT INTO still SELECT \
+                      randomblob(3000) FROM n; CREATE TABLE t(id INTEGER PRIMARY KEY, x); CREATE TABLE state(n); INSERT INTO state VALUES (0)";
+const ADD: &str = "BEGIN; INSERT INTO t(x) VALUES (randomblob(900)); UPDATE state SET n = n + 1; COMMIT";
+
+fn work(host: &mut Host, db: Db) {
+    for _ in 0..5 {
+        host.run(db, ADD);
+    }
+    // Rolled back, some of it written before.
+    host.run(db, "PRAGMA cache_size=5");
+    host.run(
+        db,
+        "BEGIN; WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<50) INSERT INTO t(x) SELECT randomblob(2000) FROM n",
+    );
+    if host.value(db, "PRAGMA journal_mode") == "off" {
+        // There a rollback is undefined.
+        host.run(db, "UPDATE state SET n = n + 50; COMMIT");
+    } else {
+        host.run(db, "ROLLBACK");
+    }
+    host.run(db, "PRAGMA cache_size=-2000");
+    host.run(db, ADD);
+    // The file grows over pages that are never written (fact 0.19).
+    host.run(db, "PRAGMA secure_delete=OFF");
+    host.run(db, "BEGIN; CREATE TABLE brief(x); INSERT INTO brief VALUES (zeroblob(100000)); DELETE FROM brief; COMMIT");
+    host.run(db, "DROP TABLE brief");
+    host.run(db, ADD);
+}
+
+#[test]
+fn rollback_modes_send_increments() {
+    for which in BOTH {
+        for mode in MODES {
+            let mut place = Place::new(which);
+            place.prepare("");
+            let db = place.open(&format!("PRAGMA journal_mode={mode}"));
+            place.host.run(db, ADD);
+            place.check(db);
+            for _ in 0..3 {
+                work(&mut place.host, db);
+                place.check(db);
+            }
+            place.host.run(db, "BEGIN; DELETE FROM t; UPDATE state SET n = 0; COMMIT");
+            place.check(db);
+            assert_eq!(place.full_states(), 1, "{mode}: {}", place.log());
+            place.host.run(db, "VACUUM");
+            place.host.run(db, ADD);
+            place.check(db);
+            place.host.close(db);
+            place.compare();
+            // Another process goes on where this one ended.
+            let full = place.full_states();
+            place.kill();
+            let db = place.open(&format!("PRAGMA journal_mode={mode}"));
+            place.host.run(db, ADD);
+            place.check(db);
+            assert_eq!(place.full_states(), full, "{mode}: {}", place.log());
+            place.check_prefixes();
+        }
+    }
+}
+
+#[test]
+fn exclusive_locking_sends_increments() {
+    for which in BOTH {
+        for mode in ["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"] {
+            for later in [false, true] {
+                let mut place = Place::new(which);
+                place.prepare("");
+                let exclusive = "PRAGMA locking_mode=EXCLUSIVE";
+                let db = place.open(if later { "" } else { exclusive });
+                place.host.run(db, &format!("PRAGMA journal_mode={mode}"));
+                place.host.run(db, ADD);
+                place.check(db);
+                if later {
+                    place.host.run(db, exclusive);
+                }
+                for round in 0..3 {
+                    work(&mut place.host, db);
+                    place.check(db);
+                    if mode == "WAL" {
+                        let kind = ["PASSIVE", "RESTART", "TRUNCATE"][round];
+                        assert_eq!(place.host.query(db, &format!("PRAGMA wal_checkpoint({kind})"))[0][0], 0);
+                        place.host.run(db, ADD);
+                        place.check(db);
+                    }
+                }
+                assert_eq!(place.host.value(db, "PRAGMA locking_mode"), "exclusive");
+                place.host.run(db, "PRAGMA locking_mode=NORMAL; SELECT count(*) FROM t");
+                place.host.run(db, ADD);
+                place.check(db);
+                place.host.close(db);
+                place.compare();
+                assert_eq!(place.full_states(), 1, "{mode} {later}: {}", place.log());
+                place.check_prefixes();
+            }
+        }
+    }
+}
+
+#[test]
+fn an_exclusive_wal_is_restarted_over_and_over() {
+    let mut place = Place::new(Program::Rust);
+    place.prepare("");
+    let db = place.open("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=20");
+    for round in 0..300 {
+        place.host.run(db, ADD);
+        if round % 60 == 0 {
+            place.check(db);
+        }
+    }
+    place.check(db);
+    assert_eq!(place.full_states(), 1, "{}", place.log());
+    place.check_prefixes();
+}
+
+#[test]
+fn switches_on_an_open_database() {
+    for which in BOTH {
+        let mut place = Place::new(which);
+        place.prepare("");
+        let db = place.open("");
+        place.host.run(db, ADD);
+        place.check(db);
+        let order = ["WAL", "DELETE", "WAL", "PERSIST", "TRUNCATE", "WAL", "MEMORY", "WAL", "OFF", "DELETE", "MEMORY", "PERSIST", "WAL"];
+        for (index, mode) in order.iter().enumerate() {
+            let answer = place.host.value(db, &format!("PRAGMA journal_mode={mode}"));
+            assert_eq!(answer, mode.to_lowercase());
+            place.host.run(db, ADD);
+            if index % 2 == 0 {
+                place.check(db);
+            }
+            if index == 6 {
+                place.host.run(db, "PRAGMA locking_mode=EXCLUSIVE");
+            }
+            if index == 9 {
+                place.host.run(db, "PRAGMA locking_mode=NORMAL; SELECT count(*) FROM t");
+            }
+            place.host.run(db, ADD);
+        }
+        place.check(db);
+        assert_eq!(place.full_states(), 1, "{}", place.log());
+        place.host.close(db);
+        place.check_prefixes();
+    }
+}
+
+#[test]
+fn another_page_size_begins_a_new_line_of_increments() {
+    for which in BOTH {
+        let mut place = Place::new(which);
+        let db = place.open("PRAGMA page_size=4096; PRAGMA journal_mode=WAL");
+        place.host.run(db, TABLES);
+        place.host.run(db, ADD);
+        place.check(db);
+        for page_size in [8192, 512, 4096] {
+            place.host.run(db, &format!("PRAGMA journal_mode=DELETE; PRAGMA page_size={page_size}; VACUUM"));
+            place.host.run(db, ADD);
+            assert_eq!(place.host.value(db, "PRAGMA page_size"), page_size);
+            place.check(db);
+            place.host.run(db, "PRAGMA journal_mode=WAL");
+            place.host.run(db, ADD);
+            place.check(db);
+        }
+        // A snapshot and its marker for each.
+        assert_eq!(place.bucket.level(Level::new(9).unwrap()).len(), 4, "{}", place.log());
+        place.check_prefixes();
+    }
+}
+
+#[test]
+fn auto_vacuum_in_rollback_mode() {
+    let mut place = Place::new(Program::Rust);
+    place.prepare("PRAGMA auto_vacuum=FULL");
+    let db = place.open("");
+    for _ in 0..3 {
+        for _ in 0..30 {
+            place.host.run(db, ADD);
+        }
+        place.check(db);
+        place.host.run(db, "BEGIN; DELETE FROM t; UPDATE state SET n = 0; COMMIT");
+        place.check(db);
+    }
+    assert_eq!(place.full_states(), 1, "{}", place.log());
+    place.check_prefixes();
+}
+
+/// The backup API writes a whole database as one transaction; where it brings another page size, that begins a new line.
+#[test]
+fn a_backup_into_a_replicated_database_and_out_of_it() {
+    for mode in ["WAL", "DELETE"] {
+        for page_size in [4096, 1024] {
+            let mut place = Place::new(Program::Python);
+            let source = place.dir.path().join("source.db");
+            let connection = Connection::open(&source).unwrap();
+            connection.execute_batch(&format!("PRAGMA page_size={page_size}; {TABLES}; {ADD}")).unwrap();
+            drop(connection);
+            let db = place.open(&format!("PRAGMA journal_mode={mode}; CREATE TABLE old(x)"));
+            place.check(db);
+            let restored = place.host.backup_from(db, &source);
+            if mode == "WAL" && page_size != 4096 {
+                // SQLite's own rule.
+                assert!(restored.unwrap_err().contains("readonly"), "{mode} {page_size}");
+                continue;
+            }
+            restored.unwrap();
+            place.host.run(db, ADD);
+            place.check(db);
+            let copy = place.dir.path().join("copy.db");
+            place.host.backup_to(db, &copy).unwrap();
+            place.host.close(db);
+            integrity_check(&copy).unwrap();
+            assert_eq!(Connection::open(&copy).unwrap().query_row("SELECT count(*) FROM t", [], |r| r.get::<_, i64>(0)).unwrap(), 2);
+        }
+    }
+}
+
+#[test]
+fn memory_mapped_reads_and_vacuum_into() {
+    for mode in ["WAL", "DELETE"] {
+        let mut place = Place::new(Program::Python);
+        place.prepare("");
+        let db = place.open(&format!("PRAGMA mmap_size=268435456; PRAGMA journal_mode={mode}"));
+        work(&mut place.host, db);
+        place.check(db);
+        let copy = place.dir.path().join("copy.db");
+        place.host.run(db, &format!("VACUUM INTO '{}'", copy.display()));
+        assert!(!place.dir.path().join("copy.db-replicated").exists());
+        integrity_check(&copy).unwrap();
+        work(&mut place.host, db);
+        place.check(db);
+        assert_eq!(place.full_states(), 1, "{}", place.log());
+    }
+}
+
+/// SQLite takes a journal's transaction back when the next process reads; the file is then what was captured, and increments go on.
+#[test]
+fn a_process_killed_within_a_transaction_costs_no_full_state() {
+    for which in BOTH {
+        for (mode, exclusive) in [("DELETE", false), ("TRUNCATE", false), ("PERSIST", false), ("DELETE", true), ("PERSIST", true)] {
+            let mut place = Place::new(which);
+            let set_up = format!(
+                "PRAGMA locking_mode={}; PRAGMA journal_mode={mode}; PRAGMA cache_size=5",
+                if exclusive { "EXCLUSIVE" } else { "NORMAL" }
+            );
+            place.prepare("");
+            let mut db = place.open(&set_up);
+            place.host.run(db, ADD);
+            place.check(db);
+            for _ in 0..3 {
+                place.host.run(db, ADD);
+                place.host.run(db, "BEGIN; UPDATE still SET x = randomblob(3000)");
+                assert!(place.dir.path().join("app.db-journal").exists());
+                place.kill();
+                db = place.open(&set_up);
+                assert_eq!(place.host.value(db, "SELECT count(*) = (SELECT n FROM state) FROM t"), 1);
+                place.check(db);
+                place.host.run(db, ADD);
+                place.check(db);
+            }
+            assert_eq!(place.full_states(), 1, "{mode} {exclusive}: {}", place.log());
+            place.check_prefixes();
+        }
+    }
+}
+
+/// Without a journal on disk nobody can tell what a killed transaction left: the full state is sent.
+#[test]
+fn a_transaction_without_a_journal_that_was_cut_off_costs_a_full_state() {
+    for mode in ["MEMORY", "OFF"] {
+        let mut place = Place::new(Program::Python);
+        place.prepare("");
+        let set_up = format!("PRAGMA journal_mode={mode}; PRAGMA cache_size=5");
+        let db = place.open(&set_up);
+        place.host.run(db, ADD);
+        place.check(db);
+        // Between transactions nothing is lost.
+        place.kill();
+        let db = place.open(&set_up);
+        place.host.run(db, ADD);
+        place.check(db);
+        assert_eq!(place.full_states(), 1, "{mode}: {}", place.log());
+        place.host.run(db, "BEGIN; UPDATE still SET x = zeroblob(3000)");
+        place.kill();
+        let db = place.open(&set_up);
+        place.host.sync(db);
+        let restored = place.dir.path().join("restored.db");
+        place.bucket.restore(&restored);
+        page_compare(&place.path(), &restored).unwrap();
+        assert_eq!(place.full_states(), 2, "{mode}: {}", place.log());
+        assert!(place.log().contains("a transaction without a journal on disk"), "{}", place.log());
+    }
+}
+
+/// A process without the extension writes between two of ours: what it did is sent, as the full state.
+#[test]
+fn a_foreign_commit_in_rollback_mode_is_noticed() {
+    let mut place = Place::new(Program::Rust);
+    place.prepare("");
+    let db = place.open("");
+    place.host.run(db, ADD);
+    place.check(db);
+    let foreign = Connection::open(place.path()).unwrap();
+    foreign.execute_batch(ADD).unwrap();
+    place.host.run(db, ADD);
+    place.check(db);
+    assert_eq!(place.full_states(), 2, "{}", place.log());
+    place.host.close(db);
+    foreign.execute_batch(ADD).unwrap();
+    let db = place.open("");
+    place.host.query(db, "SELECT count(*) FROM t");
+    place.check(db);
+    assert_eq!(place.full_states(), 3, "{}", place.log());
+    // One that only rolls back what it wrote leaves nothing to send.
+    place.host.close(db);
+    foreign.execute_batch("PRAGMA cache_size=5; BEGIN; UPDATE still SET x = zeroblob(3000); ROLLBACK").unwrap();
+    drop(foreign);
+    let db = place.open("");
+    place.host.run(db, ADD);
+    place.check(db);
+    place.check_prefixes();
+}
+
+#[test]
+fn databases_that_nobody_can_replicate_pass_through() {
+    let mut place = Place::new(Program::Python);
+    let db = place.open("");
+    place.host.run(db, TABLES);
+    place.host.close(db);
+    let immutable = host::replicated(&place.path(), &place.bucket.url, &[("immutable", "1")]);
+    let db = place.host.open(&immutable);
+    assert_eq!(place.host.value(db, "SELECT count(*) FROM still"), 60);
+    assert!(place.host.try_query(db, "INSERT INTO t VALUES (1, 1)").is_err());
+    place.host.close(db);
+    let db = place.host.open(":memory:");
+    place.host.run(db, "CREATE TABLE t(x); INSERT INTO t VALUES (1)");
+    assert_eq!(place.host.value(db, "SELECT count(*) FROM t"), 1);
+}
