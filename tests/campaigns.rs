@@ -26,6 +26,8 @@ struct Campaign {
     program: Program,
     /// The store replaces objects, whatever condition it is given.
     ignores_conditions: bool,
+    /// Journal modes that the application uses in turn.
+    modes: &'static [&'static str],
     /// 0 leaves SQLite's own.
     autocheckpoint: u32,
     page_size: u32,
@@ -120,11 +122,23 @@ impl<'a> Run<'a> {
         let Some(host) = &mut self.host else { return };
         let db = host.open(&self.uri);
         self.db = Some(db);
-        host.run(db, &format!("PRAGMA page_size={}; PRAGMA journal_mode=WAL", self.campaign.page_size));
+        host.run(db, &format!("PRAGMA page_size={}", self.campaign.page_size));
         if self.campaign.autocheckpoint > 0 {
             host.run(db, &format!("PRAGMA wal_autocheckpoint={}", self.campaign.autocheckpoint));
         }
+        self.choose_mode();
         self.check_state();
+    }
+
+    fn choose_mode(&mut self) {
+        let mode = self.campaign.modes[self.random.usize(0..self.campaign.modes.len())];
+        // Once exclusive, always so until the file is closed, as far as SQLite is concerned.
+        let exclusive = self.campaign.modes.len() > 1 && self.random.u32(0..4) == 0;
+        let (host, db) = self.connected();
+        if exclusive {
+            host.run(db, "PRAGMA locking_mode=EXCLUSIVE");
+        }
+        assert_eq!(host.value(db, &format!("PRAGMA journal_mode={mode}")), mode);
     }
 
     fn connected(&mut self) -> (&mut Host, Db) {
@@ -248,7 +262,8 @@ impl<'a> Run<'a> {
                 let limit = ["300ms", "1s", "3s"][self.random.usize(0..3)];
                 self.sync(limit);
             }
-            18..22 => std::thread::sleep(std::time::Duration::from_millis(self.random.u64(0..60))),
+            18..20 => self.choose_mode(),
+            20..24 => std::thread::sleep(std::time::Duration::from_millis(self.random.u64(0..60))),
             _ => self.transaction(),
         }
     }
@@ -368,6 +383,7 @@ fn steady() {
         name: "steady",
         program: Program::Python,
         ignores_conditions: false,
+        modes: &["wal"],
         autocheckpoint: 0,
         page_size: 4096,
         most_large_bytes: 400_000,
@@ -384,6 +400,7 @@ fn killed() {
         name: "killed",
         program: Program::Python,
         ignores_conditions: false,
+        modes: &["wal"],
         autocheckpoint: 30,
         page_size: 1024,
         most_large_bytes: 200_000,
@@ -400,6 +417,7 @@ fn replaced() {
         name: "replaced",
         program: Program::Python,
         ignores_conditions: true,
+        modes: &["wal", "wal", "delete"],
         autocheckpoint: 50,
         page_size: 4096,
         most_large_bytes: 300_000,
@@ -416,12 +434,30 @@ fn limited() {
         name: "limited",
         program: Program::Rust,
         ignores_conditions: false,
+        modes: &["wal"],
         autocheckpoint: 20,
         page_size: 4096,
         most_large_bytes: 1_500_000,
         kill_every: 80,
         max_local: "1MiB",
         sync_interval: "50ms",
+        more_full_states: true,
+    });
+}
+
+#[test]
+fn modes() {
+    run(&Campaign {
+        name: "modes",
+        program: Program::Python,
+        ignores_conditions: false,
+        modes: &["wal", "delete", "truncate", "persist"],
+        autocheckpoint: 40,
+        page_size: 2048,
+        most_large_bytes: 200_000,
+        kill_every: 60,
+        max_local: "1GiB",
+        sync_interval: "10ms",
         more_full_states: true,
     });
 }
