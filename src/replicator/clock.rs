@@ -3,6 +3,7 @@
 //! With the feature `fault-injection` a test can put a clock of its own in place of it, so that hours pass in seconds and every attempt comes
 //! at its exact time. Requests and SQLite's own threads keep real time.
 
+use std::future::Future;
 use std::time::Instant;
 
 /// The time now.
@@ -23,6 +24,13 @@ pub(crate) async fn sleep_until(deadline: Instant) {
     tokio::time::sleep_until(deadline.into()).await;
 }
 
+/// Waits for something that no time brings.
+pub(crate) async fn rest(until: impl Future<Output = ()>) {
+    #[cfg(feature = "fault-injection")]
+    let _resting = simulated::Resting::begin();
+    until.await;
+}
+
 /// A clock that moves only when a test says so.
 #[cfg(feature = "fault-injection")]
 pub mod simulated {
@@ -41,6 +49,13 @@ pub mod simulated {
         now: Instant,
         next_id: u64,
         sleepers: BTreeMap<u64, (Instant, Option<Waker>)>,
+        resting: usize,
+    }
+
+    impl Clock {
+        fn is_somebody_awake(&mut self) -> bool {
+            self.sleepers.is_empty() && self.resting == 0 || self.sleepers.values().any(|(at, _)| *at <= self.now)
+        }
     }
 
     static CLOCK: Mutex<Option<Clock>> = Mutex::new(None);
@@ -48,7 +63,7 @@ pub mod simulated {
 
     /// Puts it in place, for the rest of the process's life.
     pub fn start() {
-        CLOCK.lock().get_or_insert_with(|| Clock { now: Instant::now(), next_id: 0, sleepers: BTreeMap::new() });
+        CLOCK.lock().get_or_insert_with(|| Clock { now: Instant::now(), next_id: 0, sleepers: BTreeMap::new(), resting: 0 });
     }
 
     pub(super) fn now() -> Option<Instant> {
@@ -56,16 +71,13 @@ pub mod simulated {
     }
 
     /// Moves on by so much, from one deadline to the next: whoever sleeps wakes at its exact time and comes to its next pause before the
-    /// clock moves on. Real time is waited only where nobody sleeps, because there is nothing to wait for.
+    /// clock moves on.
     pub fn advance(by: Duration) {
         let mut guard = CLOCK.lock();
         let Some(target) = guard.as_ref().map(|clock| clock.now + by) else { return };
         loop {
-            let awake = |clock: &mut Option<Clock>| {
-                clock.as_ref().is_some_and(|c| c.sleepers.is_empty() || c.sleepers.values().any(|(at, _)| *at <= c.now))
-            };
-            // Where that takes too long, nobody is going to sleep.
-            let _ = CHANGED.wait_while_for(&mut guard, awake, PATIENCE);
+            // Where somebody takes too long, the clock moves on all the same.
+            let _ = CHANGED.wait_while_for(&mut guard, |clock| clock.as_mut().is_some_and(Clock::is_somebody_awake), PATIENCE);
             let Some(clock) = guard.as_mut() else { return };
             let next = clock.sleepers.values().map(|(at, _)| *at).filter(|at| *at <= target).min();
             let Some(next) = next else {
@@ -88,6 +100,22 @@ pub mod simulated {
         let guard = CLOCK.lock();
         let clock = guard.as_ref()?;
         clock.sleepers.values().map(|(at, _)| at.saturating_duration_since(clock.now)).min()
+    }
+
+    pub(super) struct Resting;
+
+    impl Resting {
+        pub(super) fn begin() -> Self {
+            CLOCK.lock().iter_mut().for_each(|clock| clock.resting += 1);
+            CHANGED.notify_all();
+            Self
+        }
+    }
+
+    impl Drop for Resting {
+        fn drop(&mut self) {
+            CLOCK.lock().iter_mut().for_each(|clock| clock.resting -= 1);
+        }
     }
 
     pub(super) struct Sleep {

@@ -363,8 +363,9 @@ impl Database {
         }
         self.preserve_wal(tail);
         let result = tail.seal(&live, most_frames, self.stamp());
-        if let Err(TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
+        if let Err(error @ TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
             // The user's limit: the WAL must not grow instead.
+            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(tail, FullReason::SpoolLost);
             return Ok(());
         }

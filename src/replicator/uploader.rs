@@ -171,14 +171,14 @@ impl Task {
                 Next::Again => tokio::task::yield_now().await,
                 Next::Idle => {
                     if self.database.arm(1) {
-                        self.mailbox.notify.notified().await;
+                        clock::rest(self.mailbox.notify.notified()).await;
                     } else {
                         tokio::task::yield_now().await;
                     }
                 }
                 Next::Stopped => {
                     let _ = self.database.arm(u32::MAX);
-                    self.mailbox.notify.notified().await;
+                    clock::rest(self.mailbox.notify.notified()).await;
                 }
                 Next::After(pause) => self.pause(pause, asked).await,
             }

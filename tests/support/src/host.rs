@@ -39,23 +39,29 @@ pub fn binaries() -> PathBuf {
 /// Builds the extension and the host programs, once, if they are not there as the sources are now.
 fn build() {
     static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "-p", "replicated-vfs-ext", "-p", "replicated-testkit"]);
-        if binaries().file_name().is_some_and(|name| name == "release") {
-            command.arg("--release");
+    BUILT.get_or_init(|| cargo_build(&["-p", "replicated-vfs-ext", "-p", "replicated-testkit"]));
+}
+
+/// Builds something into the folder of this build.
+///
+/// # Panics
+/// Where it cannot be built.
+pub(crate) fn cargo_build(what: &[&str]) {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet"]).args(what);
+    if binaries().file_name().is_some_and(|name| name == "release") {
+        command.arg("--release");
+    }
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo tells the tests it runs would make build scripts run again, there and back.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|n| n.starts_with("CARGO_") && n != "CARGO_HOME" && n != "CARGO_TARGET_DIR") {
+            command.env_remove(name);
         }
-        command.current_dir(env!("CARGO_MANIFEST_DIR"));
-        // What cargo tells the tests it runs would make build scripts run again, there and back.
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|n| n.starts_with("CARGO_") && n != "CARGO_HOME" && n != "CARGO_TARGET_DIR") {
-                command.env_remove(name);
-            }
-        }
-        let status = command.status().expect("cargo runs");
-        assert!(status.success(), "the extension could not be built");
-    });
+    }
+    let status = command.status().expect("cargo runs");
+    assert!(status.success(), "cargo could not build {what:?}");
 }
 
 /// The loadable extension of this build.
@@ -70,6 +76,15 @@ pub fn extension() -> PathBuf {
 pub fn program(name: &str) -> PathBuf {
     build();
     binaries().join(name)
+}
+
+/// The program whose uploader's clock stands until it is told to move. It is built apart from the rest, which has no such clock.
+#[must_use]
+pub fn clock_host() -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    let feature = "replicated-testkit/fault-injection";
+    BUILT.get_or_init(|| cargo_build(&["-p", "replicated-testkit", "--bin", "clock-host", "--features", feature]));
+    binaries().join("clock-host")
 }
 
 /// The Python whose SQLite loads extensions.
@@ -134,7 +149,12 @@ impl Host {
         Self::of(&mut command)
     }
 
-    fn of(command: &mut Command) -> Self {
+    /// Starts a program that was chosen and prepared by the caller.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    #[must_use]
+    pub fn of(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the host starts");
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { unreachable!("both are pipes") };
         Self { child, to: Some(to), from: BufReader::new(from) }
@@ -173,7 +193,11 @@ impl Host {
         }
     }
 
-    fn ask(&mut self, request: &Value) -> Result<Value, String> {
+    /// Sends a request and reads its answer.
+    ///
+    /// # Errors
+    /// What SQLite said, or that the host is gone.
+    pub fn ask(&mut self, request: &Value) -> Result<Value, String> {
         self.send(request).map_err(|e| e.to_string())?;
         self.answer()
     }

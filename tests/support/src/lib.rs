@@ -19,5 +19,6 @@ pub mod host;
 pub mod life;
 pub mod net;
 pub mod s3;
+pub mod serve;
 pub mod sqlite;
 pub mod tools;
