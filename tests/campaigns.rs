@@ -70,9 +70,10 @@ impl<'a> Run<'a> {
         let server = Server::with_options(Options { ignores_conditions: campaign.ignores_conditions, ..Options::default() }).unwrap();
         let endpoint = Endpoint::start(&server, faulty::seeded(seed)).unwrap();
         let direct = Bucket::s3(&server, campaign.name);
-        let env = direct.through(&endpoint.endpoint()).env;
+        let mut env = direct.through(&endpoint.endpoint()).env;
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
+        env.push(("REPLICATED_TEST_LOG".to_owned(), log.display().to_string()));
         let options = [
             ("sync_interval", campaign.sync_interval),
             ("burst", "20"),

@@ -172,6 +172,8 @@ struct State {
     /// When each key was last put.
     put: HashMap<String, u64>,
     throttled: Option<Throttled>,
+    /// Connections before this one are of a process that is gone.
+    oldest_connection: u64,
     too_early: Vec<String>,
 }
 
@@ -206,6 +208,7 @@ impl Endpoint {
             late: Vec::new(),
             put: HashMap::new(),
             throttled: None,
+            oldest_connection: 0,
             too_early: Vec::new(),
         };
         let shared = Arc::new(Shared {
@@ -244,7 +247,8 @@ impl Endpoint {
 
     /// Another process comes: it does not know that the one before was asked to wait.
     pub fn forget_who_waits(&self) {
-        self.shared.state().throttled = None;
+        let mut state = self.shared.state();
+        (state.throttled, state.oldest_connection) = (None, self.shared.accepted.load(Ordering::SeqCst));
     }
 
     /// Does now what is to be done late; how many requests that was.
@@ -366,7 +370,7 @@ impl Shared {
         let mut after = After::Next;
         while after == After::Next {
             after = match read_message(&mut client) {
-                Ok(Some(request)) => self.answer(&mut client, &request).unwrap_or(After::Close),
+                Ok(Some(request)) => self.answer(id, &mut client, &request).unwrap_or(After::Close),
                 Ok(None) | Err(_) => After::Close,
             };
         }
@@ -377,7 +381,7 @@ impl Shared {
         lock(&self.open).remove(&id);
     }
 
-    fn answer(&self, client: &mut TcpStream, request: &Message) -> io::Result<After> {
+    fn answer(&self, connection: u64, client: &mut TcpStream, request: &Message) -> io::Result<After> {
         let fault = self.decide(request);
         let is_read = matches!(fault, Fault::ListLags(_) | Fault::ListOmits | Fault::None | Fault::Cut | Fault::Drip(_));
         match fault {
@@ -408,7 +412,10 @@ impl Shared {
                     // From after the answer was written: the client learns of it later still.
                     let until = Instant::now() + Duration::from_secs(seconds);
                     let burst = if request.kind().0 == Kind::List { 9 } else { 0 };
-                    self.state().throttled = Some(Throttled { until, burst });
+                    let mut state = self.state();
+                    if connection >= state.oldest_connection {
+                        state.throttled = Some(Throttled { until, burst });
+                    }
                 }
                 return Ok(After::Next);
             }
