@@ -130,15 +130,22 @@ impl Host {
     /// Where it cannot be started.
     #[must_use]
     pub fn start(which: Program, env: &[(String, String)]) -> Self {
-        let mut command = match which {
-            Program::Python => {
-                let mut command = command(python(), env);
-                command.args(["-c", PYTHON]).arg(extension());
-                command
-            }
-            Program::Rust => command(program("sql-host"), env),
+        Self::start_by(&[], which, env)
+    }
+
+    /// Starts one by another command, which is given the host's own and runs it in its place.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    #[must_use]
+    pub fn start_by(wrapper: &[&str], which: Program, env: &[(String, String)]) -> Self {
+        let of_host = match which {
+            Program::Python => vec![python().into(), "-c".into(), PYTHON.into(), extension().into_os_string()],
+            Program::Rust => vec![program("sql-host").into_os_string()],
         };
-        Self::of(&mut command)
+        let mut words = wrapper.iter().map(std::ffi::OsString::from).chain(of_host);
+        let Some(first) = words.next() else { unreachable!("there is at least the host's") };
+        Self::of(command(first, env).args(words))
     }
 
     /// Starts Python without the extension.
