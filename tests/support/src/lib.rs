@@ -2,8 +2,11 @@
 //!
 //! * [`s3::Server`]: an S3 server in the process that checks signatures and counts requests;
 //! * [`net::Proxy`]: a network that refuses, hangs, cuts and delays on demand;
+//! * [`faulty::Endpoint`]: an S3 endpoint that misbehaves request by request, as a plan says;
 //! * [`bucket`]: what is in a bucket;
+//! * [`life`]: an application whose every state can be told by itself;
 //! * [`host`]: programs with a SQLite of their own;
+//! * [`committers`]: threads that say what was acknowledged;
 //! * [`sqlite`]: comparing databases;
 //! * [`crash`]: processes that die on demand, and power losses;
 //! * [`tools`]: other programs that tests run;
@@ -12,11 +15,14 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 pub mod bucket;
+pub mod committers;
 pub mod crash;
+pub mod faulty;
 mod google;
 pub mod host;
+pub mod life;
 pub mod net;
 pub mod s3;
-pub mod sql_host;
+pub mod serve;
 pub mod sqlite;
 pub mod tools;

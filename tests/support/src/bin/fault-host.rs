@@ -1,5 +1,11 @@
-//! `sql-host` with the library's fail points in it: see `src/fault.rs` there.
+//! `sql-host` with the library's fail points in it, and with a log where `REPLICATED_TEST_LOG` names a file.
 
-fn main() -> std::io::Result<()> {
-    replicated_testkit::sql_host::run()
+use std::io;
+
+fn main() -> io::Result<()> {
+    if let Some(log) = std::env::var_os("REPLICATED_TEST_LOG") {
+        replicated_testkit::crash::session::log_to(log.as_ref())?;
+    }
+    replicated::register!(rusqlite::ffi).map_err(io::Error::other)?;
+    replicated_testkit::serve::serve(|_| None)
 }

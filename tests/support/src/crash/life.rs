@@ -77,6 +77,8 @@ pub struct Life {
     pub options: Vec<(String, String)>,
     /// So many things a process does.
     pub steps: u32,
+    /// Processes begin with a flush, after which the bucket is compared with the database.
+    pub flushes_first: bool,
     /// How often the power failed: since then the bucket may have what the file lost.
     pub power_losses: u32,
     reproduction: String,
@@ -113,6 +115,7 @@ impl Life {
             style,
             options: options.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             steps: 60,
+            flushes_first: true,
             power_losses: 0,
             reproduction: String::new(),
         }
@@ -178,7 +181,7 @@ impl Life {
             end,
             power,
             closes,
-            waits: true,
+            flushes_first: self.flushes_first,
             may_fail: false,
         }
     }
@@ -308,7 +311,7 @@ impl Life {
 
     fn restored(&self, target: Target) -> PathBuf {
         let restored = self.path("restored.db");
-        if let Err(error) = self.bucket.try_restore(target.clone(), &restored) {
+        if let Err(error) = self.bucket.try_restore(target, &restored) {
             self.fail(&format!("restore of {target:?}: {error}"));
         }
         restored
@@ -386,7 +389,7 @@ impl Life {
     /// # Panics
     /// Where something does not hold.
     pub fn end(&mut self) -> Outcome {
-        self.steps = self.steps.min(20);
+        (self.steps, self.flushes_first) = (self.steps.min(20), true);
         let outcome = self.round(&Ending::Itself { closes: true });
         if outcome.killed || !outcome.synced {
             self.fail(&format!("the last process did not end as it should: {outcome:?}"));
@@ -406,6 +409,21 @@ impl Life {
         if !outcome.synced && !self.logged("not replicated").is_empty() {
             self.fail(&format!("what is left was not sent: {outcome:?}"));
         }
+    }
+
+    /// Somebody without the extension writes to the database and restarts its WAL: replication has to send the full state. The rows stay as they are.
+    ///
+    /// # Panics
+    /// Where that does not work.
+    pub fn disturb(&mut self) {
+        let version = self.random.i32(1..);
+        let disturbed = rusqlite::Connection::open(self.database()).and_then(|plain| {
+            plain.execute_batch(&format!("PRAGMA user_version = {version}"))?;
+            plain.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            // A new generation of the WAL, by a connection that knows the one before.
+            plain.execute_batch(&format!("PRAGMA user_version = {}", version - 1))
+        });
+        disturbed.unwrap_or_else(|error| self.fail(&error.to_string()));
     }
 
     /// The user declares the file the truth.

@@ -1,26 +1,47 @@
-//! What the program `sql-host` does: it links its own SQLite and the library, and does as `host::Host` tells it.
+//! The other side of [`crate::host::Host`]: a program that does as it is told over its standard input.
+//!
+//! `REPLICATED_TEST_LOG` names the file that log lines go to: a Rust program has a logger of its own.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, BufRead, Write};
 
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 use serde_json::{Value, json};
 
-/// Carries out requests, one a line of its input, until that ends.
+struct Lines(File);
+
+impl log::Log for Lines {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == "replicated" && metadata.level() <= log::Level::Debug
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            // A log that cannot be written is no reason to stop.
+            let _ = (&self.0).write_all(format!("{} {}\n", record.level(), record.args()).as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Does what comes until nothing more does. `more` answers what is no matter of SQLite's.
 ///
 /// # Errors
-/// Where the input is no request, or the extension cannot be registered.
-pub fn run() -> io::Result<()> {
-    if let Some(log) = std::env::var_os("REPLICATED_TEST_LOG") {
-        crate::crash::session::log_to(log.as_ref())?;
+/// Where the pipes fail.
+pub fn serve(more: impl Fn(&Value) -> Option<Value>) -> io::Result<()> {
+    if let Some(path) = std::env::var_os("REPLICATED_TEST_LOG") {
+        let file = File::options().append(true).create(true).open(path)?;
+        log::set_boxed_logger(Box::new(Lines(file))).map_err(io::Error::other)?;
+        log::set_max_level(log::LevelFilter::Debug);
     }
-    replicated::register!(rusqlite::ffi).map_err(io::Error::other)?;
     let mut connections = HashMap::new();
     let mut opened = 0_u64;
     for line in io::stdin().lock().lines() {
         let request: Value = serde_json::from_str(&line?)?;
-        let answer = match carry_out(&request, &mut connections, &mut opened) {
+        let answer = match more(&request).map_or_else(|| carry_out(&request, &mut connections, &mut opened), Ok) {
             Ok(answer) => json!({"ok": answer}),
             Err(error) => json!({"error": error.to_string()}),
         };
