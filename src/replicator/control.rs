@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 use super::local::OwnerMode;
+use super::mark::{self, Mark};
 use crate::fault::{fault_io, fault_point};
 use crate::types::{Txid, WalPos};
 
@@ -129,6 +130,8 @@ pub(crate) enum FullReason {
     Unprotected = 10,
     /// A fault of ours ended replication.
     Fault = 11,
+    /// The WAL is the one that was there, the database file under it is not.
+    Exchanged = 12,
 }
 
 impl FullReason {
@@ -145,6 +148,7 @@ impl FullReason {
             9 => Self::PageSize,
             10 => Self::Unprotected,
             11 => Self::Fault,
+            12 => Self::Exchanged,
             _ => return None,
         })
     }
@@ -163,6 +167,7 @@ impl FullReason {
             Self::PageSize => "the page size changed",
             Self::Unprotected => "a transaction without a journal on disk (journal_mode OFF or MEMORY, or exclusive locking) was cut off",
             Self::Fault => "a fault in the extension had ended replication",
+            Self::Exchanged => "the database file is not the one that the WAL beside it belongs to: was a copy put in its place?",
         }
     }
 }
@@ -211,6 +216,8 @@ pub(crate) struct State {
 pub(crate) struct Control {
     file: Arc<File>,
     sequence: u64,
+    /// What it said of the database file when it was opened.
+    mark: Option<Mark>,
 }
 
 impl Control {
@@ -240,7 +247,8 @@ impl Control {
         }
         let newest = newest_slot(&page);
         let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        Ok(Some((Self { file: Arc::new(file), sequence }, newest.map(|(_, state)| state))))
+        let mark = Mark::read(&file);
+        Ok(Some((Self { file: Arc::new(file), sequence, mark }, newest.map(|(_, state)| state))))
     }
 
     /// Writes the state into the older slot.
@@ -252,6 +260,16 @@ impl Control {
         self.file.write_all_at(&slot, offset)?;
         fault_point!("control.saved");
         Ok(())
+    }
+
+    /// Whether the database file is another than the one that the last checkpoint left.
+    pub(crate) fn was_exchanged(&self, now: &Stamp) -> bool {
+        self.mark.is_some_and(|mark| mark.is_not(&Mark::of(now)))
+    }
+
+    /// Notes what the database file looks like, or that nothing is known.
+    pub(crate) fn mark(&self, now: Option<&Stamp>) -> io::Result<()> {
+        mark::write(&self.file, now.map(Mark::of))
     }
 
     /// The file, to be synced by whoever must not hold a lock meanwhile. Not a second descriptor: closing one would drop the lock.

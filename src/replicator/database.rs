@@ -2,6 +2,7 @@
 //!
 //! Locks, in this order: `tail`, `preserver`, `published`. The commit path takes only `published`, for a few loads and stores.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use super::durability::{Policy, Unacknowledged};
 use super::file_header::{FileHeader, HEADER_BYTES};
 use super::hub::{CommittedFrames, Hub, Notice};
 use super::local::Paths;
+use super::mark::{self, Mark};
 use super::outside::{NewestState, Outside};
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::{Facts, Progress, WaitError};
@@ -121,6 +123,8 @@ pub(crate) struct Database {
     pub(super) exclusive_wal: Mutex<Option<WalFile>>,
     /// SQLite has synced the database file since its last write.
     file_synced: AtomicBool,
+    /// The control file, once a checkpoint has to be noted there.
+    marks: Mutex<Option<Arc<File>>>,
     /// The header of a generation was written whose salts do not follow on those before: see `wal_synced`.
     begins_afresh: AtomicBool,
     /// Commits up to this one shall go without a token of the budget.
@@ -186,6 +190,7 @@ impl Database {
             outside: Mutex::default(),
             exclusive_wal: Mutex::default(),
             file_synced: AtomicBool::new(false),
+            marks: Mutex::default(),
             begins_afresh: AtomicBool::new(false),
             urgent: AtomicU64::new(0),
             asked: AtomicU64::new(0),
@@ -542,6 +547,35 @@ impl Database {
         }
     }
 
+    /// A checkpoint of this process begins to write the database file.
+    pub(crate) fn checkpoint_begins(&self) {
+        self.writes_file(true);
+        let mut marks = self.marks.lock();
+        if marks.is_none() {
+            // How what is captured relates to what is there is decided before the file is changed.
+            let mut tail = self.lock_tail();
+            let live = self.published.lock().live();
+            tail.resolve(&live.end, &|| self.stamp());
+            *marks = tail.control_file();
+        }
+        let known = marks.as_ref().map(|control| mark::write(control, None));
+        drop(marks);
+        self.warn_of_mark(known);
+    }
+
+    /// The checkpoint that `checkpoint_begins` told of is about to give its lock up.
+    pub(crate) fn checkpoint_ended(&self) {
+        let Some(now) = self.stamp() else { return };
+        let marked = self.marks.lock().as_ref().map(|control| mark::write(control, Some(Mark::of(&now))));
+        self.warn_of_mark(marked);
+    }
+
+    fn warn_of_mark(&self, written: Option<std::io::Result<()>>) {
+        if let Some(Err(error)) = written {
+            log::debug!(target: "replicated", "{}: {error}", self.paths.control().display());
+        }
+    }
+
     /// Whether a snapshot could begin now, as far as writes to the database file go; if not, the next end of one wakes the uploader.
     pub(crate) fn awaits_writers(&self) -> bool {
         let slot = self.preserver.lock();
@@ -677,6 +711,8 @@ impl Database {
     /// The uploader forgets it: the control file's lock goes before a successor can take it.
     pub(crate) fn release(&self) {
         fault_point!("forget.release");
+        // Closing the last descriptor gives the lock up.
+        *self.marks.lock() = None;
         self.lock_tail().release();
         fault_point!("forget.released");
         self.progress.update(|f| f.released = true);

@@ -7,7 +7,7 @@
 //! | `hub` | the channel and the wake-up |
 //! | `tail` | which frames are captured, and where |
 //! | `batch` | from frames to an LTX file |
-//! | `control`, `local` | what is kept beside the database |
+//! | `control`, `local`, `mark` | what is kept beside the database |
 //! | `uploader`, `send`, `budget`, `clock` | when what is sent |
 //! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve` | the full state of a live database |
@@ -26,6 +26,7 @@ mod file_header;
 mod hub;
 mod lineage;
 pub(crate) mod local;
+mod mark;
 mod outage;
 pub(crate) mod outside;
 mod pages;

@@ -116,6 +116,7 @@ impl Database {
         }
         let live = self.published().live();
         tail.resolve(&live.end, &|| now);
+        tail.mark(None);
         let transaction = match (self.has_hot_journal(), writer.has_committed) {
             (false, _) => OpenTransaction::Unprotected,
             (true, true) => OpenTransaction::Uncounted,

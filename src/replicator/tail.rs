@@ -263,6 +263,8 @@ impl Tail {
             self.stamp(stamp());
             self.save_or_warn();
         }
+        // From here on it counts as it is; before this no checkpoint of ours has begun.
+        self.mark(stamp().as_ref());
         match &self.mode {
             Mode::Full(reason) => self.lose(*reason),
             Mode::Stopped(kind, message) => self.stop(*kind, message.clone()),
@@ -311,6 +313,9 @@ impl Tail {
         if live.frame == 0 {
             return self.judge_lost(live, stamp);
         }
+        if (same_log || sealed_before_live) && self.was_exchanged(stamp) {
+            return Mode::Full(FullReason::Exchanged);
+        }
         if same_log {
             return if self.wal().is_ok_and(|w| w.holds(&captured)) && self.kept_earlier_logs(stamp) {
                 self.state.sealed = false;
@@ -358,6 +363,26 @@ impl Tail {
     /// Whether the option asks to stop there.
     pub(crate) const fn refuses_lost_tail(&self) -> bool {
         self.refuse_lost_tail
+    }
+
+    /// Whether the file under this WAL is another than the one that it belongs to.
+    fn was_exchanged(&self, stamp: &dyn Fn() -> Option<Stamp>) -> bool {
+        match (&self.control, stamp()) {
+            (Some(control), Some(now)) => control.was_exchanged(&now),
+            _ => false,
+        }
+    }
+
+    /// Notes what the database file looks like, or that nothing is known of it because something else than a checkpoint writes to it.
+    pub(crate) fn mark(&self, now: Option<&Stamp>) {
+        if let Some(Err(error)) = self.control.as_ref().map(|control| control.mark(now)) {
+            log::debug!(target: "replicated", "{}: {error}", self.paths.control().display());
+        }
+    }
+
+    /// The control file, for whoever notes something in it without this lock.
+    pub(crate) fn control_file(&self) -> Option<Arc<File>> {
+        self.control.as_ref().map(Control::file)
     }
 
     /// Whether the database file has all of the generations before this one: with `synchronous=OFF` it may have lost them with the power.

@@ -60,6 +60,8 @@ pub(super) struct MainFile {
     pub(super) holds_write: AtomicBool,
     /// This connection holds the checkpoint lock.
     holds_checkpoint: AtomicBool,
+    /// It has written to the database file under that lock.
+    checkpoints: AtomicBool,
     /// It has its WAL open, so that only checkpoints write to the database file.
     pub(super) in_wal_mode: AtomicBool,
     /// Frames were written without the WAL's write lock: there is no shared memory.
@@ -136,6 +138,7 @@ pub(crate) unsafe fn become_main(
         index: AtomicPtr::new(std::ptr::null_mut()),
         holds_write: AtomicBool::new(false),
         holds_checkpoint: AtomicBool::new(false),
+        checkpoints: AtomicBool::new(false),
         in_wal_mode: AtomicBool::new(false),
         wrote_unlocked: AtomicBool::new(false),
         unlocked_end: AtomicU64::new(0),
@@ -555,7 +558,12 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
             main.holds_write.store(false, Ordering::Relaxed);
             main.own_commit.store(guarded(main, durability::UNSEEN, observe), Ordering::Relaxed);
         }
-        (GIVE, WAL_CHECKPOINT_LOCK, 1) => main.holds_checkpoint.store(false, Ordering::Relaxed),
+        (GIVE, WAL_CHECKPOINT_LOCK, 1) => {
+            main.holds_checkpoint.store(false, Ordering::Relaxed);
+            if main.checkpoints.swap(false, Ordering::Relaxed) {
+                guarded(main, (), || database.checkpoint_ended());
+            }
+        }
         (TAKE, 4, 4) => {
             let asked_for = main.holds_checkpoint.load(Ordering::Relaxed);
             let allowed = guarded(main, false, || main.index_header().is_some_and(|index| database.may_restart(&index, asked_for)));
@@ -604,7 +612,10 @@ unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argume
             SQLITE_FCNTL_SYNC if !argument.is_null() && main.policy.waits() => {
                 return guarded(main, SQLITE_AUTH, || main.refuse_group(Refusal::Ignored));
             }
-            SQLITE_FCNTL_CKPT_START => guarded(main, (), || database.writes_file(true)),
+            SQLITE_FCNTL_CKPT_START => guarded(main, (), || {
+                main.checkpoints.store(true, Ordering::Relaxed);
+                database.checkpoint_begins();
+            }),
             SQLITE_FCNTL_CKPT_DONE => guarded(main, (), || database.writes_file(false)),
             // The last that is heard of a rollback under an exclusive lock.
             SQLITE_FCNTL_SYNC => main.rolls_back.store(false, Ordering::Relaxed),

@@ -1,0 +1,63 @@
+//! What the database file looked like after the last checkpoint, or when it was opened.
+//!
+//! While the WAL has frames only checkpoints change the database file. So where a process has died and its WAL is still there, the file must be as the
+//! last of them left it. If it is not, somebody has put another one in its place, under a WAL that is not its own: an older copy, most likely.
+//!
+//! The mark is a block of its own in the control file, written by the thread that checkpoints, without the tail's lock:
+//!
+//! ```text
+//!   CKPT_START                 nothing is known while it writes
+//!   release of the CKPT lock   the file's size, time and header words
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::control::Stamp;
+
+/// Where it lies in the control file, behind the two slots.
+const OFFSET: u64 = 3072;
+const BYTES: usize = 48;
+
+/// Size, time of modification, header words and run of the machine. Not the time of change, which a backup program alters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    words: [u64; 4],
+    boot: u64,
+}
+
+impl Mark {
+    pub(crate) const fn of(stamp: &Stamp) -> Self {
+        let [changes, valid_for] = stamp.header_words;
+        let header = (changes as u64) << 32 | valid_for as u64;
+        Self { words: [stamp.size_bytes, stamp.mtime_ns.cast_unsigned(), header, stamp.is_wal as u64], boot: stamp.boot }
+    }
+
+    /// Whether somebody else has written to the file, or put another in its place. After a loss of power nothing tells.
+    pub(crate) fn is_not(&self, now: &Self) -> bool {
+        self.boot == now.boot && self.words != now.words
+    }
+
+    pub(crate) fn read(control: &File) -> Option<Self> {
+        let mut bytes = [0; BYTES];
+        control.read_exact_at(&mut bytes, OFFSET).ok()?;
+        let (body, crc) = bytes.split_last_chunk::<8>()?;
+        let word = |index: usize| body.get(index * 8..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_le_bytes(*word));
+        // Nothing but zeros is no mark.
+        (word(0) > 0 && u64::from(crc32fast::hash(body)) == u64::from_le_bytes(*crc))
+            .then(|| Self { words: [word(0), word(1), word(2), word(3)], boot: word(4) })
+    }
+}
+
+/// Writes it, or that nothing is known.
+pub(crate) fn write(control: &File, mark: Option<Mark>) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(BYTES);
+    if let Some(Mark { words: [size, modified, header, wal], boot }) = mark {
+        [size, modified, header, wal, boot].iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+        bytes.extend_from_slice(&u64::from(crc32fast::hash(&bytes)).to_le_bytes());
+    } else {
+        bytes.resize(BYTES, 0);
+    }
+    control.write_all_at(&bytes, OFFSET)
+}
