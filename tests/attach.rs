@@ -168,7 +168,7 @@ fn uri(dir: &tempfile::TempDir, i: usize, member: &Member) -> String {
     let path = dir.path().join(format!("{i}.db"));
     match (member.durability, member.by_unix) {
         (Some(_), _) => {
-            let options = [("ack_timeout", "150ms"), ("close_timeout", "0s"), ("sync_interval", "10ms"), ("burst", "100")];
+            let options = [("ack_timeout", "2s"), ("close_timeout", "0s"), ("sync_interval", "10ms"), ("burst", "100")];
             host::replicated(&path, &format!("file://{}", folder(dir, i).display()), &options)
         }
         (None, true) => host::uri(&path, &[("vfs", "unix")]),

@@ -154,7 +154,8 @@ impl Preserver {
             let wal = wal.ok_or_else(|| io::Error::other("the WAL is gone"))?;
             wal.read_page(self.page_size, frame, page).map_err(io::Error::other)?;
         } else {
-            database.read_exact_at(page, self.page_size.offset_of(pgno))?;
+            let told = |error| io::Error::other(format!("page {pgno} of {} cannot be read: {error}", self.commit_pages));
+            database.read_exact_at(page, self.page_size.offset_of(pgno)).map_err(told)?;
         }
         self.cursor = number;
         Ok(Some(pgno))

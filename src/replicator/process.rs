@@ -64,6 +64,8 @@ pub(crate) enum OpenError {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     databases: Mutex<HashMap<Identity, Arc<Database>>>,
+    /// The shim's open files by the names that SQLite gave them, both as addresses: a name is a file's for as long as that is open.
+    mains: Mutex<HashMap<usize, usize>>,
 }
 
 #[derive(Debug)]
@@ -174,6 +176,7 @@ pub(crate) fn close(database: &Arc<Database>) {
     let limit = database.options.close_timeout;
     if database.is_known()
         && !limit.is_zero()
+        && !database.awaits_rollback()
         && let Err(error @ WaitError::Timeout(..)) = database.sync(limit)
     {
         log::warn!(
@@ -196,8 +199,35 @@ pub(crate) fn close(database: &Arc<Database>) {
 
 /// Whether this process replicates that file.
 pub(crate) fn replicates(identity: &Identity) -> bool {
-    let process = PROCESSES.get(generation()).and_then(OnceLock::get);
-    process.is_some_and(|p| p.as_ref().is_ok_and(|p| p.registry.databases.lock().contains_key(identity)))
+    registry().is_some_and(|registry| registry.databases.lock().contains_key(identity))
+}
+
+fn registry() -> Option<&'static Registry> {
+    PROCESSES.get(generation())?.get()?.as_ref().ok().map(|process| process.registry)
+}
+
+/// Whether this process has a replicated database open.
+pub(crate) fn replicates_any() -> bool {
+    registry().is_some_and(|registry| !registry.mains.lock().is_empty())
+}
+
+/// Remembers the shim's open file of a replicated database by the address of the name that SQLite gave it.
+pub(crate) fn note_main(name: usize, file: usize) {
+    if let Some(registry) = registry() {
+        registry.mains.lock().insert(name, file);
+    }
+}
+
+/// That file; 0 where there is none.
+pub(crate) fn main_named(name: usize) -> usize {
+    registry().and_then(|registry| registry.mains.lock().get(&name).copied()).unwrap_or_default()
+}
+
+/// It is closed.
+pub(crate) fn forget_main(file: usize) {
+    if let Some(registry) = registry() {
+        registry.mains.lock().retain(|_, noted| *noted != file);
+    }
 }
 
 /// The database whose WAL that is, if it is replicated by this process.
@@ -206,8 +236,7 @@ pub(crate) fn find_by_wal(path: &Path) -> Option<Arc<Database>> {
     if !name.ends_with(b"-wal") {
         return None;
     }
-    let process = PROCESSES.get(generation())?.get()?.as_ref().ok()?;
-    process.registry.databases.lock().values().find(|d| d.paths.wal == path).cloned()
+    registry()?.databases.lock().values().find(|d| d.paths.wal == path).cloned()
 }
 
 fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) -> Result<Tail, OpenError> {

@@ -16,8 +16,11 @@ use crate::ltx::{Header, LtxError, Reader, merge};
 use crate::replicator::local::OwnerMode;
 use crate::types::{TimestampMs, Txid};
 
-/// Entries beyond this many are merged; also bounds the descriptors that building a batch needs.
+/// Entries beyond this many are merged when the uploader looks.
 const MOST_ENTRIES: usize = 8;
+/// With this many whoever adds one merges them: each commit outside a shared WAL adds one, faster than the uploader may come to look. Bounds the
+/// descriptors that a merge, or building a batch, needs.
+const MOST_UNMERGED: usize = 32;
 const IO_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What went wrong in the spool.
@@ -155,6 +158,11 @@ impl Spool {
         self.next
     }
 
+    /// Whether entries wait to be merged.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.entries.len() > MOST_ENTRIES
+    }
+
     /// Bytes of all entries.
     pub(crate) fn bytes(&self) -> u64 {
         self.entries.iter().map(|e| e.bytes).sum()
@@ -164,6 +172,8 @@ impl Spool {
     ///
     /// Fails with `Full` once the entry is there but the limit is passed; the caller then gives the whole queue up.
     pub(crate) fn append<E: From<SpoolError>>(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>) -> Result<(), E> {
+        // Before it and not after it: what is merged must have been named by the control file.
+        self.bound()?;
         let entry = Entry { first: self.next, last: self.next, bytes: 0 };
         // Nobody looks at it before the control file names its number, so that it needs no rename to be there as a whole.
         let path = self.path(&entry);
@@ -177,14 +187,22 @@ impl Spool {
         Ok(())
     }
 
+    /// Merges until there are fewer entries than a merge may open.
+    pub(crate) fn bound(&mut self) -> Result<(), SpoolError> {
+        while self.entries.len() >= MOST_UNMERGED {
+            self.merge_waiting()?;
+        }
+        Ok(())
+    }
+
     /// Merges the newest entries while that is cheap: each byte is rewritten a number of times logarithmic in the backlog.
     pub(crate) fn merge_waiting(&mut self) -> Result<(), SpoolError> {
-        if self.entries.len() <= MOST_ENTRIES {
+        if !self.is_crowded() {
             return Ok(());
         }
         let mut run_bytes = 0;
         let mut run = 0;
-        for entry in self.entries.iter().rev() {
+        for entry in self.entries.iter().rev().take(MOST_UNMERGED) {
             if run >= 2 && entry.bytes > 2 * run_bytes && self.entries.len() - run < MOST_ENTRIES {
                 break;
             }
@@ -353,6 +371,19 @@ mod tests {
         assert_eq!(contents(&spool), expected);
         let again = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, spool.first(), spool.next(), None).unwrap();
         assert_eq!(contents(&again), expected);
+    }
+
+    #[test]
+    fn entries_are_few_where_nobody_merges() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 0, 0, None).unwrap();
+        for i in 0..500_u32 {
+            append(&mut spool, &[(1, i as u8), (2 + i % 7, i as u8)]).unwrap();
+            assert!(spool.entries.len() <= MOST_UNMERGED);
+        }
+        assert_eq!(contents(&spool)[0], (1, 499_u32 as u8));
+        let again = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, spool.first(), spool.next(), None).unwrap();
+        assert_eq!(contents(&again), contents(&spool));
     }
 
     #[test]

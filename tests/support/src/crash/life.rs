@@ -319,7 +319,7 @@ impl Life {
 
     fn restored(&self, target: Target) -> PathBuf {
         let restored = self.path("restored.db");
-        if let Err(error) = self.bucket.try_restore(target.clone(), &restored) {
+        if let Err(error) = self.bucket.try_restore(target, &restored) {
             self.fail(&format!("restore of {target:?}: {error}"));
         }
         restored
