@@ -323,12 +323,11 @@ impl Database {
             // `journal_size_limit` cuts off what no commit is in.
             return;
         }
-        let mut tail = self.tail.lock();
-        if published.end.frame > 0 && !tail.state.sealed {
-            drop(tail);
+        if published.end.frame > 0 {
+            // Also where the generation before was sealed: this one may have begun after it, unseen by the uploader.
             self.wal_vanishes();
         } else {
-            self.preserve_wal(&mut tail);
+            self.preserve_wal(&mut self.tail.lock());
         }
     }
 
