@@ -235,6 +235,14 @@ impl Database {
         self.advance(self.published.lock(), state, 1)
     }
 
+    /// A WAL-index that was made for an empty WAL knows neither page size nor pages: where nothing else does, the file tells before it is changed.
+    pub(super) fn note_size_before(&self, page_size: PageSize, pages: u32) {
+        let mut published = self.published.lock();
+        if published.end.frame == 0 && (published.page_size.is_none() || published.database_pages == 0) {
+            (published.page_size, published.database_pages) = (Some(page_size), pages);
+        }
+    }
+
     fn advance(&self, mut published: MutexGuard<'_, Published>, state: &NewestState, first_frame: u32) -> u64 {
         let first_sight = !published.known;
         let committed_ms = now_ms();

@@ -117,6 +117,9 @@ impl Database {
         let live = self.published().live();
         tail.resolve(&live.end, &|| now);
         let transaction = match (self.has_hot_journal(), writer.has_committed) {
+        if let Some(page_size) = header.page_size {
+            self.note_size_before(page_size, header.pages(now.map_or(0, |s| s.size_bytes)));
+        }
             (false, _) => OpenTransaction::Unprotected,
             (true, true) => OpenTransaction::Uncounted,
             (true, false) => OpenTransaction::Journaled,
