@@ -81,7 +81,8 @@ impl Database {
     pub(crate) fn changes_file(&self, change: FileChange, writer: Writer, read: &mut ReadFile<'_>) {
         let mut outside = self.outside.lock();
         if writer.rolls_back && !outside.active {
-            self.lock_tail().rolled_back = true;
+            let now = stamp::take(&self.paths.database, &read_header(read), self.is_file_synced());
+            self.lock_tail().rolls_back_in_file(now);
             outside.rolls_back = true;
         } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
             // A rollback that has come to its end under an exclusive lock, without a word.
