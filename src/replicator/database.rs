@@ -486,6 +486,7 @@ impl Database {
 
     /// Whether a snapshot could begin now, as far as writes to the database file go; if not, the next end of one wakes the uploader.
     pub(crate) fn awaits_writers(&self) -> bool {
+        self.end_if_rolled_back();
         let slot = self.preserver.lock();
         let waits = slot.writers > 0;
         self.snapshot_waits.store(waits, Ordering::Release);
