@@ -567,3 +567,48 @@ fn a_process_killed_when_it_had_only_written_its_journal_costs_no_full_state() {
         place.check_prefixes();
     }
 }
+
+/// Of a transaction over several databases in WAL mode one may fail when another is committed already. Under exclusive locking nothing tells.
+#[test]
+fn a_commit_of_several_databases_that_fails_in_another_one_is_replicated() {
+    const SCRIPT: &str = r"
+import resource, sqlite3, sys
+extension, uri, other = sys.argv[1:]
+loader = sqlite3.connect(':memory:')
+loader.enable_load_extension(True)
+loader.load_extension(extension)
+db = sqlite3.connect(uri, uri=True, isolation_level=None)
+for statement in ('locking_mode=EXCLUSIVE', 'journal_mode=WAL'):
+    db.execute('PRAGMA ' + statement).fetchall()
+db.execute('ATTACH ? AS other', (other,))
+for statement in ('other.journal_mode=WAL', 'other.cache_size=-100000'):
+    db.execute('PRAGMA ' + statement).fetchall()
+db.execute('CREATE TABLE other.u(x)')
+db.execute('BEGIN')
+db.execute('INSERT INTO t(x) VALUES (1)')
+db.execute('UPDATE state SET n = n + 1')
+db.execute('INSERT INTO other.u VALUES (zeroblob(20000000))')
+resource.setrlimit(resource.RLIMIT_FSIZE, (8000000, resource.RLIM_INFINITY))
+try:
+    db.execute('COMMIT')
+    sys.exit('it was committed')
+except sqlite3.OperationalError:
+    pass
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert not db.in_transaction
+assert db.execute('SELECT count(*) FROM t').fetchone() == (1,)
+db.close()
+";
+    let mut place = Place::new(Program::Python);
+    place.prepare("");
+    let db = place.open("");
+    place.check(db);
+    place.host.close(db);
+    place.kill();
+    let uri = host::replicated(&place.path(), &place.bucket.url, &[]);
+    let mut command = host::command(host::python(), &place.bucket.env);
+    command.args(["-c", SCRIPT]).arg(host::extension()).arg(uri).arg(place.dir.path().join("other.db"));
+    assert!(command.status().unwrap().success());
+    place.compare();
+    place.check_prefixes();
+}
