@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use replicated::NOT_ACKNOWLEDGED;
 use replicated_testkit::bucket::{Bucket, flattened};
+use replicated_testkit::crash::life::crash_host;
 use replicated_testkit::host::{self, Host, Program, eventually};
 use replicated_testkit::net::{Mode, Proxy};
 use replicated_testkit::s3::{Options, Server};
@@ -26,9 +28,6 @@ const WAL_EXCLUSIVE_LATER: &str =
     "PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS x(y); PRAGMA locking_mode=EXCLUSIVE; INSERT INTO x VALUES (1)";
 const DELETE_EXCLUSIVE: &str = "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=DELETE";
 const ALL: [&str; 7] = [WAL, DELETE, PERSIST, MEMORY, WAL_EXCLUSIVE, WAL_EXCLUSIVE_LATER, DELETE_EXCLUSIVE];
-
-/// Committed here, not known to be in the bucket: `SQLITE_IOERR_COMMIT_ATOMIC`, as the documentation says.
-const NOT_ACKNOWLEDGED: i32 = 10 | 30 << 8;
 
 /// A database of this process and a folder as its bucket.
 struct Pair {
@@ -510,10 +509,102 @@ fn the_child_of_a_fork_does_not_wait() {
     assert_eq!(said, "done\n");
 }
 
+/// `committers` with fail points, whose rules are given; what it said until it ended.
+fn committers_with_faults(faults: &str, machine: &Path, bucket: &Bucket, threads: u32, commits: u32, mode: &str) -> Vec<String> {
+    let mut env = bucket.env.clone();
+    env.push(("REPLICATED_TEST_FAULT".to_owned(), faults.to_owned()));
+    let mut command = host::command(crash_host(), &env);
+    let options = [("durability", "remote"), ("ack_timeout", "1h"), ("close_timeout", "0s")];
+    command.arg("committers").arg(host::replicated(&machine.join("app.db"), &bucket.url, &options));
+    let output = command.args([threads.to_string(), commits.to_string()]).arg(mode).stderr(Stdio::null()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// Commits that returned.
+fn acknowledged_by(said: &[String]) -> BTreeSet<(i64, i64)> {
+    let words = said.iter().map(|line| line.split(' ').map(|word| word.parse::<i64>()).collect::<Vec<_>>());
+    words.filter_map(|words| if let [Ok(thread), Ok(n)] = words.as_slice() { Some((*thread, *n)) } else { None }).collect()
+}
+
+/// A process that dies at any step of the extension.
+#[test]
+fn at_any_fail_point_nothing_acknowledged_is_lost() {
+    let (seed, rounds) = (number_of("REPLICATED_TEST_SEED", 1), number_of("REPLICATED_TEST_KILL_ROUNDS", 6) * 3);
+    let mut random = fastrand::Rng::with_seed(seed ^ 0xfa11);
+    for (mode, threads) in [(WAL, 3), (DELETE, 2), (WAL_EXCLUSIVE, 1), (DELETE_EXCLUSIVE, 1)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (bucket, restored) = (Bucket::folder(&dir.path().join("bucket")), dir.path().join("restored.db"));
+        let (mut acknowledged, mut deaths) = (BTreeSet::new(), 0);
+        for round in 0..rounds {
+            let point = random.u64(1..if round < 3 { 60 } else { 300 });
+            let said = committers_with_faults(&format!("*=kill@{point}"), dir.path(), &bucket, threads, 40, mode);
+            let when = format!("{mode}, round {round}, point {point}, seed {seed}");
+            assert!(!said.iter().any(|line| line.starts_with("failed")), "{when}: {said:?}");
+            acknowledged.append(&mut acknowledged_by(&said));
+            deaths += usize::from(said.len() < threads as usize * 40);
+            if acknowledged.is_empty() && bucket.try_list().is_empty() {
+                continue;
+            }
+            bucket.restore(&restored);
+            integrity_check(&restored).unwrap();
+            let lost: Vec<_> = acknowledged.difference(&rows_of(&restored)).copied().collect();
+            assert!(lost.is_empty(), "{when}: {lost:?} of {} were acknowledged and are lost", acknowledged.len());
+        }
+        assert!(deaths > 0 && !acknowledged.is_empty(), "{mode}: {deaths} deaths, {} commits", acknowledged.len());
+    }
+}
+
+/// A fault of ours, in a thread of SQLite's or in the uploader's: no commit passes for acknowledged, and nobody waits for an hour.
+#[test]
+fn a_panic_acknowledges_nothing() {
+    for (mode, fault) in [
+        (WAL, "commit.publish=panic@12"),
+        (WAL_EXCLUSIVE, "commit.publish=panic@12"),
+        (DELETE, "spool.create=panic@5"),
+        (WAL, "send.put=panic@5"),
+        (DELETE, "send.done=panic@5"),
+        (WAL, "ack.save=panic@5"),
+        (WAL, "freeze.encoded=panic@5"),
+        (WAL, "full.put=panic"),
+        (DELETE, "step=panic@20"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (bucket, restored) = (Bucket::folder(&dir.path().join("bucket")), dir.path().join("restored.db"));
+        let said = committers_with_faults(fault, dir.path(), &bucket, 1, 30, mode);
+        let acknowledged = acknowledged_by(&said);
+        let failed = said.iter().filter(|line| line.starts_with("failed") && line.ends_with(" 7690")).count();
+        // Where the fault came before the first of them, the statement that made the table has failed.
+        assert_eq!(acknowledged.len() + failed, said.len(), "{mode}, {fault}: {said:?}");
+        assert!(said.is_empty() || failed > 0, "{mode}, {fault}: the fault was not reached: {said:?}");
+        if !acknowledged.is_empty() {
+            bucket.restore(&restored);
+            assert!(acknowledged.is_subset(&rows_of(&restored)), "{mode}, {fault}: {said:?}");
+        }
+        // Another open recovers it.
+        let again = committers_with_faults("", dir.path(), &bucket, 1, 3, mode);
+        assert_eq!(acknowledged_by(&again).len(), 3, "{mode}, {fault}: {again:?}");
+        bucket.restore(&restored);
+        page_compare(&flattened(&dir.path().join("app.db"), dir.path()), &restored).unwrap();
+    }
+}
+
+fn number_of(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// The rows of a restored database that `committers` has written.
+fn rows_of(path: &Path) -> BTreeSet<(i64, i64)> {
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    if number(&connection, "SELECT count(*) FROM sqlite_schema WHERE name = 't'") == 0 {
+        return BTreeSet::new();
+    }
+    let mut select = connection.prepare("SELECT thread, n FROM t").unwrap();
+    select.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+}
+
 /// kill -9 of a program with threads that commit, at random moments; then only the bucket is left, and every commit that returned is in it.
 fn nothing_acknowledged_is_lost(name: &str, bucket: &Bucket, mode: &str, threads: u32, options: &[(&str, &str)]) {
-    let from_env = |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
-    let (seed, rounds) = (from_env("REPLICATED_TEST_SEED", 1), from_env("REPLICATED_TEST_KILL_ROUNDS", 6));
+    let (seed, rounds) = (number_of("REPLICATED_TEST_SEED", 1), number_of("REPLICATED_TEST_KILL_ROUNDS", 6));
     let mut random = fastrand::Rng::with_seed(seed ^ name.bytes().map(u64::from).sum::<u64>());
     let dir = tempfile::tempdir().unwrap();
     let mut machine = dir.path().join("machine-0");
@@ -551,10 +642,7 @@ fn nothing_acknowledged_is_lost(name: &str, bucket: &Bucket, mode: &str, threads
         let done = restore.args(["restore", &bucket.url, "-o"]).arg(&restored).output().unwrap();
         assert!(done.status.success(), "{when}: {}", String::from_utf8_lossy(&done.stderr));
         integrity_check(&restored).unwrap();
-        let connection = Connection::open_with_flags(&restored, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-        let mut select = connection.prepare("SELECT thread, n FROM t").unwrap();
-        let there: BTreeSet<(i64, i64)> = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect();
-        let lost: Vec<_> = acknowledged.difference(&there).collect();
+        let lost: Vec<_> = acknowledged.difference(&rows_of(&restored)).copied().collect();
         assert!(lost.is_empty(), "{when}: {lost:?} of {} were acknowledged and are lost", acknowledged.len());
         // Life goes on where it was, or on a new machine.
         if random.bool() {

@@ -150,6 +150,16 @@ impl Options {
         Ok(options)
     }
 
+    /// Whether a parameter of a URI that says nothing of us is an option all the same, or a slip of one: where the environment alone asks for
+    /// replication, the application's URIs may have parameters for others.
+    #[must_use]
+    pub fn is_meant(name: &str) -> bool {
+        /// Any name of a few letters is near to a short option's.
+        const TELLING_LETTERS: usize = 5;
+        table::find(name).is_some()
+            || name.len() >= TELLING_LETTERS && error::closest(name, table::OPTIONS.iter().map(|spec| spec.name)).is_some()
+    }
+
     /// The replica's URL for a database, by its file name without directories.
     #[must_use]
     pub fn replica_for(&self, database_file_name: &str) -> Option<String> {

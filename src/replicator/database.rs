@@ -20,8 +20,9 @@ use super::outside::{NewestState, Outside};
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::{Facts, Progress, WaitError};
 use super::stamp;
-use super::tail::{LiveEnd, Mode, StopKind, Tail, TailError};
+use super::tail::{LiveEnd, MOST_RESTARTS, Mode, StopKind, Tail, TailError};
 use crate::config::Options;
+use crate::fault::{fault_io, fault_point};
 use crate::store::Store;
 use crate::types::{PageSize, Txid, WalPos};
 use crate::wal::IndexHeader;
@@ -120,6 +121,8 @@ pub(crate) struct Database {
     pub(super) exclusive_wal: Mutex<Option<WalFile>>,
     /// SQLite has synced the database file since its last write.
     file_synced: AtomicBool,
+    /// The header of a generation was written whose salts do not follow on those before: see `wal_synced`.
+    begins_afresh: AtomicBool,
     /// Commits up to this one shall go without a token of the budget.
     pub(crate) urgent: AtomicU64,
     /// How often a flush was asked for: each ends a pause.
@@ -183,6 +186,7 @@ impl Database {
             outside: Mutex::default(),
             exclusive_wal: Mutex::default(),
             file_synced: AtomicBool::new(false),
+            begins_afresh: AtomicBool::new(false),
             urgent: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             calls: AtomicU64::new(0),
@@ -210,6 +214,7 @@ impl Database {
     }
 
     fn publish(&self, index: &IndexHeader, source: Source) -> Option<u64> {
+        fault_point!("commit.publish");
         let mut published = self.published.lock();
         let end = index.end();
         if source == Source::Reader && published.from_index {
@@ -287,6 +292,7 @@ impl Database {
     /// A writer waits for a moment only. A checkpoint that somebody asked for takes what it takes, as it does without us.
     pub(crate) fn may_restart(&self, index: &IndexHeader, asked_for: bool) -> bool {
         self.observe(index);
+        fault_point!("gate.asked");
         let page_bytes = index.page_size.unwrap_or(PageSize::MIN).get();
         let (tail, most_frames) =
             if asked_for { (Some(self.tail.lock()), u32::MAX) } else { (self.tail.try_lock_for(GATE_PATIENCE), GATE_BYTES / page_bytes) };
@@ -308,12 +314,16 @@ impl Database {
             self.observe_without_index();
         }
         let mut tail = self.tail.lock();
+        fault_point!("wal.vanishes");
         if let Err(error) = self.secure(&mut tail, u32::MAX) {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(&mut tail, FullReason::SpoolLost);
         }
         self.wal_is_empty();
         self.stamp_due.store(true, Ordering::Relaxed);
+        drop(tail);
+        self.sync_seal();
+        fault_point!("wal.vanished");
     }
 
     /// All of the WAL is in the database file, which alone is the newest state: SQLite holds the lock under which it begins a new generation,
@@ -331,11 +341,43 @@ impl Database {
             // `journal_size_limit` cuts off what no commit is in.
             return;
         }
+        let mut tail = self.tail.lock();
+        fault_point!("wal.shrinks");
         if published.end.frame > 0 {
-            // Also where the generation before was sealed: this one may have begun after it, unseen by the uploader.
+            // Sealed is what lay there before these frames, if anything.
+            drop(tail);
             self.wal_vanishes();
         } else {
-            self.preserve_wal(&mut self.tail.lock());
+            self.preserve_wal(&mut tail);
+            drop(tail);
+            if bytes == 0 {
+                self.sync_seal();
+            }
+        }
+    }
+
+    /// What the control file says of the WAL's end goes to disk before the WAL goes, where SQLite saw to it that the database file has it all:
+    /// after a loss of power nothing else would tell.
+    fn sync_seal(&self) {
+        if self.is_file_synced() {
+            self.sync_control();
+        }
+    }
+
+    /// Syncs the control file, without the lock that a writer needs to restart the WAL.
+    pub(crate) fn sync_control(&self) {
+        let unsynced = self.tail.lock().unsynced();
+        if let Some(control) = unsynced {
+            // The next sync includes this one.
+            let _ = fault_io!("control.sync").and_then(|()| control.sync_data());
+            fault_point!("control.synced");
+        }
+    }
+
+    /// SQLite has synced the WAL: its new header, maybe, which continues nothing that could be told by its salts.
+    pub(crate) fn wal_synced(&self) {
+        if self.begins_afresh.swap(false, Ordering::Relaxed) {
+            self.sync_control();
         }
     }
 
@@ -430,9 +472,13 @@ impl Database {
     /// The header of a new WAL generation is about to be written.
     pub(crate) fn generation_begins(&self, salts: [u32; 2]) {
         let mut tail = self.tail.lock();
+        fault_point!("generation.begins");
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
         self.preserve_wal(&mut tail);
+        // A restart by a connection that knows the log counts the first salt up; others choose it by chance.
+        let follows = tail.state.captured.is_some_and(|captured| salts[0].wrapping_sub(captured.salts[0]) < MOST_RESTARTS);
+        self.begins_afresh.store(!follows, Ordering::Relaxed);
         if !tail.generation_begins(salts, &live.end) {
             self.lose(&mut tail, FullReason::ContinuityLost);
         }
@@ -445,11 +491,13 @@ impl Database {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
         if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
+            fault_point!("stamp.take");
             let settled = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0), self.is_file_synced());
             tail.stamp(settled);
             if let Err(error) = tail.save() {
                 log::warn!(target: "replicated", "{error}");
             }
+            fault_point!("stamp.saved");
         }
     }
 
@@ -496,6 +544,16 @@ impl Database {
     /// The database file was written to, or synced.
     pub(crate) fn note_synced(&self, synced: bool) {
         self.file_synced.store(synced, Ordering::Relaxed);
+    }
+
+    /// Has the disk keep the database file as it is, so that what is built on it outlives a loss of power.
+    pub(super) fn sync_file(&self) {
+        // Whoever writes meanwhile says so after this.
+        self.note_synced(true);
+        if let Err(error) = self.open_file().and_then(|file| file.sync()) {
+            log::debug!(target: "replicated", "{}: {error}", self.paths.database.display());
+            self.note_synced(false);
+        }
     }
 
     pub(super) fn is_file_synced(&self) -> bool {
@@ -609,7 +667,9 @@ impl Database {
 
     /// The uploader forgets it: the control file's lock goes before a successor can take it.
     pub(crate) fn release(&self) {
+        fault_point!("forget.release");
         self.tail.lock().release();
+        fault_point!("forget.released");
         self.progress.update(|f| f.released = true);
     }
 

@@ -10,6 +10,7 @@ use super::control::{Acked, Attempt, FullReason};
 use super::database::Database;
 use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
+use crate::fault::fault_point;
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
 use crate::store::{Level, Listed, LtxName};
 use crate::types::{PageNo, Txid, WalPos};
@@ -44,7 +45,9 @@ pub(crate) async fn probe(database: &Database) -> Result<(), StepError> {
     if database.progress.facts().fencing.is_some() {
         return Ok(());
     }
+    fault_point!("probe.begin");
     let conditional = database.store.creates_are_conditional().await?;
+    fault_point!("probe.done");
     if !conditional {
         log::warn!(
             target: "replicated",
@@ -91,6 +94,7 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
 fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
     let mut tail = database.lock_tail();
     let Some(attempt) = tail.state.attempt else { return Ok(()) };
+    fault_point!("resend");
     if tail.inflight.is_some() || tail.rebuild_attempt()? {
         return Ok(());
     }
@@ -145,7 +149,7 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
                 return continue_from(database, newest.name.max_txid, end);
             }
             // What of the WAL was lost with it is not known.
-            _ if by_us && live.frame > 0 && header.wal_end().is_some_and(|end| end.salts == live.salts) => {
+            _ if by_us && header.wal_end().is_some_and(|end| end.salts == live.salts) => {
                 return lost_tail();
             }
             // Outside the WAL nothing tells more than that the machine was started again.
@@ -301,6 +305,8 @@ pub(crate) async fn write_marker(database: &Database, txid: Txid, snapshot: &Hea
     let marker = crate::ltx::Encoder::new(Vec::new(), &header)?.finish()?;
     let name = LtxName::level0(txid);
     // One that is there already is as good.
+    fault_point!("full.marker");
     database.store.create(&name, marker.out.into(), snapshot.timestamp).await?;
+    fault_point!("full.marked");
     Ok(())
 }

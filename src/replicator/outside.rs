@@ -252,6 +252,13 @@ impl Database {
         self.writes_file(false);
     }
 
+    /// Whether nothing can be sent before the next open: a transaction has left its journal behind, which that open rolls back, and the full state
+    /// is wanted, which is no committed one until then.
+    pub(crate) fn awaits_rollback(&self) -> bool {
+        let active = self.outside.lock().active;
+        active && self.has_hot_journal() && matches!(self.lock_tail().mode, Mode::Full(_))
+    }
+
     /// A read of the database ends, with its lock still held: in a rollback-journal mode the file is the newest state.
     pub(crate) fn sees_file(&self, read: &mut ReadFile<'_>) {
         if self.is_known() || self.has_hot_journal() {

@@ -26,6 +26,11 @@ impl Fixture {
         Paths::of(&self.dir.path().join("app.db"))
     }
 
+    /// As after the last close.
+    fn remove_wal(&self) {
+        std::fs::remove_file(self.paths().wal).unwrap();
+    }
+
     fn commit(&self) {
         self.connection.execute_batch("INSERT INTO t VALUES (randomblob(500))").unwrap();
     }
@@ -164,6 +169,7 @@ fn after_a_clean_close_an_unchanged_file_is_continued() {
 fn a_stamp_that_proves_nothing_is_not_believed() {
     let fixture = Fixture::new();
     let end = fixture.live();
+    fixture.remove_wal();
     // The clock's tick could hide a write, which can only have come after the stamp: the file is the newer one, and unproved.
     let mut tail = fixture.tail(State { sealed: true, stamp: Some(Stamp { too_fresh: true, ..stamp(7) }), ..captured(end) });
     tail.resolve(&WalPos::default(), &|| Some(stamp(7)));
@@ -186,7 +192,9 @@ fn a_stamp_that_proves_nothing_is_not_believed() {
 #[test]
 fn a_file_that_somebody_wrote_on_is_sent_again_and_an_older_one_is_not() {
     let fixture = Fixture::new();
-    let closed = || State { sealed: true, stamp: Some(stamp(7)), ..captured(fixture.live()) };
+    let end = fixture.live();
+    fixture.remove_wal();
+    let closed = || State { sealed: true, stamp: Some(stamp(7)), ..captured(end) };
     let judge = |now| {
         let mut tail = fixture.tail(closed());
         tail.resolve(&WalPos::default(), &|| now);

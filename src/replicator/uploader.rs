@@ -25,6 +25,7 @@ use super::progress::{Facts, ReplicationState};
 use super::send;
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
+use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
@@ -213,6 +214,7 @@ impl Task {
     /// Does the one thing that is next.
     async fn step(&mut self) -> Result<Next, StepError> {
         let database = Arc::clone(&self.database);
+        fault_point!("step");
         let published = database.published();
         if !published.known {
             return Ok(Next::Idle);
@@ -230,7 +232,9 @@ impl Task {
             return Ok(Next::Stopped);
         }
         if !self.verified {
+            fault_point!("verify.begin");
             self.meanwhile(lineage::verify(&database)).await??;
+            fault_point!("verify.done");
             self.verified = true;
             self.succeeded();
             return Ok(Next::Again);
@@ -264,12 +268,8 @@ impl Task {
                 // The next commit must not wait for the disk as well.
                 return Ok(Next::Quiet(pause));
             }
-            let unsynced = tail.unsynced();
             drop(tail);
-            if let Some(control) = unsynced {
-                // The next one syncs this as well.
-                let _ = control.sync_data();
-            }
+            database.sync_control();
             return Ok(Next::Idle);
         }
         database.progress.update(Facts::under_way);
@@ -303,8 +303,11 @@ impl Task {
         let began = Instant::now();
         self.budget.take(began);
         let name = LtxName::level0(inflight.attempt.txid);
+        fault_point!("send.put");
         let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
+        fault_point!("send.done");
         if created == Created::AlreadyExists {
+            fault_point!("send.compare");
             match self.meanwhile(lineage::compare(&database, &name, &inflight.attempt)).await?? {
                 Exists::Ours => {}
                 Exists::Foreign(whose) => {
@@ -325,6 +328,7 @@ impl Task {
             tail.acknowledged()?;
             database.is_settled(&tail)
         };
+        fault_point!("ack.told");
         database.note_acked(inflight.sequence);
         database.progress.update(|f| {
             f.acked_sequence = f.acked_sequence.max(inflight.sequence);
@@ -456,9 +460,8 @@ impl Task {
 /// What a local failure means: the full state where something is lost, another try where it may pass.
 fn recover(database: &Database, tail: &mut super::tail::Tail, error: TailError) -> Result<Next, StepError> {
     use super::control::FullReason;
-    use crate::spool::SpoolError;
     match &error {
-        TailError::Spool(SpoolError::Full { .. } | SpoolError::Missing { .. } | SpoolError::Ltx { .. }) => {
+        TailError::Spool(lost) if lost.is_lasting() => {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
             database.lose(tail, FullReason::SpoolLost);
             Ok(Next::Again)

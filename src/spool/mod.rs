@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 
+use crate::fault::{fault_io, fault_point};
 use crate::ltx::{Header, LtxError, Reader, merge};
 use crate::replicator::local::OwnerMode;
 use crate::types::{TimestampMs, Txid};
@@ -45,6 +46,25 @@ pub(crate) enum SpoolError {
     /// The limit of local disk would be passed.
     #[error("spool {directory}: {needed_bytes} bytes are over the limit of {limit_bytes} (max_local)")]
     Full { directory: PathBuf, needed_bytes: u64, limit_bytes: u64 },
+}
+
+impl SpoolError {
+    /// Merging entries into a file has failed: by a file operation, or by what an entry holds.
+    pub(crate) fn of(path: &Path, error: LtxError) -> Self {
+        let path = path.to_owned();
+        match error {
+            LtxError::Io(source) => Self::Io { path, source },
+            source => Self::Ltx { path, source },
+        }
+    }
+
+    /// Something that was spooled cannot be had any more, however often it is tried.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Ltx { .. } | Self::Missing { .. } | Self::Full { .. } => true,
+        }
+    }
 }
 
 /// All entries to be merged, oldest first, and the newest one's header.
@@ -185,6 +205,7 @@ impl Spool {
             run += 1;
         }
         let keep = self.entries.len() - run;
+        fault_point!("merge.begin");
         let inputs: Vec<Entry> = self.entries.range(keep..).cloned().collect();
         let (Some(oldest), Some(newest)) = (inputs.first(), inputs.last()) else { return Ok(()) };
         let output = Entry { first: oldest.first, last: newest.last, bytes: 0 };
@@ -192,13 +213,17 @@ impl Spool {
         let newest_path = self.path(newest);
         let header = read_header(&newest_path)?;
         let output_path = self.path(&output);
-        let bytes = self.create(&output_path, |out| {
-            merge(readers, &header, out).map(drop).map_err(|source| SpoolError::Ltx { path: output_path.clone(), source })
-        })?;
+        let bytes =
+            self.create(&output_path, |out| merge(readers, &header, out).map(drop).map_err(|source| SpoolError::of(&output_path, source)))?;
+        fault_point!("merge.written");
         self.entries.truncate(keep);
         self.entries.push_back(Entry { bytes, ..output });
         // One that cannot be removed is removed at the next open.
-        inputs.iter().try_for_each(|input| remove(&self.path(input)))
+        inputs.iter().try_for_each(|input| {
+            remove(&self.path(input))?;
+            fault_point!("merge.removed");
+            Ok(())
+        })
     }
 
     /// Readers of all entries, oldest first, and the newest entry's header; `None` when empty.
@@ -234,6 +259,7 @@ impl Spool {
         let temporary = path.with_extension("tmp");
         let made = self.write_file(&temporary, write).and_then(|bytes| {
             std::fs::rename(&temporary, path).map_err(|source| io_error(path, source))?;
+            fault_point!("spool.renamed");
             Ok(bytes)
         });
         // The error to report is the first one; a temporary file left over is removed at the next open.
@@ -241,11 +267,13 @@ impl Spool {
     }
 
     fn write_file<E: From<SpoolError>>(&self, path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>) -> Result<u64, E> {
+        fault_io!("spool.create").map_err(|source| io_error(path, source))?;
         let file = File::create(path).map_err(|source| io_error(path, source))?;
         self.owner.apply(&file).map_err(|source| io_error(path, source))?;
         let mut out = BufWriter::with_capacity(IO_BUFFER_BYTES, file);
         write(&mut out)?;
         let file = out.into_inner().map_err(|e| io_error(path, e.into_error()))?;
+        fault_io!("spool.written").map_err(|source| io_error(path, source))?;
         Ok(file.metadata().map_err(|source| io_error(path, source))?.len())
     }
 
@@ -285,6 +313,7 @@ fn read_header(path: &Path) -> Result<Header, SpoolError> {
 }
 
 fn remove(path: &Path) -> Result<(), SpoolError> {
+    fault_io!("spool.remove").map_err(|source| io_error(path, source))?;
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, error)),
         _ => Ok(()),

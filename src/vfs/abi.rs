@@ -34,6 +34,8 @@ pub(crate) const SQLITE_LOCK_EXCLUSIVE: c_int = 4;
 
 pub(crate) const SQLITE_TXN_WRITE: c_int = 2;
 
+pub(crate) const SQLITE_SYNC_NORMAL: c_int = 2;
+
 pub(crate) const SQLITE_SHM_UNLOCK: c_int = 1;
 pub(crate) const SQLITE_SHM_LOCK: c_int = 2;
 pub(crate) const SQLITE_SHM_SHARED: c_int = 4;

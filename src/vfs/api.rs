@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use super::abi::{File, SQLITE_FCNTL_JOURNAL_POINTER, SQLITE_TXN_WRITE, Vfs};
 
-/// The oldest SQLite whose table has all that we call: `sqlite3_database_file_object` came with 3.32.0.
+/// The oldest SQLite whose table has all that we call: `sqlite3_filename_database` came with 3.31.0, and 3.32.0 is what is tested.
 pub(crate) const OLDEST_VERSION: c_int = 3_032_000;
 
 /// `sqlite3_api_routines`: opaque here, read by slot.
@@ -30,7 +30,7 @@ pub(super) mod slot {
     pub(in crate::vfs) const DB_FILENAME: usize = 180;
     pub(in crate::vfs) const URI_PARAMETER: usize = 189;
     pub(in crate::vfs) const URI_KEY: usize = 245;
-    pub(in crate::vfs) const DATABASE_FILE_OBJECT: usize = 251;
+    pub(in crate::vfs) const FILENAME_DATABASE: usize = 246;
     /// From 3.34.0 on.
     pub(in crate::vfs) const TXN_STATE: usize = 252;
     /// From 3.39.0 on.
@@ -90,7 +90,7 @@ pub(crate) struct SqliteApi {
     log: unsafe extern "C" fn(c_int, *const c_char, ...),
     uri_parameter: unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char,
     uri_key: unsafe extern "C" fn(*const c_char, c_int) -> *const c_char,
-    database_file_object: unsafe extern "C" fn(*const c_char) -> *mut File,
+    filename_database: unsafe extern "C" fn(*const c_char) -> *const c_char,
     file_control: unsafe extern "C" fn(*mut c_void, *const c_char, c_int, *mut c_void) -> c_int,
     db_filename: unsafe extern "C" fn(*mut c_void, *const c_char) -> *const c_char,
     schemas: Option<Schemas>,
@@ -148,9 +148,9 @@ impl SqliteApi {
                     slot::URI_KEY,
                     "sqlite3_uri_key",
                 )?),
-                database_file_object: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char) -> *mut File>(need(
-                    slot::DATABASE_FILE_OBJECT,
-                    "sqlite3_database_file_object",
+                filename_database: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char) -> *const c_char>(need(
+                    slot::FILENAME_DATABASE,
+                    "sqlite3_filename_database",
                 )?),
                 file_control: std::mem::transmute::<
                     *const c_void,
@@ -315,13 +315,14 @@ impl SqliteApi {
         schemas
     }
 
-    /// The open main database that belongs to the name of a WAL.
+    /// The name of the database that belongs to the name of a WAL: where SQLite itself made both names, the very pointer that it passed to
+    /// `xOpen` for the database.
     ///
     /// # Safety
-    /// `wal_name` is the very pointer that SQLite passed to `xOpen` for the WAL.
-    pub(crate) unsafe fn database_file_of(&self, wal_name: *const c_char) -> *mut File {
+    /// `wal_name` is a pointer that was passed to `xOpen` for a WAL: made by SQLite, or by `sqlite3_create_filename`.
+    pub(crate) unsafe fn database_name_of(&self, wal_name: *const c_char) -> *const c_char {
         // SAFETY: passed on to the caller.
-        unsafe { (self.database_file_object)(wal_name) }
+        unsafe { (self.filename_database)(wal_name) }
     }
 }
 

@@ -119,6 +119,9 @@ pub(crate) unsafe fn become_main(
     database: Option<Arc<Database>>,
     policy: Policy,
 ) {
+    if database.is_some() {
+        process::note_main(name as usize, file as usize);
+    }
     let main = MainFile {
         api,
         database,
@@ -189,15 +192,6 @@ unsafe fn state_of<'a>(file: *mut File) -> Option<&'a FileState> {
     let ours = MAIN.iter().chain(&WAL).any(|table| std::ptr::eq(table, methods));
     // SAFETY: our methods stand only in a `ShimFile`, whose state lives until `close`.
     if ours { unsafe { (*file.cast::<ShimFile>()).state.as_ref() } } else { None }
-}
-
-/// Whether the file at `file` is the database of a connection that we replicate.
-///
-/// # Safety
-/// `file` is null or an open file.
-pub(crate) unsafe fn is_replicated(file: *mut File) -> bool {
-    // SAFETY: passed on.
-    matches!(unsafe { state_of(file) }, Some(FileState::Main(MainFile { database: Some(_), .. })))
 }
 
 unsafe fn become_ours(file: *mut File, state: FileState, tables: &'static [IoMethods; TABLES]) {
@@ -327,6 +321,7 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
         FileState::Main(main) => {
             let database = main.database().cloned();
             if let Some(database) = database {
+                process::forget_main(file as usize);
                 guarded(&main, (), || process::close(&database));
             } else if main.database.is_some() {
                 // Opened before a fork: what the parent's thread shares with us is left alone for ever.
@@ -721,6 +716,8 @@ unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int {
     let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
+    } else if let Some(database) = main.database() {
+        guarded(main, (), || database.wal_synced());
     }
     rc
 }

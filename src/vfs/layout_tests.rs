@@ -97,7 +97,7 @@ fn slots_of_the_function_table_hold_what_we_call() {
             ("txn_state", at(slot::TXN_STATE), ffi::sqlite3_txn_state as *const () as usize),
             ("db_name", at(slot::DB_NAME), ffi::sqlite3_db_name as *const () as usize),
             ("uri_key", at(slot::URI_KEY), ffi::sqlite3_uri_key as *const () as usize),
-            ("database_file_object", at(slot::DATABASE_FILE_OBJECT), ffi::sqlite3_database_file_object as *const () as usize),
+            ("filename_database", at(slot::FILENAME_DATABASE), ffi::sqlite3_filename_database as *const () as usize),
         ];
         0
     }

@@ -39,23 +39,29 @@ pub fn binaries() -> PathBuf {
 /// Builds the extension and the host programs, once, if they are not there as the sources are now.
 fn build() {
     static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "-p", "replicated-vfs-ext", "-p", "replicated-testkit"]);
-        if binaries().file_name().is_some_and(|name| name == "release") {
-            command.arg("--release");
+    BUILT.get_or_init(|| cargo_build(&["-p", "replicated-vfs-ext", "-p", "replicated-testkit"]));
+}
+
+/// Builds something into the folder of this build.
+///
+/// # Panics
+/// Where it cannot be built.
+pub(crate) fn cargo_build(what: &[&str]) {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet"]).args(what);
+    if binaries().file_name().is_some_and(|name| name == "release") {
+        command.arg("--release");
+    }
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo tells the tests it runs would make build scripts run again, there and back.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|n| n.starts_with("CARGO_") && n != "CARGO_HOME" && n != "CARGO_TARGET_DIR") {
+            command.env_remove(name);
         }
-        command.current_dir(env!("CARGO_MANIFEST_DIR"));
-        // What cargo tells the tests it runs would make build scripts run again, there and back.
-        for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|n| n.starts_with("CARGO_") && n != "CARGO_HOME" && n != "CARGO_TARGET_DIR") {
-                command.env_remove(name);
-            }
-        }
-        let status = command.status().expect("cargo runs");
-        assert!(status.success(), "the extension could not be built");
-    });
+    }
+    let status = command.status().expect("cargo runs");
+    assert!(status.success(), "cargo could not build {what:?}");
 }
 
 /// The loadable extension of this build.

@@ -4,13 +4,17 @@
 //! * [`net::Proxy`]: a network that refuses, hangs, cuts and delays on demand;
 //! * [`bucket`]: what is in a bucket;
 //! * [`host`]: programs with a SQLite of their own;
-//! * [`sqlite`]: comparing databases.
+//! * [`committers`]: threads that say what was acknowledged;
+//! * [`sqlite`]: comparing databases;
+//! * [`crash`]: processes that die on demand, and power losses;
 //! * [`tools`]: other programs that tests run;
 
 // It is part of tests: what cannot go on panics.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 pub mod bucket;
+pub mod committers;
+pub mod crash;
 mod google;
 pub mod host;
 pub mod net;
