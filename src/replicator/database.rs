@@ -460,12 +460,17 @@ impl Database {
         }
         self.preserve_wal(tail);
         let result = tail.seal(&live, most_frames, self.stamp());
-        if let Err(TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
+        if let Err(error @ TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
             // The user's limit: the WAL must not grow instead.
+            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(tail, FullReason::SpoolLost);
             return Ok(());
         }
         self.note_captured(tail);
+        if result.is_ok() && tail.spool.is_crowded() {
+            // Entries that wait are merged by the uploader, which may not have been told of frames as few as these.
+            self.hub.notify(Notice::Look(self.id));
+        }
         result
     }
 

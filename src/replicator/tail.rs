@@ -50,6 +50,23 @@ pub(crate) enum TailError {
     Page { page: PageNo },
 }
 
+impl TailError {
+    /// There is no room on the local disk, or none for this file.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            // An error that shows as its own cause is not a link of the chain.
+            let inner = error.downcast_ref::<LtxError>().and_then(|e| if let LtxError::Io(e) = e { Some(e) } else { None });
+            if let Some(error) = error.downcast_ref::<std::io::Error>().or(inner) {
+                return matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge);
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
 impl From<LtxError> for TailError {
     fn from(error: LtxError) -> Self {
         Self::Batch(BatchError::Ltx(error))
@@ -138,6 +155,8 @@ pub(crate) struct Tail {
     refuse_lost_tail: bool,
     /// Saved since the last sync to disk.
     unsynced: bool,
+    /// The last attempt to save failed.
+    unsaved: bool,
     /// SQLite has rolled a dead process's transaction back, through us: it had not been committed.
     rolled_back: bool,
 }
@@ -156,6 +175,7 @@ impl Tail {
             memory_batch_bytes,
             refuse_lost_tail: false,
             unsynced: false,
+            unsaved: false,
             rolled_back: false,
         }
     }
@@ -165,7 +185,13 @@ impl Tail {
         self.state.spool_next = self.spool.next();
         self.unsynced = true;
         let saved = self.control.as_mut().map_or(Ok(()), |control| control.save(&self.state));
+        self.unsaved = saved.is_err();
         saved.map_err(|source| TailError::Control { path: self.paths.control(), source })
+    }
+
+    /// Saves what could not be saved before.
+    pub(crate) fn save_if_unsaved(&mut self) -> Result<(), TailError> {
+        if self.unsaved { self.save() } else { Ok(()) }
     }
 
     /// The file to be synced so that what was saved survives a power loss, without this lock: a writer that restarts the WAL would wait for
@@ -626,13 +652,22 @@ impl Tail {
             in_file: pages.content_bytes() > self.memory_batch_bytes,
         };
         let header = attempt_header(&attempt, &pages, self.state.node_id);
-        let body = if attempt.in_file {
+        let mut file = None;
+        if attempt.in_file {
             let path = self.spool.attempt_path(txid);
-            self.spool.create(&path, |out| {
+            let created = self.spool.create(&path, |out| {
                 let finished = wal.encode(&pages, &header, out)?;
                 (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
                 Ok::<_, TailError>(())
-            })?;
+            });
+            match created {
+                Ok(_) => file = Some(path),
+                // Sending is what makes room again, for SQLite too: what `max_memory` allows does not wait for the disk.
+                Err(error) if error.is_disk_full() && pages.content_bytes() <= 8 * self.memory_batch_bytes => attempt.in_file = false,
+                Err(error) => return Err(error),
+            }
+        }
+        let body = if let Some(path) = file {
             Body::File(path)
         } else {
             let finished = wal.encode(&pages, &header, Vec::new())?;

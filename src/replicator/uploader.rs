@@ -17,9 +17,11 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use super::budget::{Backoff, Budget, Siblings};
+use super::clock;
 use super::database::{Database, now_ms};
 use super::hub::{Hub, HubReceiver, Notice};
 use super::lineage::{self, Exists};
+use super::outage::{Outages, Over, Tell};
 use super::process::Registry;
 use super::progress::{Facts, ReplicationState};
 use super::send;
@@ -47,6 +49,12 @@ pub(crate) enum StepError {
     /// The last handle was closed meanwhile.
     #[error("closed")]
     Closed,
+    /// What the full state is made of was lost while it was read.
+    #[error("the snapshot starts over: {0}")]
+    StartOver(String),
+    /// An object of the bucket is no LTX file, however often it is read.
+    #[error("{0}")]
+    Unreadable(String),
 }
 
 /// What to do after a step.
@@ -85,6 +93,7 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
     let HubReceiver { commits, notices, wake } = receiver;
     let wake = UnixStream::from_std(wake)?;
     let mailboxes: Rc<RefCell<HashMap<u64, Rc<Mailbox>>>> = Rc::default();
+    let left_alone = LeftAlone::default();
     loop {
         wake.readable().await?;
         let mut bytes = [0; 64];
@@ -96,7 +105,7 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
                 Notice::Opened(database) => {
                     let mailbox = Rc::new(Mailbox::default());
                     mailboxes.borrow_mut().insert(database.id, Rc::clone(&mailbox));
-                    let task = Task::new(database, mailbox);
+                    let task = Task::new(database, mailbox, Rc::clone(&left_alone));
                     let mailboxes = Rc::clone(&mailboxes);
                     tokio::task::spawn_local(async move {
                         let id = task.database.id;
@@ -130,6 +139,9 @@ struct Mailbox {
     notify: Notify,
 }
 
+/// Until when stores have asked to be left alone, by their URL: closing a database and opening it again is no way around that.
+type LeftAlone = Rc<RefCell<HashMap<String, Instant>>>;
+
 /// One database's task.
 struct Task {
     database: Arc<Database>,
@@ -139,15 +151,13 @@ struct Task {
     siblings: Siblings,
     /// The bucket has been compared with what the control file says.
     verified: bool,
-    failing_since: Option<Instant>,
-    /// Causes that were told since replication last worked, and when.
-    reported: Vec<(String, Instant)>,
-    failures: u64,
+    outages: RefCell<Outages>,
+    left_alone: LeftAlone,
 }
 
 impl Task {
-    fn new(database: Arc<Database>, mailbox: Rc<Mailbox>) -> Self {
-        let budget = Budget::new(database.options.sync_interval, database.options.burst, Instant::now());
+    fn new(database: Arc<Database>, mailbox: Rc<Mailbox>, left_alone: LeftAlone) -> Self {
+        let budget = Budget::new(database.options.sync_interval, database.options.burst, clock::now());
         Self {
             database,
             mailbox,
@@ -155,9 +165,8 @@ impl Task {
             backoff: Backoff::default(),
             siblings: Siblings::default(),
             verified: false,
-            failing_since: None,
-            reported: Vec::new(),
-            failures: 0,
+            outages: RefCell::default(),
+            left_alone,
         }
     }
 
@@ -187,7 +196,7 @@ impl Task {
                 Next::Again => tokio::task::yield_now().await,
                 Next::Idle => {
                     if self.database.doze(heard.calls) && self.database.arm(1) {
-                        self.mailbox.notify.notified().await;
+                        clock::rest(self.mailbox.notify.notified()).await;
                     } else {
                         tokio::task::yield_now().await;
                     }
@@ -202,7 +211,7 @@ impl Task {
                 }
                 Next::Stopped => {
                     let _ = self.database.arm(u32::MAX);
-                    self.mailbox.notify.notified().await;
+                    clock::rest(self.mailbox.notify.notified()).await;
                 }
                 Next::After(pause) => self.pause(pause, None, heard).await,
                 Next::Backoff(pause, while_waited_for) => self.pause(pause, Some(while_waited_for), heard).await,
@@ -231,6 +240,9 @@ impl Task {
             report_stop(&database, kind, message);
             return Ok(Next::Stopped);
         }
+        if let Some(wait) = self.left_alone_for() {
+            return Ok(Next::After(wait));
+        }
         if !self.verified {
             fault_point!("verify.begin");
             self.meanwhile(lineage::verify(&database)).await??;
@@ -243,10 +255,14 @@ impl Task {
             return self.send_inflight().await;
         }
         if let Mode::Full(reason) = mode {
+            let before = database.progress.facts().snapshots;
             let next = self.meanwhile(snapshot::send_full(&database, reason)).await??;
-            if next == Next::Again {
-                self.budget.take(Instant::now());
+            if database.progress.facts().snapshots > before {
+                self.budget.take(clock::now());
                 self.succeeded();
+            } else if next == Next::Again && matches!(database.lock_tail().mode, Mode::Full(_)) {
+                // The name was taken, and nothing but another try came of it.
+                return Ok(Next::After(self.backoff.failed(true, None, fastrand::f64())));
             }
             return Ok(next);
         }
@@ -264,7 +280,7 @@ impl Task {
                 f.remote_txid = tail.state.acked.map(|a| a.txid);
                 f.state = ReplicationState::Idle;
             });
-            if let Some(pause) = self.siblings.may_come_back(Instant::now()) {
+            if let Some(pause) = self.siblings.may_come_back(clock::now()) {
                 // The next commit must not wait for the disk as well.
                 return Ok(Next::Quiet(pause));
             }
@@ -273,7 +289,7 @@ impl Task {
             return Ok(Next::Idle);
         }
         database.progress.update(Facts::under_way);
-        let (now, acked) = (Instant::now(), database.progress.acked_sequence());
+        let (now, acked) = (clock::now(), database.progress.acked_sequence());
         let urgent = database.urgent.load(Ordering::Acquire) > acked;
         let wait = self.budget.wait(now);
         let pause = if urgent {
@@ -292,15 +308,21 @@ impl Task {
         Ok(if tail.inflight.is_some() || matches!(tail.mode, Mode::Full(_)) {
             Next::Again
         } else {
-            Next::After(wait.max(self.budget.wait(Instant::now())))
+            Next::After(wait.max(self.budget.wait(clock::now())))
         })
     }
 
     /// Sends the frozen batch; frames that arrive meanwhile are spooled where the WAL grows.
     async fn send_inflight(&mut self) -> Result<Next, StepError> {
         let database = Arc::clone(&self.database);
-        let Some(inflight) = database.lock_tail().inflight.clone() else { return Ok(Next::Again) };
-        let began = Instant::now();
+        let inflight = {
+            let mut tail = database.lock_tail();
+            // What may be in the bucket must be known to a successor.
+            tail.save_if_unsaved()?;
+            tail.inflight.clone()
+        };
+        let Some(inflight) = inflight else { return Ok(Next::Again) };
+        let began = clock::now();
         self.budget.take(began);
         let name = LtxName::level0(inflight.attempt.txid);
         fault_point!("send.put");
@@ -316,7 +338,7 @@ impl Task {
                 }
             }
         }
-        let ended = Instant::now();
+        let ended = clock::now();
         self.siblings.released(database.progress.release_apart(ended - began), began, ended);
         self.acknowledged(&database, &inflight)?;
         Ok(Next::Again)
@@ -364,23 +386,35 @@ impl Task {
         }
     }
 
+    /// How long the store is still to be left alone.
+    fn left_alone_for(&self) -> Option<Duration> {
+        let until = *self.left_alone.borrow().get(self.database.store.url())?;
+        Some(until.saturating_duration_since(clock::now())).filter(|wait| !wait.is_zero())
+    }
+
     /// Waits for a token or the end of a backoff, unless somebody has asked for a flush since the step before began; not as long where a commit
-    /// waits.
+    /// waits. Where the store has asked to be left alone nobody's flush or commit ends that.
     async fn pause(&self, pause: Duration, while_waited_for: Option<Duration>, mut heard: Heard) {
-        let began = tokio::time::Instant::now();
-        let mut sleep = pin!(tokio::time::sleep_until(began + pause));
+        let began = clock::now();
+        let mut until = began + pause;
         let mut wake_frames = ENCODE_AHEAD_FRAMES;
-        while !self.database.closing.load(Ordering::Acquire) && self.database.asked.load(Ordering::Acquire) == heard.asked {
-            let called = !self.database.doze(heard.calls);
-            match while_waited_for {
-                None if called => return,
-                Some(shorter) if self.database.progress.committers_behind() > 0 => sleep.as_mut().reset(began + shorter),
-                _ => {}
+        while !self.database.closing.load(Ordering::Acquire) {
+            let alone = self.left_alone_for();
+            if alone.is_none() {
+                if self.database.asked.load(Ordering::Acquire) != heard.asked {
+                    return;
+                }
+                let called = !self.database.doze(heard.calls);
+                match while_waited_for {
+                    None if called => return,
+                    Some(shorter) if self.database.progress.committers_behind() > 0 => until = until.min(began + shorter),
+                    _ => {}
+                }
+                heard.calls = self.database.calls.load(Ordering::SeqCst);
             }
-            heard.calls = self.database.calls.load(Ordering::SeqCst);
             if self.database.arm(wake_frames) {
                 tokio::select! {
-                    () = &mut sleep => return,
+                    () = clock::sleep_until(alone.map_or(until, |wait| clock::now() + wait)) => if alone.is_none() { return },
                     () = self.mailbox.notify.notified() => {}
                 }
             }
@@ -401,7 +435,10 @@ impl Task {
         let spooled = if much { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
         database.note_captured(&tail);
         let Err(error) = spooled else { return ENCODE_AHEAD_FRAMES };
-        if let Err(error) = recover(database, &mut tail, error) {
+        if let Err(error) = recover(database, &mut tail, error)
+            // A disk that is full fails at every try, and with every commit comes one.
+            && self.outages.borrow_mut().is_news("encode ahead", clock::now())
+        {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
         }
         u32::MAX
@@ -409,49 +446,54 @@ impl Task {
 
     fn succeeded(&mut self) {
         self.backoff.succeeded();
-        self.reported.clear();
-        if let Some(since) = self.failing_since.take() {
-            log::info!(
+        let name = self.database.paths.database.display();
+        match self.outages.borrow_mut().succeeded(clock::now()) {
+            Over::Nothing => {}
+            Over::Works { after, failures } => log::info!(
                 target: "replicated",
-                "{}: replication works again after {:.1} s and {} failures",
-                self.database.paths.database.display(), since.elapsed().as_secs_f64(), self.failures
-            );
-            self.failures = 0;
-            self.database.progress.update(|f| {
-                f.last_error = None;
-                f.state = ReplicationState::Uploading;
-            });
+                "{name}: replication works again after {:.1} s and {failures} failures",
+                after.as_secs_f64()
+            ),
+            Over::Flapped { outages, failures, within } => log::warn!(
+                target: "replicated",
+                "{name}: the store fails and works again in turn: {outages} more times and {failures} failures in {:.0} s",
+                within.as_secs_f64()
+            ),
         }
+        self.database.progress.update(|f| {
+            if f.last_error.take().is_some() {
+                f.state = ReplicationState::Uploading;
+            }
+        });
     }
 
     /// Reports a failure, once for each cause of an outage, and says how long to wait.
     fn failed(&mut self, error: &StepError) -> Next {
-        const SUMMARY: Duration = Duration::from_secs(600);
-        /// An outage with more causes than this is told by its first ones.
-        const MOST_CAUSES: usize = 8;
-        self.failing_since.get_or_insert_with(Instant::now);
-        self.failures += 1;
+        if let StepError::Unreadable(message) = error {
+            stop(&self.database, StopKind::Diverged, message.clone());
+            return Next::Again;
+        }
         let (transient, retry_after, key) = match error {
             StepError::Store(e) => (e.is_transient(), e.retry_after, format!("{:?} {}", e.kind, e.operation)),
             other => (true, None, other.to_string()),
         };
         let name = self.database.paths.database.display();
-        let room = self.reported.len() < MOST_CAUSES;
-        match self.reported.iter_mut().find(|(reported, _)| *reported == key) {
-            Some((_, at)) if at.elapsed() >= SUMMARY => {
-                log::warn!(target: "replicated", "{name}: still failing, {} times so far: {error}", self.failures);
-                *at = Instant::now();
-            }
-            None if room => {
-                log::error!(target: "replicated", "{name}: not replicated: {error}. The application goes on; it is tried again");
-                self.reported.push((key, Instant::now()));
-            }
-            _ => {}
+        match self.outages.borrow_mut().failed(&key, clock::now()) {
+            Tell::Nothing => {}
+            Tell::Cause if matches!(error, StepError::StartOver(_)) => log::info!(target: "replicated", "{name}: {error}"),
+            Tell::Cause => log::error!(target: "replicated", "{name}: not replicated: {error}. The application goes on; it is tried again"),
+            Tell::Still(failures) => log::warn!(target: "replicated", "{name}: still failing, {failures} times so far: {error}"),
         }
         self.database.progress.update(|f| {
             f.state = ReplicationState::Offline;
             f.last_error = Some(error.to_string());
         });
+        if let Some(wait) = retry_after {
+            let now = clock::now();
+            let mut left_alone = self.left_alone.borrow_mut();
+            left_alone.retain(|_, until| *until > now);
+            left_alone.insert(self.database.store.url().to_owned(), now + wait.min(Backoff::LONGEST_ASKED));
+        }
         let pause = self.backoff.failed(transient, retry_after, fastrand::f64());
         Next::Backoff(pause, Backoff::while_waited_for(pause, transient, retry_after))
     }

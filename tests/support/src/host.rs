@@ -78,6 +78,15 @@ pub fn program(name: &str) -> PathBuf {
     binaries().join(name)
 }
 
+/// The program whose uploader's clock stands until it is told to move. It is built apart from the rest, which has no such clock.
+#[must_use]
+pub fn clock_host() -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    let feature = "replicated-testkit/fault-injection";
+    BUILT.get_or_init(|| cargo_build(&["-p", "replicated-testkit", "--bin", "clock-host", "--features", feature]));
+    binaries().join("clock-host")
+}
+
 /// The Python whose SQLite loads extensions.
 #[must_use]
 pub fn python() -> &'static str {
@@ -121,15 +130,22 @@ impl Host {
     /// Where it cannot be started.
     #[must_use]
     pub fn start(which: Program, env: &[(String, String)]) -> Self {
-        let mut command = match which {
-            Program::Python => {
-                let mut command = command(python(), env);
-                command.args(["-c", PYTHON]).arg(extension());
-                command
-            }
-            Program::Rust => command(program("sql-host"), env),
+        Self::start_by(&[], which, env)
+    }
+
+    /// Starts one by another command, which is given the host's own and runs it in its place.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    #[must_use]
+    pub fn start_by(wrapper: &[&str], which: Program, env: &[(String, String)]) -> Self {
+        let of_host = match which {
+            Program::Python => vec![python().into(), "-c".into(), PYTHON.into(), extension().into_os_string()],
+            Program::Rust => vec![program("sql-host").into_os_string()],
         };
-        Self::of(&mut command)
+        let mut words = wrapper.iter().map(std::ffi::OsString::from).chain(of_host);
+        let Some(first) = words.next() else { unreachable!("there is at least the host's") };
+        Self::of(command(first, env).args(words))
     }
 
     /// Starts Python without the extension.
@@ -140,7 +156,12 @@ impl Host {
         Self::of(&mut command)
     }
 
-    fn of(command: &mut Command) -> Self {
+    /// Starts a program that was chosen and prepared by the caller.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    #[must_use]
+    pub fn of(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the host starts");
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { unreachable!("both are pipes") };
         Self { child, to: Some(to), from: BufReader::new(from) }
@@ -179,7 +200,11 @@ impl Host {
         }
     }
 
-    fn ask(&mut self, request: &Value) -> Result<Value, String> {
+    /// Sends a request and reads its answer.
+    ///
+    /// # Errors
+    /// What SQLite said, or that the host is gone.
+    pub fn ask(&mut self, request: &Value) -> Result<Value, String> {
         self.send(request).map_err(|e| e.to_string())?;
         self.answer()
     }
