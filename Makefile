@@ -38,7 +38,7 @@ lint: ## formatter and clippy, warnings denied
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 bench: build ## measure against plain SQLite and Litestream; writes docs/performance.md
-	sh scripts/bench.sh
+	BENCH='$(BENCH)' sh scripts/bench.sh
 
 fuzz: ## the decoders under libFuzzer, 60 s each (needs cargo-fuzz)
 	sh scripts/fuzz.sh

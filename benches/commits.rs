@@ -1,5 +1,7 @@
 //! `make bench`: what replication costs a writer, side by side with plain SQLite in one run, and how soon a commit is in the bucket.
 //!
+//! `make bench BENCH=remote` measures commits that wait for the bucket instead: how many more a second several threads make than one.
+//!
 //! Everything is measured in child processes of this program, alternating, against an S3 server in a process of its own. Medians over rounds; the
 //! machine may be noisy, so the ratios of a round are what counts. Nothing here fails because something was slow.
 
@@ -19,21 +21,85 @@ const ROUNDS: usize = 7;
 /// A tight loop, and one that does as much beside its commits as a script would.
 const PACES: [(&str, u32, u64); 2] = [("tight loop", 100_000, 0), ("as from a script (80 us a commit)", 40_000, 80)];
 const VISIBLE_SAMPLES: usize = 40;
+/// Commits that wait: threads, and how many each makes.
+const REMOTE: [(usize, usize); 3] = [(1, 100), (4, 100), (16, 100)];
+const REMOTE_ROUNDS: usize = 5;
+/// What the server takes for a request more than it has to, in milliseconds.
+const REMOTE_DELAY_MS: u32 = 30;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.get(1).map(String::as_str) {
         Some("writer") => writer(&arguments),
         Some("visible") => visible(&arguments),
+        Some("committers") => committers(&arguments),
+        // cargo adds an argument of its own.
+        _ if arguments.iter().any(|argument| argument == "remote") => report_remote(),
         _ => report(),
     }
 }
 
-fn report() -> Result<()> {
+fn extension() -> Result<PathBuf> {
     let extension = std::env::var_os("BENCH_EXTENSION").map_or_else(|| PathBuf::from("dist/replicated"), PathBuf::from);
-    let extension = std::path::absolute(extension)?;
-    let work = tempfile::tempdir()?;
-    let server = Server::start(&work.path().join("s3"))?;
+    Ok(std::path::absolute(extension)?)
+}
+
+/// Commits with `durability=remote` by one thread and by several.
+fn report_remote() -> Result<()> {
+    let (extension, work) = (extension()?, tempfile::tempdir()?);
+    let server = Server::start(&work.path().join("s3"), REMOTE_DELAY_MS)?;
+    let mut rates = vec![Vec::new(); REMOTE.len()];
+    for round in 0..REMOTE_ROUNDS {
+        for ((threads, commits), rates) in REMOTE.iter().zip(&mut rates) {
+            let replica = format!("{}&durability=remote", server.url(&format!("remote/{threads}/{round}")));
+            let database = uri(&work.path().join(format!("{threads}-{round}.db")), Some(&replica));
+            let mut command = Command::new(std::env::current_exe()?);
+            command.args(["committers", &threads.to_string(), &commits.to_string(), &database]).arg(&extension);
+            let output = command.envs(server.env.iter().cloned()).stderr(Stdio::inherit()).output()?;
+            let rate: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
+            println!("{threads} threads, round {round}: {rate:.1} commits a second");
+            rates.push(rate);
+        }
+    }
+    let one = median(rates.first().ok_or("no rates")?);
+    let mut table = String::from("| threads | commits a second (median of rounds, lowest to highest) | of one thread's |\n|---|---|---|\n");
+    for ((threads, _), rates) in REMOTE.iter().zip(&rates) {
+        let (low, high) = rates.iter().fold((f64::MAX, f64::MIN), |(l, h), r| (l.min(*r), h.max(*r)));
+        let rate = median(rates);
+        table.push_str(&format!("| {threads} | {rate:.1} ({low:.1} to {high:.1}) | {:.1} |\n", rate / one));
+    }
+    println!("\n{table}");
+    write_page(&table, "remote")
+}
+
+/// Threads with a connection each, whose commits wait for the bucket.
+fn committers(arguments: &[String]) -> Result<()> {
+    let [_, _, threads, commits, uri, extension] = arguments else { return Err("wrong arguments".into()) };
+    let (threads, commits): (usize, usize) = (threads.parse()?, commits.parse()?);
+    let connections = (0..threads).map(|_| open(uri, Some(Path::new(extension)))).collect::<Result<Vec<_>>>()?;
+    let row = "0123456789".repeat(7);
+    let start = Instant::now();
+    let running: Vec<_> = connections
+        .into_iter()
+        .map(|connection| {
+            let row = row.clone();
+            std::thread::spawn(move || -> rusqlite::Result<()> {
+                connection.busy_timeout(Duration::from_secs(60))?;
+                let mut insert = connection.prepare("INSERT INTO t(b) VALUES(?1)")?;
+                (0..commits).try_for_each(|_| insert.execute([&row]).map(drop))
+            })
+        })
+        .collect();
+    for thread in running {
+        thread.join().map_err(|_| "a thread panicked")??;
+    }
+    println!("{}", (threads * commits) as f64 / start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn report() -> Result<()> {
+    let (extension, work) = (extension()?, tempfile::tempdir()?);
+    let server = Server::start(&work.path().join("s3"), 0)?;
     let mut table = String::from("| what | plain | replicated | ratio (median of rounds, lowest to highest) |\n|---|---|---|---|\n");
     for (name, commits, pause_us) in PACES {
         let mut rounds = Vec::new();
@@ -70,16 +136,17 @@ fn report() -> Result<()> {
         visible_ms - put_ms
     ));
     println!("\n{table}");
-    write_page(&table)
+    write_page(&table, "table")
 }
 
-/// Puts the table where the page has it.
-fn write_page(table: &str) -> Result<()> {
+/// Puts a table where the page has it.
+fn write_page(table: &str, name: &str) -> Result<()> {
     let path = Path::new("docs/performance.md");
     let page = std::fs::read_to_string(path)?;
-    let (head, rest) = page.split_once("<!-- table -->\n").ok_or("docs/performance.md has no table marker")?;
+    let marker = format!("<!-- {name} -->\n");
+    let (head, rest) = page.split_once(&marker).ok_or("docs/performance.md has no table marker")?;
     let (_, tail) = rest.split_once("<!-- end -->").ok_or("docs/performance.md has no end marker")?;
-    Ok(std::fs::write(path, format!("{head}<!-- table -->\n{table}<!-- end -->{tail}"))?)
+    Ok(std::fs::write(path, format!("{head}{marker}{table}<!-- end -->{tail}"))?)
 }
 
 fn row(label: &str, rounds: &[(Figures, Figures)], figure: fn(&Figures) -> f64) -> String {
@@ -248,12 +315,13 @@ struct Server {
 }
 
 impl Server {
-    fn start(root: &Path) -> Result<Self> {
+    fn start(root: &Path, delay_ms: u32) -> Result<Self> {
         std::fs::create_dir_all(root)?;
         let program = std::env::var_os("BENCH_S3").map_or_else(|| PathBuf::from("target/release/replicated-s3"), PathBuf::from);
         let mut child = Command::new(&program)
             .arg("--root")
             .arg(root)
+            .args(["--delay-ms", &delay_ms.to_string()])
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|e| format!("{}: {e}; run `make bench`", program.display()))?;

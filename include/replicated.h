@@ -26,6 +26,12 @@ struct sqlite3_api_routines;
 int sqlite3_replicated_init(sqlite3 *db, char **pzErrMsg, const struct sqlite3_api_routines *pApi);
 
 /*
+** The extended result code (sqlite3_extended_errcode) of a COMMIT that did not reach the bucket in time with durability=bounded or remote: it is
+** committed here and not known to be there. Do not repeat the transaction. SQLite itself reports this code for nothing.
+*/
+#define REPLICATED_NOT_ACKNOWLEDGED SQLITE_IOERR_COMMIT_ATOMIC
+
+/*
 ** Registers the VFS with the SQLite that the program links. SQLite hands its function table to automatic extensions only, hence the scratch
 ** connection. Returns SQLITE_OK, or SQLITE_ERROR where the VFS is not there afterwards.
 */

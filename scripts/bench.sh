@@ -2,4 +2,5 @@
 # Measures and writes the table of docs/performance.md.
 set -eu
 cd "$(dirname "$0")/.."
-cargo bench --bench commits
+# $BENCH: a part of it.
+cargo bench --bench commits -- ${BENCH:-}

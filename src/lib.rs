@@ -10,6 +10,11 @@ pub mod store;
 pub mod types;
 pub mod wal;
 
+#[cfg_attr(feature = "fault-injection", allow(missing_docs, reason = "tests only"))]
+#[cfg(feature = "fault-injection")]
+pub mod fault;
+#[cfg(not(feature = "fault-injection"))]
+mod fault;
 mod logging;
 mod replicator;
 mod spool;
@@ -19,4 +24,4 @@ mod vfs;
 #[cfg(feature = "fault-injection")]
 pub use replicator::clock::simulated as simulated_clock;
 pub use replicator::remember::{RememberError, adopt};
-pub use vfs::{ApiRoutines, HostFunctions, RegisterError, extension_init, last_refusal, register_with};
+pub use vfs::{ApiRoutines, HostFunctions, NOT_ACKNOWLEDGED, RegisterError, extension_init, last_refusal, register_with};

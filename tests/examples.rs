@@ -61,6 +61,53 @@ fn the_python_example_replicates() {
 }
 
 #[test]
+fn the_example_of_commits_that_wait_tells_what_is_in_the_bucket() {
+    if !built::has_python() {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    let (database, bucket) = (work.path().join("app.db"), format!("file://{}", work.path().join("bucket").display()));
+    let mut command = built::command(host::python());
+    command.arg(source("durable_app.py")).args([&bucket]).arg(&database);
+    let printed = built::run(command.env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so")));
+    for part in ["one that is safe: in the bucket", "two that is safe: in the bucket", "durability local", "waiting_commits 0"] {
+        assert!(printed.contains(part), "{part} is not in {printed}");
+    }
+    let restored = work.path().join("restored.db");
+    built::run(built::command(env!("CARGO_BIN_EXE_replicated")).args(["restore", &bucket, "-o"]).arg(&restored));
+    sqlite::page_compare(&database, &restored).unwrap();
+}
+
+/// `commit` of the example, with a bucket that is gone.
+#[test]
+fn the_example_of_commits_that_wait_tells_what_is_not() {
+    const SCRIPT: &str = r#"
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import durable_app
+database, folder = sys.argv[2], sys.argv[3]
+db = durable_app.connect(database, "file://" + folder)
+db.execute("PRAGMA journal_mode=wal")
+assert durable_app.commit(db, "CREATE TABLE t(x)")
+os.rename(folder, folder + ".away")
+open(folder, "w").close()
+assert not durable_app.commit(db, "INSERT INTO t VALUES (1)")
+assert db.execute("SELECT count(*) FROM t").fetchone() == (1,) and not db.in_transaction
+os._exit(7)
+"#;
+    if !built::has_python() {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    let mut command = built::command(host::python());
+    command.args(["-B", "-c", SCRIPT]).arg(source("")).arg(work.path().join("app.db")).arg(work.path().join("bucket"));
+    let status = command.env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so")).status().unwrap();
+    assert_eq!(status.code(), Some(7));
+}
+
+#[test]
 fn the_python_example_says_why_a_database_does_not_open() {
     if !built::has_python() {
         return;

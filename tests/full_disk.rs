@@ -115,8 +115,13 @@ impl Site {
         let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
         let mut host = Host::start_by(&wrapper, Program::Python, env);
         let log = dir.join("log");
-        let options =
-            [("log", log.to_str().unwrap()), ("sync_interval", "10ms"), ("burst", "100"), ("request_timeout", "1s"), ("close_timeout", "0s")];
+        let options = [
+            ("log", log.to_str().unwrap()),
+            ("sync_interval", "10ms"),
+            ("burst", "100"),
+            ("request_timeout", "1s"),
+            ("close_timeout", "0s"),
+        ];
         let db = host.open(&host::replicated(&dir.join("disk/app.db"), url, &options));
         (host, db)
     }

@@ -474,5 +474,10 @@ fn the_pragmas_answer_with_a_named_column() {
     place.make("WAL");
     let said = shell(&[], &format!(".open {}\n.headers on\n.mode csv\nPRAGMA replicated_sync;\nPRAGMA replicated_stat;", place.uri(&[])));
     assert_eq!(said.lines().filter(|line| *line == "0000000000000002").count(), 2, "{said}");
-    assert!(said.contains("unknown PRAGMA replicated_stat: there are replicated_status and replicated_sync"), "{said}");
+    assert!(
+        said.contains(
+            "unknown PRAGMA replicated_stat: there are replicated_durability, replicated_status, replicated_sync and replicated_wait"
+        ),
+        "{said}"
+    );
 }

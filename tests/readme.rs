@@ -192,3 +192,26 @@ fn quoted_messages_are_the_programs() {
         assert!(sources.contains(message), "docs/troubleshooting.md: {message}");
     }
 }
+
+/// `docs/invariants.md` names tests and sources; each is there.
+#[test]
+fn what_the_invariants_name_is_there() {
+    let page = read("docs/invariants.md");
+    let quoted: Vec<&str> = page.split('`').skip(1).step_by(2).collect();
+    let (mut tests, mut files) = (0, 0);
+    for name in quoted {
+        if let Some((file, function)) = name.split_once("::") {
+            let path = if file.contains('/') { file.to_owned() } else { format!("tests/{file}.rs") };
+            assert!(read(&path).contains(&format!("fn {function}(")), "docs/invariants.md: {name} is not there");
+            tests += 1;
+        } else if name.ends_with(".rs") {
+            let there = ["src", "tests", ""].iter().any(|folder| root().join(folder).join(name).exists());
+            assert!(there, "docs/invariants.md: {name} is not there");
+            files += 1;
+        }
+    }
+    assert!(tests > 40 && files > 20, "{tests} tests, {files} files");
+    for number in 1..=10 {
+        assert!(page.contains(&format!("## I{number}: ")), "I{number} has no section");
+    }
+}

@@ -12,10 +12,12 @@ use log::LevelFilter;
 use crate::store::StoreOptions;
 use crate::types::Txid;
 
+mod durability;
 mod error;
 mod table;
 mod value;
 
+pub use durability::Durability;
 pub use error::{ConfigError, Problem, Source};
 pub use table::{Kind, OPTIONS, OptionSpec};
 
@@ -48,6 +50,12 @@ pub struct Options {
     /// See `OPTIONS`.
     pub burst: u32,
     /// See `OPTIONS`.
+    pub durability: Durability,
+    /// See `OPTIONS`.
+    pub max_lag: Duration,
+    /// See `OPTIONS`.
+    pub ack_timeout: Duration,
+    /// See `OPTIONS`.
     pub close_timeout: Duration,
     /// See `OPTIONS`.
     pub sync_timeout: Duration,
@@ -76,6 +84,8 @@ pub struct Options {
     /// See `OPTIONS`.
     pub profile: Option<String>,
     /// See `OPTIONS`.
+    pub refuse_lost_tail: bool,
+    /// See `OPTIONS`.
     pub adopt: Option<Txid>,
 }
 
@@ -85,6 +95,9 @@ impl Default for Options {
             replica: None,
             sync_interval: Duration::from_secs(1),
             burst: 4,
+            durability: Durability::Local,
+            max_lag: Duration::from_secs(10),
+            ack_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
             sync_timeout: Duration::from_secs(30),
             max_memory_bytes: 32 << 20,
@@ -99,6 +112,7 @@ impl Default for Options {
             allow_http: None,
             ca_bundle: None,
             profile: None,
+            refuse_lost_tail: false,
             adopt: None,
         }
     }
@@ -136,6 +150,16 @@ impl Options {
         Ok(options)
     }
 
+    /// Whether a parameter of a URI that says nothing of us is an option all the same, or a slip of one: where the environment alone asks for
+    /// replication, the application's URIs may have parameters for others.
+    #[must_use]
+    pub fn is_meant(name: &str) -> bool {
+        /// Any name of a few letters is near to a short option's.
+        const TELLING_LETTERS: usize = 5;
+        table::find(name).is_some()
+            || name.len() >= TELLING_LETTERS && error::closest(name, table::OPTIONS.iter().map(|spec| spec.name)).is_some()
+    }
+
     /// The replica's URL for a database, by its file name without directories.
     #[must_use]
     pub fn replica_for(&self, database_file_name: &str) -> Option<String> {
@@ -162,6 +186,9 @@ impl Options {
             "replica" => self.replica = replica(text)?,
             "sync_interval" => self.sync_interval = duration_within(spec, text)?,
             "burst" => self.burst = count_within(spec, text)?,
+            "durability" => self.durability = Durability::parse(text).ok_or("that is none of the three")?,
+            "max_lag" => self.max_lag = duration_within(spec, text)?,
+            "ack_timeout" => self.ack_timeout = duration_within(spec, text)?,
             "close_timeout" => self.close_timeout = duration_within(spec, text)?,
             "sync_timeout" => self.sync_timeout = duration_within(spec, text)?,
             "max_memory" => self.max_memory_bytes = bytes_within(spec, text)?,
@@ -176,6 +203,7 @@ impl Options {
             "allow_http" => self.allow_http = Some(value::switch(text)?),
             "ca_bundle" => self.ca_bundle = Some(non_empty(text)?.into()),
             "profile" => self.profile = Some(non_empty(text)?),
+            "refuse_lost_tail" => self.refuse_lost_tail = value::switch(text)?,
             "adopt" => self.adopt = Some(Txid::from_hex(text).ok_or("that is no TXID")?),
             other => return Err(format!("the option {other} has no place to be kept")),
         }

@@ -40,6 +40,8 @@ pub enum Kind {
     Text,
     /// A TXID in hexadecimal.
     Txid,
+    /// What COMMIT waits for.
+    Durability,
 }
 
 impl Kind {
@@ -60,6 +62,7 @@ impl Kind {
             Self::Switch => "true or false".to_owned(),
             Self::Text => "a text that is not empty".to_owned(),
             Self::Txid => "a TXID: 1 to 16 hexadecimal digits, not zero".to_owned(),
+            Self::Durability => "local, bounded or remote".to_owned(),
         }
     }
 }
@@ -129,12 +132,30 @@ pub const OPTIONS: &[OptionSpec] = &[
         "How many uploads may follow each other without waiting for the interval, after a pause.",
     ),
     option(
+        "durability",
+        Kind::Durability,
+        "local",
+        "What COMMIT waits for: nothing, the bucket while it lags behind by more than `max_lag`, or the bucket.",
+    ),
+    option(
+        "max_lag",
+        durations(10, 86_400_000),
+        "10s",
+        "With `durability=bounded`: how old the oldest commit that is not in the bucket may be before COMMIT waits.",
+    ),
+    option(
+        "ack_timeout",
+        durations(10, 3_600_000),
+        "30s",
+        "How long COMMIT waits for the bucket. Then it fails with an I/O error: committed here, not known to be in the bucket.",
+    ),
+    option(
         "close_timeout",
         durations(0, 600_000),
         "5s",
         "How long the last close waits for the bucket. What is left is sent after the next open.",
     ),
-    option("sync_timeout", durations(10, 3_600_000), "30s", "How long `PRAGMA replicated_sync` waits for the bucket."),
+    option("sync_timeout", durations(10, 3_600_000), "30s", "How long `PRAGMA replicated_sync` and `replicated_wait` wait for the bucket."),
     option(
         "max_memory",
         Kind::Bytes { min: 16 * MIB, max: TIB },
@@ -162,6 +183,12 @@ pub const OPTIONS: &[OptionSpec] = &[
     option("allow_http", Kind::Switch, "", "Whether an endpoint without TLS is allowed."),
     option("ca_bundle", Kind::Text, "", "A PEM file with certificates of authorities to trust, beside those of the system."),
     option("profile", Kind::Text, "", "The profile in `~/.aws` to take credentials and region from."),
+    option(
+        "refuse_lost_tail",
+        Kind::Switch,
+        "false",
+        "Where a power loss took commits that the bucket has: stop replication until somebody decides, instead of going on with what is left.",
+    ),
     option(
         "adopt",
         Kind::Txid,

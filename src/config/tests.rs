@@ -35,6 +35,7 @@ fn every_option_of_the_table_can_be_set_both_ways() {
             Kind::Switch => "true",
             Kind::Text => "text",
             Kind::Txid => "1c",
+            Kind::Durability => "bounded",
         };
         let by_uri = resolve(&[(spec.name, text)], &[]).unwrap();
         let by_env = resolve(&[], &[(&spec.env_name(), text)]).unwrap();
@@ -98,6 +99,12 @@ fn values_out_of_range_say_what_they_got_and_what_is_allowed() {
         ("sync_interval", "9ms"),
         ("sync_interval", "61m"),
         ("close_timeout", "11m"),
+        ("durability", "full"),
+        ("durability", "Remote"),
+        ("max_lag", "0s"),
+        ("max_lag", "25h"),
+        ("ack_timeout", "5ms"),
+        ("ack_timeout", "61m"),
         ("burst", "0"),
         ("max_memory", "7MiB"),
         ("max_local", "1"),
@@ -120,6 +127,10 @@ fn the_bounds_of_each_range_are_allowed() {
         ("sync_interval", "1h"),
         ("close_timeout", "0s"),
         ("close_timeout", "10m"),
+        ("max_lag", "10ms"),
+        ("max_lag", "24h"),
+        ("ack_timeout", "10ms"),
+        ("ack_timeout", "1h"),
         ("burst", "1"),
         ("burst", "100"),
         ("max_memory", "16MiB"),

@@ -74,10 +74,14 @@ impl WalFile {
 
     /// What a WAL-index would say of the last transaction behind a place (or of all, where that is of another generation), as SQLite's recovery
     /// would find it.
-    pub(crate) fn last_commit_after(&self, from: &WalPos) -> Result<Option<wal::IndexHeader>, BatchError> {
+    ///
+    /// Looks at the first `to_bytes` of the file.
+    pub(crate) fn last_commit_after(&self, from: &WalPos, to_bytes: u64) -> Result<Option<wal::IndexHeader>, BatchError> {
         let header = self.header()?;
         let start = if header.salts == from.salts && from.frame > 0 { *from } else { header.start() };
-        let scan = wal::scan(&self.file, &header, &start).map_err(|e| self.error(e))?;
+        let frame_bytes = u64::from(header.page_size.get()) + wal::FRAME_HEADER_BYTES as u64;
+        let frames = to_bytes.saturating_sub(WAL_HEADER_BYTES as u64) / frame_bytes;
+        let scan = wal::scan_to(&self.file, &header, &start, u32::try_from(frames).unwrap_or(u32::MAX)).map_err(|e| self.error(e))?;
         Ok((scan.last_commit.frame > start.frame).then_some(wal::IndexHeader {
             page_size: Some(header.page_size),
             max_frame: scan.last_commit.frame,

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 use super::local::OwnerMode;
+use crate::fault::{fault_io, fault_point};
 use crate::types::{Txid, WalPos};
 
 const MAGIC: &[u8; 8] = b"RPLCTL03";
@@ -215,11 +216,13 @@ impl Control {
     /// Nothing is read before the lock is held: the process that gives it up may have just saved.
     pub(crate) fn open(path: &Path, owner: &OwnerMode) -> io::Result<Option<(Self, Option<State>)>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        fault_io!("control.opened")?;
         match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
+        fault_io!("control.locked")?;
         let mut page = [0; FILE_BYTES];
         if (file.metadata()?.len() as usize) >= FILE_BYTES {
             file.read_exact_at(&mut page, 0)?;
@@ -228,6 +231,7 @@ impl Control {
             page = [0; FILE_BYTES];
             owner.apply(&file)?;
             file.write_all_at(&page, 0)?;
+            fault_io!("control.made")?;
             file.write_all_at(MAGIC, 0)?;
         }
         let newest = newest_slot(&page);
@@ -240,7 +244,10 @@ impl Control {
         self.sequence += 1;
         let slot = encode_slot(self.sequence, state);
         let offset = SLOTS_OFFSET + (self.sequence % 2) * SLOT_BYTES as u64;
-        self.file.write_all_at(&slot, offset)
+        fault_io!("control.save")?;
+        self.file.write_all_at(&slot, offset)?;
+        fault_point!("control.saved");
+        Ok(())
     }
 
     /// The file, to be synced by whoever must not hold a lock meanwhile. Not a second descriptor: closing one would drop the lock.

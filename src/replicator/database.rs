@@ -6,21 +6,23 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
 use super::batch::WalFile;
 use super::control::{FullReason, Stamp};
+use super::durability::{Policy, Unacknowledged};
 use super::file_header::{FileHeader, HEADER_BYTES};
 use super::hub::{CommittedFrames, Hub, Notice};
 use super::local::Paths;
 use super::outside::{NewestState, Outside};
 use super::preserve::{DatabaseFile, Preserver};
-use super::progress::{Progress, WaitError};
+use super::progress::{Facts, Progress, WaitError};
 use super::stamp;
-use super::tail::{LiveEnd, Mode, StopKind, Tail, TailError};
+use super::tail::{LiveEnd, MOST_RESTARTS, Mode, StopKind, Tail, TailError};
 use crate::config::Options;
+use crate::fault::{fault_io, fault_point};
 use crate::store::Store;
 use crate::types::{PageSize, Txid, WalPos};
 use crate::wal::IndexHeader;
@@ -48,8 +50,14 @@ pub(crate) struct Published {
     pub(crate) page_size: Option<PageSize>,
     pub(crate) sequence: u64,
     pub(crate) committed_ms: i64,
-    /// When the oldest commit that is not in the bucket was made; 0 for none.
-    pub(crate) oldest_waiting_ms: i64,
+    /// When the oldest commit that is not in the bucket was made.
+    oldest_waiting: Option<Instant>,
+    /// Commits up to this one are in what is being sent, or was to be sent last.
+    batch_sequence: u64,
+    /// When the oldest commit after those was made.
+    oldest_behind_batch: Option<Instant>,
+    /// Commits up to this one shall be on their way at that time, token or not.
+    due: Option<(u64, Instant)>,
     /// The uploader sleeps until so many frames are behind `captured`.
     wake_frames: u32,
     captured: WalPos,
@@ -60,6 +68,17 @@ pub(crate) struct Published {
 impl Published {
     pub(crate) const fn live(&self) -> LiveEnd {
         LiveEnd { end: self.end, committed_ms: self.committed_ms, sequence: self.sequence }
+    }
+
+    /// A commit was made that is not in the bucket.
+    fn note_waiting(&mut self, now: Instant) {
+        self.oldest_waiting.get_or_insert(now);
+        self.oldest_behind_batch.get_or_insert(now);
+    }
+
+    /// Whether nothing is in the WAL only.
+    fn is_captured(&self, tail: &Tail) -> bool {
+        tail.state.captured.is_some_and(|c| self.end.frame == 0 || c == self.end || tail.state.sealed && self.behind() == 0)
     }
 
     const fn behind(&self) -> u32 {
@@ -98,12 +117,21 @@ pub(crate) struct Database {
     pub(super) snapshot_waits: AtomicBool,
     /// What a transaction has written to the database file.
     pub(super) outside: Mutex<Outside>,
+    /// The WAL, where commits have to be read from it.
+    pub(super) exclusive_wal: Mutex<Option<WalFile>>,
     /// SQLite has synced the database file since its last write.
     file_synced: AtomicBool,
+    /// The header of a generation was written whose salts do not follow on those before: see `wal_synced`.
+    begins_afresh: AtomicBool,
     /// Commits up to this one shall go without a token of the budget.
     pub(crate) urgent: AtomicU64,
     /// How often a flush was asked for: each ends a pause.
     pub(crate) asked: AtomicU64,
+    /// How often a commit began to wait, or wanted the next batch sooner.
+    pub(crate) calls: AtomicU64,
+    /// The uploader sleeps, or is about to, and a commit that waits must wake it.
+    dozing: AtomicBool,
+    pub(crate) unacknowledged: Unacknowledged,
     /// The last handle is closed; the uploader shall forget the database.
     pub(crate) closing: AtomicBool,
     /// The WAL was deleted: the next release of the last lock is the moment to stamp the file.
@@ -156,9 +184,14 @@ impl Database {
             preserving: AtomicBool::new(false),
             snapshot_waits: AtomicBool::new(false),
             outside: Mutex::default(),
+            exclusive_wal: Mutex::default(),
             file_synced: AtomicBool::new(false),
+            begins_afresh: AtomicBool::new(false),
             urgent: AtomicU64::new(0),
             asked: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            dozing: AtomicBool::new(false),
+            unacknowledged: Unacknowledged::default(),
             closing: AtomicBool::new(false),
             stamp_due: AtomicBool::new(false),
             handles: AtomicU32::new(0),
@@ -170,9 +203,9 @@ impl Database {
 
     /// The WAL-index as it is, with the write lock held.
     ///
-    /// Cheap where nothing was committed; pushes a descriptor where something was.
-    pub(crate) fn observe(&self, index: &IndexHeader) {
-        self.publish(index, Source::Writer);
+    /// Cheap where nothing was committed; pushes a descriptor where something was, and returns the commit's sequence number.
+    pub(crate) fn observe(&self, index: &IndexHeader) -> Option<u64> {
+        self.publish(index, Source::Writer)
     }
 
     /// The WAL-index as a reader found it. Commits may have followed, so it counts only while no other is known.
@@ -180,24 +213,26 @@ impl Database {
         self.publish(index, Source::Reader);
     }
 
-    fn publish(&self, index: &IndexHeader, source: Source) {
+    fn publish(&self, index: &IndexHeader, source: Source) -> Option<u64> {
+        fault_point!("commit.publish");
         let mut published = self.published.lock();
         let end = index.end();
         if source == Source::Reader && published.from_index {
-            return;
+            return None;
         }
         published.from_index |= source != Source::Wal;
         if published.known && (published.end == end || end.frame == 0) {
-            return;
+            return None;
         }
         if published.known && end == published.captured {
             // A checkpoint that restarted nothing: the frames are still there, and nothing is new.
             published.end = end;
-            return;
+            return None;
         }
         let same_log = published.known && published.end.salts == end.salts;
         let first_frame = if same_log { published.end.frame + 1 } else { 1 };
-        self.advance(published, &NewestState { page_size: index.page_size, pages: index.db_pages, end, weight_frames: 0 }, first_frame);
+        let state = NewestState { page_size: index.page_size, pages: index.db_pages, end, weight_frames: 0 };
+        Some(self.advance(published, &state, first_frame))
     }
 
     /// Something was committed outside the WAL, or is seen in the database file for the first time. Returns its number.
@@ -216,16 +251,13 @@ impl Database {
         // What there is at first sight counts as a commit, in the WAL or not: the bucket may lack all of it.
         published.sequence += 1;
         published.committed_ms = committed_ms;
-        if published.oldest_waiting_ms == 0 {
-            published.oldest_waiting_ms = committed_ms;
-        }
+        published.note_waiting(Instant::now());
         let wake = first_sight || published.behind() >= published.wake_frames;
         if wake {
             published.wake_frames = u32::MAX;
         }
         let sequence = published.sequence;
-        let frames =
-            CommittedFrames { database: self.id, first_frame, end: state.end, database_pages: state.pages, sequence, committed_ms };
+        let frames = CommittedFrames { database: self.id, first_frame, end: state.end, database_pages: state.pages, sequence };
         drop(published);
         // One that does not fit is contained in what is published; but then nothing in the channel tells whom to wake.
         let told = self.hub.committed(frames);
@@ -252,6 +284,7 @@ impl Database {
     /// A writer waits for a moment only. A checkpoint that somebody asked for takes what it takes, as it does without us.
     pub(crate) fn may_restart(&self, index: &IndexHeader, asked_for: bool) -> bool {
         self.observe(index);
+        fault_point!("gate.asked");
         let page_bytes = index.page_size.unwrap_or(PageSize::MIN).get();
         let (tail, most_frames) =
             if asked_for { (Some(self.tail.lock()), u32::MAX) } else { (self.tail.try_lock_for(GATE_PATIENCE), GATE_BYTES / page_bytes) };
@@ -273,12 +306,16 @@ impl Database {
             self.observe_without_index();
         }
         let mut tail = self.tail.lock();
+        fault_point!("wal.vanishes");
         if let Err(error) = self.secure(&mut tail, u32::MAX) {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(&mut tail, FullReason::SpoolLost);
         }
         self.wal_is_empty();
         self.stamp_due.store(true, Ordering::Relaxed);
+        drop(tail);
+        self.sync_seal();
+        fault_point!("wal.vanished");
     }
 
     /// All of the WAL is in the database file, which alone is the newest state: SQLite holds the lock under which it begins a new generation,
@@ -297,11 +334,42 @@ impl Database {
             return;
         }
         let mut tail = self.tail.lock();
-        if published.end.frame > 0 && !tail.state.sealed {
+        fault_point!("wal.shrinks");
+        if published.end.frame > 0 {
+            // Sealed is what lay there before these frames, if anything.
             drop(tail);
             self.wal_vanishes();
         } else {
             self.preserve_wal(&mut tail);
+            drop(tail);
+            if bytes == 0 {
+                self.sync_seal();
+            }
+        }
+    }
+
+    /// What the control file says of the WAL's end goes to disk before the WAL goes, where SQLite saw to it that the database file has it all:
+    /// after a loss of power nothing else would tell.
+    fn sync_seal(&self) {
+        if self.is_file_synced() {
+            self.sync_control();
+        }
+    }
+
+    /// Syncs the control file, without the lock that a writer needs to restart the WAL.
+    pub(crate) fn sync_control(&self) {
+        let unsynced = self.tail.lock().unsynced();
+        if let Some(control) = unsynced {
+            // The next sync includes this one.
+            let _ = fault_io!("control.sync").and_then(|()| control.sync_data());
+            fault_point!("control.synced");
+        }
+    }
+
+    /// SQLite has synced the WAL: its new header, maybe, which continues nothing that could be told by its salts.
+    pub(crate) fn wal_synced(&self) {
+        if self.begins_afresh.swap(false, Ordering::Relaxed) {
+            self.sync_control();
         }
     }
 
@@ -323,20 +391,41 @@ impl Database {
         super::uploader::stop(self, StopKind::Failed, "a fault in the extension; reopening the database recovers it".to_owned());
     }
 
+    /// The TXID with which the bucket has everything that is committed so far, if no full state comes between and nothing fails for good.
+    fn local_txid(&self, facts: &Facts) -> u64 {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let remote = facts.remote_txid.map_or(0, Txid::get);
+        let tail = self.tail.try_lock_for(PATIENCE);
+        let published = self.published();
+        if published.sequence <= facts.acked_sequence {
+            return remote;
+        }
+        let Some(tail) = tail else { return remote.max(1) + 1 };
+        // Newer than the facts where an acknowledgement came between. An empty bucket begins with the snapshot 1-2.
+        let newest = tail.state.acked.map_or(0, |acked| acked.txid.get()).max(remote).max(1);
+        let is_under_way = match tail.mode {
+            Mode::Full(_) => tail.state.captured.is_some(),
+            _ => tail.inflight.is_some() || tail.state.attempt.is_some(),
+        };
+        newest + 1 + u64::from(is_under_way && !(tail.spool.is_empty() && published.is_captured(&tail)))
+    }
+
     /// Names and values for people.
-    pub(crate) fn status(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn status(&self, policy: &Policy) -> Vec<(&'static str, String)> {
         let facts = self.progress.facts();
         let published = self.published();
         let waiting = published.sequence.saturating_sub(facts.acked_sequence);
-        let local = facts.remote_txid.map_or(0, Txid::get) + u64::from(waiting > 0);
-        let lag_ms = if waiting > 0 && published.oldest_waiting_ms > 0 { now_ms().saturating_sub(published.oldest_waiting_ms) } else { 0 };
+        let local = self.local_txid(&facts);
+        let lag = published.oldest_waiting.filter(|_| waiting > 0).map(|oldest| oldest.elapsed()).unwrap_or_default();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         vec![
             ("state", facts.state.as_str().to_owned()),
             ("local_txid", format!("{local:016x}")),
             ("remote_txid", or_dash(facts.remote_txid.map(|t| t.to_string()))),
             ("waiting_commits", waiting.to_string()),
-            ("lag_ms", lag_ms.to_string()),
+            ("lag_ms", lag.as_millis().to_string()),
+            ("durability", policy.durability().to_string()),
+            ("max_lag_ms", policy.max_lag.as_millis().to_string()),
             ("last_success", or_dash(facts.last_success_ms.map(|ms| crate::types::TimestampMs(ms).to_string()))),
             ("last_error", or_dash(facts.last_error)),
             ("uploads", facts.uploads.to_string()),
@@ -380,9 +469,13 @@ impl Database {
     /// The header of a new WAL generation is about to be written.
     pub(crate) fn generation_begins(&self, salts: [u32; 2]) {
         let mut tail = self.tail.lock();
+        fault_point!("generation.begins");
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
         self.preserve_wal(&mut tail);
+        // A restart by a connection that knows the log counts the first salt up; others choose it by chance.
+        let follows = tail.state.captured.is_some_and(|captured| salts[0].wrapping_sub(captured.salts[0]) < MOST_RESTARTS);
+        self.begins_afresh.store(!follows, Ordering::Relaxed);
         if !tail.generation_begins(salts, &live.end) {
             self.lose(&mut tail, FullReason::ContinuityLost);
         }
@@ -395,11 +488,13 @@ impl Database {
         self.stamp_due.store(false, Ordering::Relaxed);
         let mut tail = self.tail.lock();
         if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
+            fault_point!("stamp.take");
             let settled = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0), self.is_file_synced());
             tail.stamp(settled);
             if let Err(error) = tail.save() {
                 log::warn!(target: "replicated", "{error}");
             }
+            fault_point!("stamp.saved");
         }
     }
 
@@ -447,6 +542,16 @@ impl Database {
         self.file_synced.store(synced, Ordering::Relaxed);
     }
 
+    /// Has the disk keep the database file as it is, so that what is built on it outlives a loss of power.
+    pub(super) fn sync_file(&self) {
+        // Whoever writes meanwhile says so after this.
+        self.note_synced(true);
+        if let Err(error) = self.open_file().and_then(|file| file.sync()) {
+            log::debug!(target: "replicated", "{}: {error}", self.paths.database.display());
+            self.note_synced(false);
+        }
+    }
+
     pub(super) fn is_file_synced(&self) -> bool {
         self.file_synced.load(Ordering::Relaxed)
     }
@@ -466,31 +571,75 @@ impl Database {
         self.progress.wait(sequence, limit)
     }
 
+    /// Waits until the bucket has a TXID; the newest that it has. Nothing is sent the sooner for it.
+    pub(crate) fn wait_txid(&self, txid: Txid, limit: Duration) -> Result<Txid, WaitError> {
+        if !self.is_known() {
+            self.observe_without_index();
+        }
+        self.progress.wait_txid(txid, limit)
+    }
+
+    /// Commits up to this one shall go without a token of the budget, because somebody waits for them.
+    pub(crate) fn hasten(&self, sequence: u64) {
+        self.urgent.fetch_max(sequence, Ordering::AcqRel);
+        self.call();
+    }
+
+    /// Has the uploader look, where it sleeps.
+    fn call(&self) {
+        // In one order with `doze`: either this sees that the uploader sleeps, or the uploader sees the call.
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.dozing.load(Ordering::SeqCst) {
+            self.hub.notify(Notice::Look(self.id));
+        }
+    }
+
+    /// Commits up to this one shall be on their way when the oldest that waits is that old.
+    pub(crate) fn send_within(&self, sequence: u64, age: Duration) {
+        let acked = self.progress.acked_sequence();
+        let mut published = self.published.lock();
+        let Some(oldest) = published.oldest_waiting else { return };
+        let earlier = published.due.filter(|(until, _)| *until > acked).map(|(_, due)| due);
+        let due = earlier.map_or(oldest + age, |earlier| earlier.min(oldest + age));
+        let sooner = earlier.is_none_or(|earlier| due < earlier);
+        published.due = Some((sequence, due));
+        drop(published);
+        if sooner {
+            // Whoever sleeps may sleep for too long.
+            self.call();
+        }
+    }
+
+    /// How old the oldest commit is that is not in the bucket.
+    pub(crate) fn lag(&self) -> Option<Duration> {
+        self.published.lock().oldest_waiting.map(|oldest| oldest.elapsed())
+    }
+
     /// A program that asks before it has read anything: the WAL itself tells, as it tells SQLite's recovery.
-    pub(super) fn observe_without_index(&self) {
+    pub(super) fn observe_without_index(&self) -> Option<u64> {
         if self.has_hot_journal() {
             // What the file holds is no committed state before SQLite has rolled that back.
-            return;
+            return None;
         }
         let wal = WalFile::open(&self.paths.wal).ok();
-        if let Some(index) = wal.as_ref().and_then(|wal| wal.last_commit_after(&WalPos::default()).ok().flatten()) {
+        if let Some(index) = wal.as_ref().and_then(|wal| wal.last_commit_after(&WalPos::default(), u64::MAX).ok().flatten()) {
             return self.observe_wal(&index);
         }
         let salts = wal.and_then(|wal| wal.header().ok()).map(|header| header.salts).unwrap_or_default();
         // In a rollback-journal mode the file itself tells more.
         let header = self.file_header().ok().filter(|header| !header.is_wal);
         let size_bytes = std::fs::metadata(&self.paths.database).map_or(0, |m| m.len());
-        self.publish_file(&NewestState {
+        Some(self.publish_file(&NewestState {
             page_size: header.and_then(|h| h.page_size),
             pages: header.map_or(0, |h| h.pages(size_bytes)),
             end: WalPos { salts, ..WalPos::default() },
             weight_frames: 0,
-        });
+        }))
     }
 
     /// The end of a WAL as the WAL itself tells it.
-    pub(super) fn observe_wal(&self, index: &IndexHeader) {
-        self.publish(index, Source::Wal);
+    pub(super) fn observe_wal(&self, index: &IndexHeader) -> Option<u64> {
+        self.publish(index, Source::Wal)
     }
 
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
@@ -514,7 +663,9 @@ impl Database {
 
     /// The uploader forgets it: the control file's lock goes before a successor can take it.
     pub(crate) fn release(&self) {
+        fault_point!("forget.release");
         self.tail.lock().release();
+        fault_point!("forget.released");
         self.progress.update(|f| f.released = true);
     }
 
@@ -540,11 +691,38 @@ impl Database {
         self.published.lock().captured = tail.state.captured.unwrap_or_default();
     }
 
-    /// Everything up to a commit is in the bucket. Of the others the oldest was made at that time, where the uploader knows.
-    pub(crate) fn note_acked(&self, sequence: u64, oldest_waiting_ms: Option<i64>) {
+    /// The newest committed state, all of which is about to be sent.
+    pub(crate) fn published_for_batch(&self) -> Published {
         let mut published = self.published.lock();
-        let settled = sequence >= published.sequence;
-        published.oldest_waiting_ms = if settled { 0 } else { oldest_waiting_ms.unwrap_or(published.committed_ms) };
+        (published.batch_sequence, published.oldest_behind_batch) = (published.sequence, None);
+        *published
+    }
+
+    /// Everything up to a commit is in the bucket.
+    pub(crate) fn note_acked(&self, sequence: u64) {
+        let mut published = self.published.lock();
+        if sequence >= published.sequence {
+            published.oldest_waiting = None;
+        } else if sequence >= published.batch_sequence {
+            published.oldest_waiting = published.oldest_behind_batch;
+        }
+    }
+
+    /// How long it is until commits that are not in the bucket shall be on their way, where that was asked for.
+    pub(crate) fn due_in(&self, acked: u64) -> Option<Duration> {
+        let due = self.published.lock().due.filter(|(until, _)| *until > acked);
+        due.map(|(_, due)| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// The uploader is about to sleep; false where it was called since `calls` was read.
+    pub(crate) fn doze(&self, calls: u64) -> bool {
+        self.dozing.store(true, Ordering::SeqCst);
+        self.calls.load(Ordering::SeqCst) == calls
+    }
+
+    /// It is awake: whoever waits from now on need not wake it.
+    pub(crate) fn is_up(&self) {
+        self.dozing.store(false, Ordering::SeqCst);
     }
 
     /// Gives continuity up; a snapshot that runs is worthless then.
@@ -569,7 +747,7 @@ impl Database {
         if slot.writers > 0 {
             return Ok(None);
         }
-        let (preserver, published) = build(self.published())?;
+        let (preserver, published) = build(self.published_for_batch())?;
         slot.active = Some(preserver);
         self.preserving.store(true, Ordering::Release);
         Ok(Some(published))
@@ -609,10 +787,7 @@ impl Database {
             && tail.state.attempt.is_none()
             && tail.spool.is_empty()
             && tail.mode == Mode::Running
-            && tail
-                .state
-                .captured
-                .is_some_and(|c| published.end.frame == 0 || c == published.end || tail.state.sealed && published.behind() == 0)
+            && published.is_captured(tail)
     }
 }
 

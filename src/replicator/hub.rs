@@ -4,7 +4,6 @@
 //! here blocks. Descriptors are cumulative, so that one dropped because the channel is full is contained in the database's newest state,
 //! which the uploader reads then.
 
-use std::collections::VecDeque;
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -31,39 +30,6 @@ pub(crate) struct CommittedFrames {
     pub(crate) database_pages: u32,
     /// Counts commits of this database in this process.
     pub(crate) sequence: u64,
-    /// When, in milliseconds since the epoch.
-    pub(crate) committed_ms: i64,
-}
-
-/// The commits of one database that the uploader has heard of and not sent: how long the oldest of them has been waiting.
-#[derive(Debug, Default)]
-pub(crate) struct Waiting {
-    /// (sequence, milliseconds), oldest first.
-    commits: VecDeque<(u64, i64)>,
-}
-
-impl Waiting {
-    /// Beyond this many only the older ones are kept: they are the ones that the lag is told by.
-    const MOST: usize = 4096;
-
-    pub(crate) fn heard(&mut self, frames: &CommittedFrames) {
-        log::trace!(
-            target: "replicated",
-            "database {}: commit {} is frames {} to {}, {} pages in all",
-            frames.database, frames.sequence, frames.first_frame, frames.end, frames.database_pages
-        );
-        if self.commits.len() < Self::MOST {
-            self.commits.push_back((frames.sequence, frames.committed_ms));
-        }
-    }
-
-    /// Everything up to a commit is in the bucket; when was the oldest of the others made?
-    pub(crate) fn acknowledged(&mut self, sequence: u64) -> Option<i64> {
-        while self.commits.front().is_some_and(|(s, _)| *s <= sequence) {
-            self.commits.pop_front();
-        }
-        self.commits.front().map(|(_, ms)| *ms)
-    }
 }
 
 /// What else the uploader is told. These are never dropped; there is one for an open, a close or a waiting caller.

@@ -10,6 +10,7 @@ use super::control::{Acked, Attempt, FullReason, FullSent};
 use super::database::Database;
 use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
+use crate::fault::fault_point;
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
 use crate::store::{Level, Listed, LtxName, StoreError, StoreErrorKind};
 use crate::types::{PageNo, Txid, WalPos};
@@ -92,7 +93,9 @@ pub(crate) async fn probe(database: &Database) -> Result<(), StepError> {
     if database.progress.facts().fencing.is_some() {
         return Ok(());
     }
+    fault_point!("probe.begin");
     let conditional = database.store.creates_are_conditional().await?;
+    fault_point!("probe.done");
     if !conditional {
         log::warn!(
             target: "replicated",
@@ -142,6 +145,7 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
 fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
     let mut tail = database.lock_tail();
     let Some(attempt) = tail.state.attempt else { return Ok(()) };
+    fault_point!("resend");
     if tail.inflight.is_some() || tail.rebuild_attempt()? {
         return Ok(());
     }
@@ -163,6 +167,14 @@ fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
 /// other history.
 async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepError> {
     let lost_tail = || {
+        if database.lock_tail().refuses_lost_tail() {
+            let message = format!(
+                "a power loss took commits that the bucket still has, up to TXID {reach}, and refuse_lost_tail is set: nothing is sent. Restore the newest \
+                 state, or declare this file the truth with `replicated adopt`"
+            );
+            stop(database, StopKind::Diverged, message);
+            return Ok(());
+        }
         let name = database.paths.database.display();
         log::warn!(target: "replicated", "{name}: the bucket has commits up to TXID {reach} that this file may lack");
         give_attempt_up(database, Some(FullReason::BucketAhead))
@@ -190,7 +202,7 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
                 return continue_from(database, newest.name.max_txid, end);
             }
             // What of the WAL was lost with it is not known.
-            _ if by_us && live.frame > 0 && header.wal_end().is_some_and(|end| end.salts == live.salts) => {
+            _ if by_us && header.wal_end().is_some_and(|end| end.salts == live.salts) => {
                 return lost_tail();
             }
             // Outside the WAL nothing tells more than that the machine was started again.
@@ -361,6 +373,8 @@ pub(crate) async fn write_marker(database: &Database, txid: Txid, snapshot: &Hea
     let marker = crate::ltx::Encoder::new(Vec::new(), &header)?.finish()?;
     let name = LtxName::level0(txid);
     // One that is there already is as good.
+    fault_point!("full.marker");
     database.store.create(&name, marker.out.into(), snapshot.timestamp).await?;
+    fault_point!("full.marked");
     Ok(())
 }

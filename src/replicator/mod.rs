@@ -12,7 +12,7 @@
 //! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
-//! | `progress` | how far it is, for those who wait |
+//! | `progress`, `durability` | how far it is, for those who wait, and which commits do |
 //! | `stamp`, `remember` | what is told of a file that nobody has open |
 //! | `process` | what a process has one of |
 
@@ -21,6 +21,7 @@ mod budget;
 pub(crate) mod clock;
 pub(crate) mod control;
 pub(crate) mod database;
+pub(crate) mod durability;
 mod file_header;
 mod hub;
 mod lineage;

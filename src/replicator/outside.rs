@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use super::batch::WalFile;
 use super::control::{FullReason, OpenTransaction, Stamp};
 use super::database::{Database, now_ms};
+use super::durability::UNSEEN;
 use super::file_header::{FileHeader, HEADER_BYTES};
 use super::pages::PageSet;
 use super::stamp;
@@ -135,24 +136,25 @@ impl Database {
         }
     }
 
-    /// `COMMIT_PHASETWO` on a handle that is not in WAL mode.
-    pub(crate) fn commits_file(&self, read: &mut ReadFile<'_>) {
+    /// `COMMIT_PHASETWO` on a handle that is not in WAL mode. Returns the commit's number, where something was committed.
+    pub(crate) fn commits_file(&self, read: &mut ReadFile<'_>) -> Option<u64> {
         let mut outside = self.outside.lock();
         if !outside.active && outside.pages.is_empty() && outside.shortest_bytes.is_none() {
-            return;
+            return None;
         }
         let change = std::mem::take(&mut *outside);
         let header = read_header(read);
         let stamp = stamp::take(&self.paths.database, &header, self.is_file_synced());
         let mut tail = self.lock_tail();
-        self.capture_file(&mut tail, &change, &header, stamp, read);
+        let sequence = self.capture_file(&mut tail, &change, &header, stamp, read);
         drop(tail);
         if change.active {
             self.writes_file(false);
         }
+        Some(sequence)
     }
 
-    fn capture_file(&self, tail: &mut Tail, change: &Outside, header: &FileHeader, stamp: Option<Stamp>, read: &mut ReadFile<'_>) {
+    fn capture_file(&self, tail: &mut Tail, change: &Outside, header: &FileHeader, stamp: Option<Stamp>, read: &mut ReadFile<'_>) -> u64 {
         let before = self.published();
         let pages = header.pages(stamp.map_or(0, |s| s.size_bytes));
         let written = u32::try_from(change.pages.iter().take(LEAST_WEIGHT_FRAMES as usize * 8).count()).unwrap_or(u32::MAX);
@@ -161,7 +163,8 @@ impl Database {
         // The uploader looks only when it has the tail, which is ours until the pages are spooled.
         let sequence = self.publish_file(&state);
         let (Some(page_size), 1..) = (header.page_size, pages) else {
-            return self.lose_unless_stopped(tail, FullReason::ContinuityLost);
+            self.lose_unless_stopped(tail, FullReason::ContinuityLost);
+            return sequence;
         };
         if before.page_size.is_some_and(|size| size != page_size) {
             self.lose_unless_stopped(tail, FullReason::PageSize);
@@ -181,6 +184,7 @@ impl Database {
             self.lose_unless_stopped(tail, FullReason::SpoolLost);
         }
         self.note_captured(tail);
+        sequence
     }
 
     /// The handle that wrote gives its lock up without a commit, or has rolled back what a dead process left.
@@ -204,6 +208,13 @@ impl Database {
         self.writes_file(false);
     }
 
+    /// Whether nothing can be sent before the next open: a transaction has left its journal behind, which that open rolls back, and the full state
+    /// is wanted, which is no committed one until then.
+    pub(crate) fn awaits_rollback(&self) -> bool {
+        let active = self.outside.lock().active;
+        active && self.has_hot_journal() && matches!(self.lock_tail().mode, Mode::Full(_))
+    }
+
     /// A read of the database ends, with its lock still held: in a rollback-journal mode the file is the newest state.
     pub(crate) fn sees_file(&self, read: &mut ReadFile<'_>) {
         if self.is_known() || self.has_hot_journal() {
@@ -221,19 +232,26 @@ impl Database {
         }
     }
 
-    /// `COMMIT_PHASETWO` after writes to a WAL that has no shared memory: its own frames tell.
-    pub(crate) fn commits_exclusively(&self) {
+    /// `COMMIT_PHASETWO` after writes to the first `written_bytes` of a WAL that has no shared memory: its own frames tell. Returns the commit's
+    /// number, where something was committed.
+    pub(crate) fn commits_exclusively(&self, written_bytes: u64) -> Option<u64> {
         let published = self.published();
         if !published.known {
             return self.observe_without_index();
         }
-        let found = WalFile::open(&self.paths.wal).and_then(|wal| wal.last_commit_after(&published.end));
+        let mut file = self.exclusive_wal.lock();
+        if file.as_ref().is_none_or(|wal| !wal.is_current()) {
+            *file = WalFile::open(&self.paths.wal).ok();
+        }
+        let Some(wal) = file.as_ref() else { return Some(UNSEEN) };
+        let found = wal.last_commit_after(&published.end, written_bytes);
         match found {
             Ok(Some(index)) => self.observe_wal(&index),
-            Ok(None) => {}
+            Ok(None) => None,
             Err(error) => {
                 log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
                 self.lose_unless_stopped(&mut self.lock_tail(), FullReason::ContinuityLost);
+                Some(UNSEEN)
             }
         }
     }

@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::batch::{FramePages, WalFile};
+use crate::fault::{fault_io, fault_point};
 use crate::types::{PageNo, PageSize};
 
 /// More pages than this are not set aside for a truncation; the snapshot starts over.
@@ -25,6 +26,8 @@ const MOST_TRUNCATED_PAGES: u32 = 4096;
 pub(crate) trait DatabaseFile: Send + Sync {
     /// Reads exactly that much.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Has the disk keep what was written.
+    fn sync(&self) -> io::Result<()>;
 }
 
 /// Pages of one moment that are still needed.
@@ -78,6 +81,7 @@ impl Preserver {
 
     /// A page of the database file is about to be overwritten; `read` reads it as it is.
     pub(crate) fn before_write(&mut self, offset: u64, bytes: usize, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        fault_point!("preserve.write");
         let size = u64::from(self.page_size.get());
         let first = offset / size;
         let last = offset.saturating_add(bytes as u64).saturating_sub(1) / size;
@@ -118,6 +122,7 @@ impl Preserver {
         if std::mem::replace(&mut self.wal_gone, true) {
             return;
         }
+        fault_point!("preserve.restart");
         let mut data = vec![0; self.page_size.bytes()];
         let needed: Vec<_> = self.frames.after(self.cursor).collect();
         for (page, frame) in needed {
@@ -129,7 +134,7 @@ impl Preserver {
     }
 
     fn set_aside(&mut self, page: u32, data: &[u8]) {
-        if let Err(error) = self.file.write_all_at(data, self.file_bytes) {
+        if let Err(error) = fault_io!("preserve.aside").and_then(|()| self.file.write_all_at(data, self.file_bytes)) {
             return self.give_up(format!("setting a page aside: {error}"));
         }
         self.aside.insert(page, self.file_bytes);
@@ -149,7 +154,8 @@ impl Preserver {
             let wal = wal.ok_or_else(|| io::Error::other("the WAL is gone"))?;
             wal.read_page(self.page_size, frame, page).map_err(io::Error::other)?;
         } else {
-            database.read_exact_at(page, self.page_size.offset_of(pgno))?;
+            let told = |error| io::Error::other(format!("page {pgno} of {} cannot be read: {error}", self.commit_pages));
+            database.read_exact_at(page, self.page_size.offset_of(pgno)).map_err(told)?;
         }
         self.cursor = number;
         Ok(Some(pgno))

@@ -18,6 +18,7 @@ use super::progress::WaitError;
 use super::tail::{Mode, Tail};
 use super::uploader;
 use crate::config::Options;
+use crate::fault::fault_point;
 use crate::spool::{Spool, SpoolError};
 use crate::store::{self, ReplicaUrl, StoreError, UrlError};
 
@@ -63,6 +64,8 @@ pub(crate) enum OpenError {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     databases: Mutex<HashMap<Identity, Arc<Database>>>,
+    /// The shim's open files by the names that SQLite gave them, both as addresses: a name is a file's for as long as that is open.
+    mains: Mutex<HashMap<usize, usize>>,
 }
 
 #[derive(Debug)]
@@ -73,7 +76,7 @@ pub(crate) struct Process {
 }
 
 /// How many forks deep a process may be. One slot each, so that nothing inherited is ever touched.
-const MOST_FORKS: usize = 256;
+pub(crate) const MOST_FORKS: usize = 256;
 
 /// Counts forks, from the child's side. The handler does nothing else: locks and thread-locals are off limits there.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
@@ -142,6 +145,7 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     database.handles.store(1, Ordering::Release);
     databases.insert(identity, Arc::clone(&database));
     drop(databases);
+    fault_point!("open.registered");
     process.hub.notify(Notice::Opened(Arc::clone(&database)));
     Ok(database)
 }
@@ -168,9 +172,11 @@ pub(crate) fn close(database: &Arc<Database>) {
         }
         database.flushing.fetch_add(1, Ordering::AcqRel);
     }
+    fault_point!("close.flush");
     let limit = database.options.close_timeout;
     if database.is_known()
         && !limit.is_zero()
+        && !database.awaits_rollback()
         && let Err(error @ WaitError::Timeout(..)) = database.sync(limit)
     {
         log::warn!(
@@ -179,6 +185,7 @@ pub(crate) fn close(database: &Arc<Database>) {
             database.paths.database.display()
         );
     }
+    fault_point!("close.flushed");
     {
         let _registry = process.registry.databases.lock();
         // Opened again meanwhile, or closed by another who is still flushing: then it is theirs.
@@ -192,8 +199,35 @@ pub(crate) fn close(database: &Arc<Database>) {
 
 /// Whether this process replicates that file.
 pub(crate) fn replicates(identity: &Identity) -> bool {
-    let process = PROCESSES.get(generation()).and_then(OnceLock::get);
-    process.is_some_and(|p| p.as_ref().is_ok_and(|p| p.registry.databases.lock().contains_key(identity)))
+    registry().is_some_and(|registry| registry.databases.lock().contains_key(identity))
+}
+
+fn registry() -> Option<&'static Registry> {
+    PROCESSES.get(generation())?.get()?.as_ref().ok().map(|process| process.registry)
+}
+
+/// Whether this process has a replicated database open.
+pub(crate) fn replicates_any() -> bool {
+    registry().is_some_and(|registry| !registry.mains.lock().is_empty())
+}
+
+/// Remembers the shim's open file of a replicated database by the address of the name that SQLite gave it.
+pub(crate) fn note_main(name: usize, file: usize) {
+    if let Some(registry) = registry() {
+        registry.mains.lock().insert(name, file);
+    }
+}
+
+/// That file; 0 where there is none.
+pub(crate) fn main_named(name: usize) -> usize {
+    registry().and_then(|registry| registry.mains.lock().get(&name).copied()).unwrap_or_default()
+}
+
+/// It is closed.
+pub(crate) fn forget_main(file: usize) {
+    if let Some(registry) = registry() {
+        registry.mains.lock().retain(|_, noted| *noted != file);
+    }
 }
 
 /// The database whose WAL that is, if it is replicated by this process.
@@ -202,8 +236,7 @@ pub(crate) fn find_by_wal(path: &Path) -> Option<Arc<Database>> {
     if !name.ends_with(b"-wal") {
         return None;
     }
-    let process = PROCESSES.get(generation())?.get()?.as_ref().ok()?;
-    process.registry.databases.lock().values().find(|d| d.paths.wal == path).cloned()
+    registry()?.databases.lock().values().find(|d| d.paths.wal == path).cloned()
 }
 
 fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) -> Result<Tail, OpenError> {
@@ -232,7 +265,11 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) ->
     };
     let spool = opened.map_err(|source| OpenError::Spool { database: database.clone(), source })?;
     let mut tail = Tail::new(paths.clone(), control, state, spool, Mode::Unresolved, options.max_memory_bytes / 8);
+    if options.refuse_lost_tail {
+        tail.refuse_lost_tail();
+    }
     tail.save().map_err(|e| local(&paths.control(), std::io::Error::other(e)))?;
+    fault_point!("open.saved");
     Ok(tail)
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::tail::StopKind;
 use crate::types::Txid;
@@ -67,6 +67,17 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Why nothing is sent until somebody acts.
+    fn stopped(&self) -> Option<ReplicationState> {
+        let stands_still = matches!(self.state, ReplicationState::Diverged | ReplicationState::Fenced | ReplicationState::Failed);
+        stands_still.then_some(self.state)
+    }
+
+    /// What anybody waits for.
+    fn awaited(&self) -> (u64, Option<Txid>, Option<ReplicationState>, bool) {
+        (self.acked_sequence, self.remote_txid, self.stopped(), self.released)
+    }
+
     /// Commits are on their way. Another try of what has failed is not that yet.
     pub(crate) fn under_way(&mut self) {
         if self.last_error.is_none() {
@@ -76,10 +87,52 @@ impl Facts {
 }
 
 /// The facts and those who wait for them to change.
+///
+/// The lock of the facts may be held while the database's `published` is taken, never the other way round.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    facts: Mutex<Facts>,
+    shared: Mutex<Shared>,
     changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Shared {
+    facts: Facts,
+    /// The commits that wait: one for each connection at the most.
+    committers: Vec<u64>,
+    /// Commits return one after the other, so far apart, and the next one not before that moment.
+    spacing: Duration,
+    next_return: Option<Instant>,
+}
+
+/// A commit that waits; counted as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Committer<'a> {
+    progress: &'a Progress,
+    sequence: u64,
+}
+
+impl Committer<'_> {
+    /// Waits until enough is in the bucket, by the newest commit that is. What is in the bucket is there, whatever has happened to replication since.
+    pub(crate) fn wait(&self, limit: Duration, is_enough: &dyn Fn(u64) -> bool) -> Result<(), WaitError> {
+        let mut shared = self.progress.shared.lock();
+        self.progress.wait_for(&mut shared, limit, |facts| is_enough(facts.acked_sequence).then_some(()))?;
+        let now = Instant::now();
+        let turn = shared.next_return.map_or(now, |next| next.max(now));
+        shared.next_return = Some(turn + shared.spacing);
+        drop(shared);
+        std::thread::sleep(turn.saturating_duration_since(now));
+        Ok(())
+    }
+}
+
+impl Drop for Committer<'_> {
+    fn drop(&mut self) {
+        let mut shared = self.progress.shared.lock();
+        if let Some(at) = shared.committers.iter().position(|waiting| *waiting == self.sequence) {
+            shared.committers.swap_remove(at);
+        }
+    }
 }
 
 /// Why a wait ended without success.
@@ -94,56 +147,119 @@ pub(crate) enum WaitError {
     /// Replication stands still.
     #[error("replication is {}: {}", .0.as_str(), .1)]
     Stopped(ReplicationState, String),
+    /// A commit whose place in the order is not known.
+    #[error("the commit was not seen as it should have been")]
+    Unseen,
 }
 
 impl Progress {
     pub(crate) const fn new() -> Self {
         Self {
-            facts: Mutex::new(Facts {
-                state: ReplicationState::Idle,
-                acked_sequence: 0,
-                remote_txid: None,
-                last_error: None,
-                last_success_ms: None,
-                uploads: 0,
-                snapshots: 0,
-                fencing: None,
-                released: false,
+            shared: Mutex::new(Shared {
+                facts: Facts {
+                    state: ReplicationState::Idle,
+                    acked_sequence: 0,
+                    remote_txid: None,
+                    last_error: None,
+                    last_success_ms: None,
+                    uploads: 0,
+                    snapshots: 0,
+                    fencing: None,
+                    released: false,
+                },
+                committers: Vec::new(),
+                spacing: Duration::ZERO,
+                next_return: None,
             }),
             changed: Condvar::new(),
         }
     }
 
     pub(crate) fn facts(&self) -> Facts {
-        self.facts.lock().clone()
+        self.shared.lock().facts.clone()
     }
 
+    pub(crate) fn acked_sequence(&self) -> u64 {
+        self.shared.lock().facts.acked_sequence
+    }
+
+    /// Changes the facts, and wakes those who wait where it matters to them.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Facts)) {
-        change(&mut self.facts.lock());
-        self.changed.notify_all();
+        let mut shared = self.shared.lock();
+        let before = shared.facts.awaited();
+        change(&mut shared.facts);
+        if shared.facts.awaited() != before {
+            self.changed.notify_all();
+        }
+    }
+
+    /// How many commits wait for what is not in the bucket yet.
+    pub(crate) fn committers_behind(&self) -> usize {
+        let shared = self.shared.lock();
+        shared.committers.iter().filter(|sequence| **sequence > shared.facts.acked_sequence).count()
+    }
+
+    /// The commits that are about to be released by a request that took so long return one after the other; how many commits wait.
+    ///
+    /// Threads that all come for SQLite's write lock in the same instant go into its busy handler in step: each time they wake up together, one of
+    /// them gets the lock, and the last of sixteen has slept for 180 ms.
+    pub(crate) fn release_apart(&self, request: Duration) -> usize {
+        const LONGEST: Duration = Duration::from_micros(250);
+        /// Of the request's time, for all of them.
+        const SHARE: u32 = 8;
+        let mut shared = self.shared.lock();
+        let waiting = shared.committers.len();
+        let among = u32::try_from(waiting).unwrap_or(u32::MAX).max(1);
+        shared.spacing = if waiting > 1 { LONGEST.min(request / SHARE / among) } else { Duration::ZERO };
+        waiting
     }
 
     /// Waits until the uploader has let go, at the most that long.
     pub(crate) fn wait_released(&self, limit: Duration) {
-        let mut facts = self.facts.lock();
+        let mut shared = self.shared.lock();
         // Whether it was released or the time ran out, the caller goes on.
-        let _ = self.changed.wait_while_for(&mut facts, |f| !f.released, limit);
+        let _ = self.changed.wait_while_for(&mut shared, |s| !s.facts.released, limit);
     }
 
-    /// Waits until a commit is in the bucket.
+    /// Waits until everything up to a commit is in the bucket.
     pub(crate) fn wait(&self, sequence: u64, limit: Duration) -> Result<Option<Txid>, WaitError> {
+        let done = |facts: &Facts| (facts.stopped().is_none() && facts.acked_sequence >= sequence).then_some(facts.remote_txid);
+        self.wait_for(&mut self.shared.lock(), limit, done)
+    }
+
+    /// Waits until the bucket has a TXID; the newest that it has.
+    pub(crate) fn wait_txid(&self, txid: Txid, limit: Duration) -> Result<Txid, WaitError> {
+        // What a bucket of another history has counts for nothing.
+        let ours = |facts: &Facts| facts.state != ReplicationState::Diverged;
+        self.wait_for(&mut self.shared.lock(), limit, |facts| facts.remote_txid.filter(|newest| *newest >= txid && ours(facts)))
+    }
+
+    /// A COMMIT is about to wait.
+    pub(crate) fn committer(&self, sequence: u64) -> Committer<'_> {
+        self.shared.lock().committers.push(sequence);
+        Committer { progress: self, sequence }
+    }
+
+    /// Waits until `done` gives something, replication stands still or the time runs out.
+    fn wait_for<T>(
+        &self,
+        shared: &mut MutexGuard<'_, Shared>,
+        limit: Duration,
+        done: impl Fn(&Facts) -> Option<T>,
+    ) -> Result<T, WaitError> {
         let deadline = Instant::now() + limit;
-        let mut facts = self.facts.lock();
         loop {
-            if let ReplicationState::Diverged | ReplicationState::Fenced | ReplicationState::Failed = facts.state {
-                return Err(WaitError::Stopped(facts.state, facts.last_error.clone().unwrap_or_default()));
+            if let Some(result) = done(&shared.facts) {
+                return Ok(result);
             }
-            if facts.acked_sequence >= sequence {
-                return Ok(facts.remote_txid);
+            if let Some(state) = shared.facts.stopped() {
+                return Err(WaitError::Stopped(state, shared.facts.last_error.clone().unwrap_or_default()));
             }
-            if self.changed.wait_until(&mut facts, deadline).timed_out() && facts.acked_sequence < sequence {
-                return Err(WaitError::Timeout(limit, facts.last_error.clone()));
+            if Instant::now() >= deadline {
+                return Err(WaitError::Timeout(limit, shared.facts.last_error.clone()));
             }
+            // Whether it was woken or the time ran out: it looks once more.
+            let _ = self.changed.wait_until(shared, deadline);
         }
     }
 }

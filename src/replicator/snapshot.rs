@@ -21,6 +21,7 @@ use super::progress::ReplicationState;
 use super::send;
 use super::tail::{Mode, TailError};
 use super::uploader::{Next, StepError};
+use crate::fault::fault_point;
 use crate::ltx::{Encoder, Header};
 use crate::store::{Created, Level, Listed, LtxName, StoreError, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
@@ -39,11 +40,12 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
     }
     let newest = lineage::newest(database).await?;
     lineage::probe(database).await?;
+    database.sync_file();
     let moment = match begin(database, reason)? {
         Begin::Moment(moment) => moment,
         Begin::Wait => return Ok(Next::After(WRITER_PAUSE)),
         Begin::Empty(sequence) => {
-            database.note_acked(sequence, None);
+            database.note_acked(sequence);
             database.progress.update(|f| f.acked_sequence = f.acked_sequence.max(sequence));
             return Ok(Next::Idle);
         }
@@ -107,6 +109,7 @@ fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
 
 /// Chooses the moment: from here on its pages are preserved and later frames are captured as they come.
 fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
+    fault_point!("full.begin");
     let mut tail = database.lock_tail();
     let sequence = database.published().sequence;
     let begun = database.begin_preserving(|mut published| {
@@ -147,6 +150,7 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     let attempt = tail.state.attempt.map(|a| a.txid);
     tail.spool.remove_stale(attempt).map_err(TailError::from)?;
     database.note_captured(&tail);
+    fault_point!("full.begun");
     Ok(Begin::Moment(published))
 }
 
@@ -207,10 +211,11 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Lis
     (tail.state.full, tail.state.adopt, tail.state.restored_earlier, tail.state.attempt) = (None, None, None, None);
     tail.mode = Mode::Running;
     tail.save()?;
+    fault_point!("full.acked");
     let settled = database.is_settled(&tail);
     drop(tail);
     log::info!(target: "replicated", "{log_name}: the full state is in the bucket: {} pages, TXID {txid}", moment.database_pages);
-    database.note_acked(moment.sequence, None);
+    database.note_acked(moment.sequence);
     database.progress.update(|f| {
         f.acked_sequence = f.acked_sequence.max(moment.sequence);
         f.remote_txid = Some(txid);
@@ -237,12 +242,17 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
     let mut encoder = Encoder::new(buffer.clone(), header)?;
     let mut upload: Option<Box<dyn Upload>> = None;
     loop {
+        fault_point!("full.run");
         let run = read_run(database, file.as_ref(), wal.as_ref(), header.page_size.bytes());
         let (pages, end) = match run {
             Ok(run) => run,
-            Err(why) => {
+            Err(Unread::StartOver(why)) => {
                 abort(upload).await;
                 return Ok(Streamed::StartOver(why));
+            }
+            Err(Unread::Failed(error)) => {
+                abort(upload).await;
+                return Err(error.into());
             }
         };
         for (number, page) in &pages {
@@ -272,6 +282,7 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         send_part(database, name, timestamp, &mut upload, part).await?;
     }
     let rest = buffer.take_all();
+    fault_point!("full.put");
     if let Some(current) = &mut upload
         && !rest.is_empty()
         && let Err(error) = current.part(rest.clone()).await
@@ -285,6 +296,7 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         None => database.store.create(name, rest, timestamp).await,
         Some(upload) => upload.finish().await,
     };
+    fault_point!("full.put-done");
     match sent {
         Ok(created) => Ok(Streamed::Sent(created)),
         Err(error) if !error.may_have_been_done() => {
@@ -320,10 +332,12 @@ async fn send_part(
         Some(current) => current,
         None => upload.insert(database.store.upload(name, timestamp).await?),
     };
+    fault_point!("full.part");
     if let Err(error) = current.part(part).await {
         give_up(upload.take(), &error).await;
         return Err(error.into());
     }
+    fault_point!("full.part-sent");
     Ok(())
 }
 
@@ -342,25 +356,33 @@ async fn abort(upload: Option<Box<dyn Upload>>) {
 
 type Run = (Vec<(PageNo, Vec<u8>)>, bool);
 
-/// Reads the next pages; an error is the reason to start over.
-fn read_run(database: &Database, file: &dyn DatabaseFile, wal: Option<&WalFile>, page_bytes: usize) -> Result<Run, String> {
+/// Why pages were not read.
+enum Unread {
+    /// The moment is lost: another one may do.
+    StartOver(String),
+    /// The files cannot be read, or are too short: the next try may fail as well, so that it has to wait.
+    Failed(io::Error),
+}
+
+/// Reads the next pages.
+fn read_run(database: &Database, file: &dyn DatabaseFile, wal: Option<&WalFile>, page_bytes: usize) -> Result<Run, Unread> {
     database
         .with_preserver(|preserver| {
             let mut pages = Vec::new();
             while pages.len() * page_bytes < RUN_BYTES {
                 if let Some(why) = preserver.broken() {
-                    return Err(why.to_owned());
+                    return Err(Unread::StartOver(why.to_owned()));
                 }
                 let mut page = vec![0; page_bytes];
                 match preserver.next(file, wal, &mut page) {
                     Ok(Some(number)) => pages.push((number, page)),
                     Ok(None) => return Ok((pages, true)),
-                    Err(error) => return Err(error.to_string()),
+                    Err(error) => return Err(Unread::Failed(error)),
                 }
             }
             Ok((pages, false))
         })
-        .unwrap_or_else(|| Err("it was given up".to_owned()))
+        .unwrap_or_else(|| Err(Unread::StartOver("it was given up".to_owned())))
 }
 
 /// Where the encoder writes and the uploads take from.

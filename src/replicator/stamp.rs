@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::control::Stamp;
 use super::database::now_ms;
 use super::file_header::{FileHeader, HEADER_BYTES};
+use crate::fault::fault_value;
 
 /// Reads the start of the database file, by whatever handle does no harm to the caller's locks.
 pub(crate) type ReadHeader<'a> = dyn Fn(&mut [u8; HEADER_BYTES]) -> io::Result<()> + 'a;
@@ -17,10 +18,13 @@ pub(crate) type ReadHeader<'a> = dyn Fn(&mut [u8; HEADER_BYTES]) -> io::Result<(
 pub(crate) fn take(database: &Path, header: &FileHeader, synced: bool) -> Option<Stamp> {
     let metadata = std::fs::metadata(database).ok()?;
     let ns = |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
+    let mtime_ns = ns(metadata.mtime(), metadata.mtime_nsec());
+    // Putting files back after a made-up power loss changes this time, and nothing else tells them from untouched ones.
+    let ctime_ns = fault_value!("REPLICATED_TEST_POWER", ns(metadata.ctime(), metadata.ctime_nsec()), |_| mtime_ns);
     Some(Stamp {
         size_bytes: metadata.len(),
-        mtime_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
-        ctime_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
+        mtime_ns,
+        ctime_ns,
         header_words: header.words(),
         is_wal: header.is_wal,
         too_fresh: false,
@@ -53,7 +57,10 @@ pub(crate) fn settled(database: &Path, read: &ReadHeader<'_>, synced: bool) -> O
 fn boot() -> u64 {
     static BOOT: OnceLock<u64> = OnceLock::new();
     *BOOT.get_or_init(|| {
-        std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64GoIso, &id))
+        let boot =
+            std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64GoIso, &id));
+        // A power loss that a test makes up: the machine was started again so many times.
+        fault_value!("REPLICATED_TEST_POWER", boot, |times: u64| boot ^ times)
     })
 }
 

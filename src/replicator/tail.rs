@@ -18,9 +18,13 @@ use bytes::Bytes;
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, Attempt, Control, FullReason, OpenTransaction, Stamp, State};
 use super::local::Paths;
+use crate::fault::{fault_io, fault_point};
 use crate::ltx::{Encoder, Header, LtxError, Reader, merge};
 use crate::spool::{Spool, SpoolError, entry_header};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
+
+/// A first salt that is greater by less than this is that of the same WAL, restarted.
+pub(super) const MOST_RESTARTS: u32 = 1 << 20;
 
 /// Why local capture failed.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +151,8 @@ pub(crate) struct Tail {
     wal: Option<WalFile>,
     /// A batch of up to this many bytes of pages is kept in memory; a larger one goes through a file.
     memory_batch_bytes: u64,
+    /// Commits that a power loss took and the bucket has stop replication.
+    refuse_lost_tail: bool,
     /// Saved since the last sync to disk.
     unsynced: bool,
     /// The last attempt to save failed.
@@ -167,6 +173,7 @@ impl Tail {
             captured_sequence: 0,
             wal: None,
             memory_batch_bytes,
+            refuse_lost_tail: false,
             unsynced: false,
             unsaved: false,
             rolled_back: false,
@@ -198,7 +205,16 @@ impl Tail {
         if self.mode != Mode::Unresolved {
             return;
         }
-        self.mode = self.judge(live, stamp);
+        fault_point!("resolve");
+        log::debug!(
+            target: "replicated",
+            "{}: the WAL is at {live}; captured {:?}, sealed {}, then {:x?}; the file was {:?} and is {:?}",
+            self.paths.database.display(), self.state.captured, self.state.sealed, self.state.next_salts, self.state.stamp, stamp()
+        );
+        self.mode = match self.judge(live, stamp) {
+            Mode::Full(FullReason::BucketAhead) if self.state.full.is_none() && self.refuse_lost_tail => self.lost_tail_refused(),
+            mode => mode,
+        };
         if self.mode == Mode::Running && self.state.open_transaction.take().is_some() {
             // It left nothing.
             self.stamp(stamp());
@@ -239,23 +255,71 @@ impl Tail {
             (self.state.sealed, self.state.next_salts, self.state.stamp, self.state.open_transaction) = (live.frame == 0, None, None, None);
             return Mode::Running;
         };
+        let live = &self.with_salts(live);
         let sealed_before_live = self.state.sealed && self.state.next_salts == Some(live.salts);
-        if live.frame == 0 {
-            return if sealed_before_live || self.is_unchanged(stamp) { Mode::Running } else { self.judge_lost(live, stamp) };
+        let same_log = live.salts == captured.salts;
+        if live.frame == 0 && (sealed_before_live && self.kept_earlier_logs(stamp) || self.is_unchanged(stamp)) {
+            return Mode::Running;
         }
-        if live.salts == captured.salts {
-            return if live.frame >= captured.frame && self.wal().is_ok_and(|w| w.holds(&captured)) {
+        if same_log && live.frame < captured.frame {
+            // A power loss took frames, all of them even where only the WAL's header had been synced.
+            return Mode::Full(FullReason::BucketAhead);
+        }
+        if live.frame == 0 {
+            return self.judge_lost(live, stamp);
+        }
+        if same_log {
+            return if self.wal().is_ok_and(|w| w.holds(&captured)) && self.kept_earlier_logs(stamp) {
                 self.state.sealed = false;
                 Mode::Running
             } else {
                 Mode::Full(FullReason::BucketAhead)
             };
         }
+        if sealed_before_live && !self.kept_earlier_logs(stamp) {
+            return Mode::Full(FullReason::BucketAhead);
+        }
         if sealed_before_live || self.is_unchanged(stamp) {
             self.begin_at(live);
             return Mode::Running;
         }
         self.judge_lost(live, stamp)
+    }
+
+    /// SQLite does not look at the header of a WAL that has nothing else, as a power loss may leave it. The salts are there.
+    fn with_salts(&mut self, live: &WalPos) -> WalPos {
+        if live.frame > 0 || live.salts != [0; 2] {
+            return *live;
+        }
+        let header = self.wal().and_then(WalFile::header);
+        header.map_or(*live, |header| WalPos { salts: header.salts, ..WalPos::default() })
+    }
+
+    /// Has commits that a power loss took stop replication where the bucket has them.
+    pub(crate) const fn refuse_lost_tail(&mut self) {
+        self.refuse_lost_tail = true;
+    }
+
+    fn lost_tail_refused(&self) -> Mode {
+        let newest = self.state.attempt.map(|a| a.txid).or(self.state.acked.map(|a| a.txid));
+        Mode::Stopped(
+            StopKind::Diverged,
+            format!(
+                "a power loss took commits that the bucket still has, up to TXID {} at least, and refuse_lost_tail is set: nothing is sent. Restore \
+                 the newest state, or declare this file the truth with `replicated adopt`",
+                newest.map_or_else(|| "?".to_owned(), |txid| txid.to_string())
+            ),
+        )
+    }
+
+    /// Whether the option asks to stop there.
+    pub(crate) const fn refuses_lost_tail(&self) -> bool {
+        self.refuse_lost_tail
+    }
+
+    /// Whether the database file has all of the generations before this one: with `synchronous=OFF` it may have lost them with the power.
+    fn kept_earlier_logs(&self, stamp: &dyn Fn() -> Option<Stamp>) -> bool {
+        !matches!((self.state.stamp, stamp()), (Some(then), Some(now)) if !then.is_durable(&now))
     }
 
     /// Whether the database file holds what was captured last, and nothing else.
@@ -278,9 +342,8 @@ impl Tail {
             return Mode::Full(FullReason::ContinuityLost);
         }
         // Each restart by a connection that knows the log adds one to the first salt.
-        let restarts = self.state.captured.map_or(0, |c| live.salts[0].wrapping_sub(c.salts[0]));
-        let restarted = live.frame > 0 && (1..1 << 20).contains(&restarts);
-        if restarted {
+        let follows = |salts: [u32; 2]| (1..MOST_RESTARTS).contains(&live.salts[0].wrapping_sub(salts[0]));
+        if self.state.captured.is_some_and(|captured| follows(captured.salts)) || self.state.next_salts.is_some_and(follows) {
             return Mode::Full(FullReason::ContinuityLost);
         }
         if let (Some(then), Some(now)) = (self.state.stamp, stamp()) {
@@ -332,7 +395,9 @@ impl Tail {
         self.state.sealed = false;
         self.state.next_salts = None;
         self.spool.clear();
+        fault_point!("lose.save");
         self.save_or_warn();
+        fault_point!("lose.saved");
         if let Err(error) = self.spool.remove_stale(self.state.attempt.map(|a| a.txid)) {
             log::warn!(target: "replicated", "{error}");
         }
@@ -383,15 +448,18 @@ impl Tail {
         if frames > 0
             && let Some(captured) = self.state.captured
         {
+            fault_point!("capture.begin");
             let wal = open_wal(&mut self.wal, &self.paths)?;
             let pages = wal.pages(&captured, live.end.frame)?;
             let mut header = entry_header(pages.page_size, pages.commit_pages, TimestampMs(live.committed_ms));
             header.set_wal_range(captured.frame, &pages.end);
             self.spool.append(|out| wal.encode(&pages, &header, out).map(drop).map_err(TailError::Batch))?;
+            fault_point!("capture.spooled");
             self.state.page_size = pages.page_size.get();
             self.state.captured = Some(pages.end);
             self.captured_sequence = live.sequence;
             self.save()?;
+            fault_point!("capture.saved");
         }
         Ok(())
     }
@@ -484,6 +552,7 @@ impl Tail {
             }
             return Ok(());
         }
+        fault_point!("seal.begin");
         self.capture_to_spool(live, most_frames)?;
         if self.inflight.is_none() && !matches!(self.mode, Mode::Full(_)) {
             // A predecessor's, which the uploader has not come to yet: its frames go now. Where it cannot be built the uploader finds that out.
@@ -495,7 +564,9 @@ impl Tail {
             self.stamp(stamp);
         }
         self.wal = None;
-        self.save()
+        self.save()?;
+        fault_point!("seal.saved");
+        Ok(())
     }
 
     /// Notes what the database file looks like. What was known to be on disk stays so while nobody writes.
@@ -510,7 +581,9 @@ impl Tail {
         let Body::Memory(bytes) = &inflight.body else { return Ok(()) };
         let path = self.spool.attempt_path(inflight.attempt.txid);
         let write_error = |source| SpoolError::Io { path: path.clone(), source };
+        fault_io!("attempt.write").map_err(write_error)?;
         self.spool.create(&path, |out| out.write_all(bytes).map_err(write_error))?;
+        fault_point!("attempt.written");
         inflight.attempt.in_file = true;
         self.state.attempt = Some(inflight.attempt);
         Ok(())
@@ -528,6 +601,7 @@ impl Tail {
         if captured.salts == salts || self.state.next_salts == Some(salts) {
             return true;
         }
+        fault_point!("generation.save");
         if self.state.sealed {
             self.state.next_salts = Some(salts);
             self.save_or_warn();
@@ -538,6 +612,7 @@ impl Tail {
         } else {
             return false;
         }
+        fault_point!("generation.saved");
         true
     }
 
@@ -595,6 +670,7 @@ impl Tail {
     }
 
     fn freeze_spool(&mut self, txid: Txid) -> Result<(), TailError> {
+        self.spool.bound()?;
         let Some((readers, mut header)) = self.spool.readers()? else { return Ok(()) };
         (header.min_txid, header.max_txid, header.node_id) = (txid, txid, self.state.node_id);
         let path = self.spool.attempt_path(txid);
@@ -609,24 +685,30 @@ impl Tail {
             in_file: true,
         };
         self.spool.create(&path, |out| {
-            let finished = merge(readers, &header, out)?;
+            let finished = merge(readers, &header, out).map_err(|error| SpoolError::of(&path, error))?;
             (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
             Ok::<_, TailError>(())
         })?;
         self.spool.clear();
         self.begin_attempt(attempt, Body::File(path))?;
+        fault_point!("freeze.spool-sent");
         Ok(self.spool.remove_stale(Some(txid))?)
     }
 
     fn begin_attempt(&mut self, attempt: Attempt, body: Body) -> Result<(), TailError> {
+        fault_point!("freeze.encoded");
         self.inflight = Some(Inflight { attempt, body, sequence: self.captured_sequence });
         self.state.attempt = Some(attempt);
-        self.save()
+        fault_point!("attempt.save");
+        self.save()?;
+        fault_point!("attempt.saved");
+        Ok(())
     }
 
     /// Builds the batch again that a predecessor may have sent; false where its bytes cannot be had any more.
     pub(crate) fn rebuild_attempt(&mut self) -> Result<bool, TailError> {
         let Some(attempt) = self.state.attempt else { return Ok(true) };
+        fault_point!("attempt.rebuild");
         let body = if attempt.in_file {
             let path = self.spool.attempt_path(attempt.txid);
             // A power loss can leave a file of the right length without its content.
@@ -655,7 +737,9 @@ impl Tail {
         let Some(inflight) = self.inflight.take() else { return Ok(None) };
         self.state.acked = Some(Acked { txid: inflight.attempt.txid, end: inflight.attempt.end });
         self.state.attempt = None;
+        fault_point!("ack.save");
         self.save()?;
+        fault_point!("ack.saved");
         if let Body::File(path) = &inflight.body {
             // A file that stays behind is removed at the next open.
             let _ = std::fs::remove_file(path);

@@ -26,13 +26,23 @@ impl Fixture {
         Paths::of(&self.dir.path().join("app.db"))
     }
 
+    /// As after the last close.
+    fn remove_wal(&self) {
+        std::fs::remove_file(self.paths().wal).unwrap();
+    }
+
     fn commit(&self) {
         self.connection.execute_batch("INSERT INTO t VALUES (randomblob(500))").unwrap();
     }
 
     /// The end of the WAL as recovery would find it.
     fn live(&self) -> WalPos {
-        WalFile::open(&self.paths().wal).unwrap().last_commit_after(&WalPos::default()).unwrap().map(|i| i.end()).unwrap_or_default()
+        WalFile::open(&self.paths().wal)
+            .unwrap()
+            .last_commit_after(&WalPos::default(), u64::MAX)
+            .unwrap()
+            .map(|i| i.end())
+            .unwrap_or_default()
     }
 
     fn live_end(&self) -> LiveEnd {
@@ -159,6 +169,7 @@ fn after_a_clean_close_an_unchanged_file_is_continued() {
 fn a_stamp_that_proves_nothing_is_not_believed() {
     let fixture = Fixture::new();
     let end = fixture.live();
+    fixture.remove_wal();
     // The clock's tick could hide a write, which can only have come after the stamp: the file is the newer one, and unproved.
     let mut tail = fixture.tail(State { sealed: true, stamp: Some(Stamp { too_fresh: true, ..stamp(7) }), ..captured(end) });
     tail.resolve(&WalPos::default(), &|| Some(stamp(7)));
@@ -181,7 +192,9 @@ fn a_stamp_that_proves_nothing_is_not_believed() {
 #[test]
 fn a_file_that_somebody_wrote_on_is_sent_again_and_an_older_one_is_not() {
     let fixture = Fixture::new();
-    let closed = || State { sealed: true, stamp: Some(stamp(7)), ..captured(fixture.live()) };
+    let end = fixture.live();
+    fixture.remove_wal();
+    let closed = || State { sealed: true, stamp: Some(stamp(7)), ..captured(end) };
     let judge = |now| {
         let mut tail = fixture.tail(closed());
         tail.resolve(&WalPos::default(), &|| now);
@@ -192,6 +205,24 @@ fn a_file_that_somebody_wrote_on_is_sent_again_and_an_older_one_is_not() {
     // The same counter in a changed file: a copy of another time.
     assert!(is_diverged(&judge(Some(Stamp { mtime_ns: 99, ..stamp(7) }))));
     assert!(is_diverged(&judge(None)));
+}
+
+#[test]
+fn a_power_loss_stops_replication_where_that_is_asked_for_until_the_file_is_adopted() {
+    let fixture = Fixture::new();
+    let beyond = WalPos { frame: fixture.live().frame + 5, ..fixture.live() };
+    let judged = |state: State| {
+        let mut tail = fixture.tail(state);
+        tail.refuse_lost_tail();
+        tail.resolve(&fixture.live(), &|| None);
+        tail.mode
+    };
+    let Mode::Stopped(StopKind::Diverged, message) = judged(captured(beyond)) else { panic!("it goes on") };
+    assert!(message.contains("refuse_lost_tail") && message.contains("0000000000000002"), "{message}");
+    let adopted = State { adopt: Some(Txid::FIRST.next()), ..captured(beyond) };
+    assert_eq!(judged(adopted), Mode::Full(FullReason::Adopted));
+    // What was decided before the option was set goes on.
+    assert_eq!(judged(State { full: Some(FullReason::BucketAhead), ..captured(beyond) }), Mode::Full(FullReason::BucketAhead));
 }
 
 #[test]

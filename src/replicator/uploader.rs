@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
-use super::budget::{Backoff, Budget};
+use super::budget::{Backoff, Budget, Siblings};
 use super::clock;
 use super::database::{Database, now_ms};
-use super::hub::{Hub, HubReceiver, Notice, Waiting};
+use super::hub::{Hub, HubReceiver, Notice};
 use super::lineage::{self, Exists};
 use super::outage::{Outages, Over, Tell};
 use super::process::Registry;
@@ -27,6 +27,7 @@ use super::progress::{Facts, ReplicationState};
 use super::send;
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
+use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
@@ -63,10 +64,21 @@ pub(crate) enum Next {
     Again,
     /// Nothing until something is committed.
     Idle,
+    /// Nothing until something is committed, or the time has passed.
+    Quiet(Duration),
     /// Nothing, whatever is committed, until somebody acts.
     Stopped,
-    /// Nothing until something is committed that goes without a token, or the time has passed.
+    /// Nothing until a commit waits, or the time has passed.
     After(Duration),
+    /// Nothing until the time has passed: the second, shorter one where a commit waits.
+    Backoff(Duration, Duration),
+}
+
+/// Who had called when a step began: what comes after that ends the sleep behind the step.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    asked: u64,
+    calls: u64,
 }
 
 /// Runs the uploader's thread; returns when the process has no hub any more, that is never.
@@ -109,8 +121,12 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
             }
         }
         while let Ok(frames) = commits.try_recv() {
+            log::trace!(
+                target: "replicated",
+                "database {}: commit {} is frames {} to {}, {} pages in all",
+                frames.database, frames.sequence, frames.first_frame, frames.end, frames.database_pages
+            );
             if let Some(mailbox) = mailboxes.borrow().get(&frames.database) {
-                mailbox.waiting.borrow_mut().heard(&frames);
                 mailbox.notify.notify_one();
             }
         }
@@ -121,7 +137,6 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
 #[derive(Debug, Default)]
 struct Mailbox {
     notify: Notify,
-    waiting: RefCell<Waiting>,
 }
 
 /// Until when stores have asked to be left alone, by their URL: closing a database and opening it again is no way around that.
@@ -133,6 +148,7 @@ struct Task {
     mailbox: Rc<Mailbox>,
     budget: Budget,
     backoff: Backoff,
+    siblings: Siblings,
     /// The bucket has been compared with what the control file says.
     verified: bool,
     outages: RefCell<Outages>,
@@ -142,7 +158,16 @@ struct Task {
 impl Task {
     fn new(database: Arc<Database>, mailbox: Rc<Mailbox>, left_alone: LeftAlone) -> Self {
         let budget = Budget::new(database.options.sync_interval, database.options.burst, clock::now());
-        Self { database, mailbox, budget, backoff: Backoff::default(), verified: false, outages: RefCell::default(), left_alone }
+        Self {
+            database,
+            mailbox,
+            budget,
+            backoff: Backoff::default(),
+            siblings: Siblings::default(),
+            verified: false,
+            outages: RefCell::default(),
+            left_alone,
+        }
     }
 
     /// A panic ends the replication of this database, says so in its status, and harms nothing else.
@@ -161,7 +186,7 @@ impl Task {
             if self.database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&self.database) {
                 return;
             }
-            let asked = self.database.asked.load(Ordering::Acquire);
+            let heard = Heard { asked: self.database.asked.load(Ordering::Acquire), calls: self.database.calls.load(Ordering::SeqCst) };
             let next = match self.step().await {
                 Ok(next) => next,
                 Err(StepError::Closed) => Next::Again,
@@ -170,8 +195,19 @@ impl Task {
             match next {
                 Next::Again => tokio::task::yield_now().await,
                 Next::Idle => {
-                    if self.database.arm(1) {
+                    if self.database.doze(heard.calls) && self.database.arm(1) {
                         clock::rest(self.mailbox.notify.notified()).await;
+                    } else {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Next::Quiet(pause) => {
+                    if self.database.doze(heard.calls) && self.database.arm(1) {
+                        // Woken or not, there is something to do.
+                        tokio::select! {
+                            () = clock::sleep_until(clock::now() + pause) => {}
+                            () = self.mailbox.notify.notified() => {}
+                        }
                     } else {
                         tokio::task::yield_now().await;
                     }
@@ -180,14 +216,17 @@ impl Task {
                     let _ = self.database.arm(u32::MAX);
                     clock::rest(self.mailbox.notify.notified()).await;
                 }
-                Next::After(pause) => self.pause(pause, asked).await,
+                Next::After(pause) => self.pause(pause, None, heard).await,
+                Next::Backoff(pause, while_waited_for) => self.pause(pause, Some(while_waited_for), heard).await,
             }
+            self.database.is_up();
         }
     }
 
     /// Does the one thing that is next.
     async fn step(&mut self) -> Result<Next, StepError> {
         let database = Arc::clone(&self.database);
+        fault_point!("step");
         let published = database.published();
         if !published.known {
             return Ok(Next::Idle);
@@ -208,7 +247,9 @@ impl Task {
             return Ok(Next::After(wait));
         }
         if !self.verified {
+            fault_point!("verify.begin");
             self.meanwhile(lineage::verify(&database)).await??;
+            fault_point!("verify.done");
             self.verified = true;
             self.succeeded();
             return Ok(Next::Again);
@@ -224,7 +265,7 @@ impl Task {
                 self.succeeded();
             } else if next == Next::Again && matches!(database.lock_tail().mode, Mode::Full(_)) {
                 // The name was taken, and nothing but another try came of it.
-                return Ok(Next::After(self.backoff.failed(true, None, fastrand::f64())));
+                return Ok(self.back_off(true, None));
             }
             return Ok(next);
         }
@@ -234,28 +275,33 @@ impl Task {
     /// Freezes the next batch if there is one and the budget, or somebody who waits, allows it.
     fn freeze_when_due(&mut self, database: &Database) -> Result<Next, StepError> {
         let mut tail = database.lock_tail();
-        let published = database.published();
+        let published = database.published_for_batch();
         if database.is_settled(&tail) {
-            self.note_acked(published.sequence);
+            database.note_acked(published.sequence);
             database.progress.update(|f| {
                 f.acked_sequence = published.sequence;
                 f.remote_txid = tail.state.acked.map(|a| a.txid);
                 f.state = ReplicationState::Idle;
             });
-            let unsynced = tail.unsynced();
-            drop(tail);
-            if let Some(control) = unsynced {
-                // The next one syncs this as well.
-                let _ = control.sync_data();
+            if let Some(pause) = self.siblings.may_come_back(clock::now()) {
+                // The next commit must not wait for the disk as well.
+                return Ok(Next::Quiet(pause));
             }
+            drop(tail);
+            database.sync_control();
             return Ok(Next::Idle);
         }
         database.progress.update(Facts::under_way);
-        let urgent = database.urgent.load(Ordering::Acquire) > database.progress.facts().acked_sequence;
-        let wait = self.budget.wait(clock::now());
-        if !urgent && !wait.is_zero() {
-            drop(tail);
-            return Ok(Next::After(wait));
+        let (now, acked) = (clock::now(), database.progress.acked_sequence());
+        let urgent = database.urgent.load(Ordering::Acquire) > acked;
+        let wait = self.budget.wait(now);
+        let pause = if urgent {
+            self.siblings.still_to_come(database.progress.committers_behind(), now)
+        } else {
+            database.due_in(acked).map_or(wait, |due| due.min(wait))
+        };
+        if !pause.is_zero() {
+            return Ok(Next::After(pause));
         }
         let frozen = tail.freeze(&published.live());
         database.note_captured(&tail);
@@ -279,10 +325,14 @@ impl Task {
             tail.inflight.clone()
         };
         let Some(inflight) = inflight else { return Ok(Next::Again) };
-        self.budget.take(clock::now());
+        let began = clock::now();
+        self.budget.take(began);
         let name = LtxName::level0(inflight.attempt.txid);
+        fault_point!("send.put");
         let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
+        fault_point!("send.done");
         if created == Created::AlreadyExists {
+            fault_point!("send.compare");
             match self.meanwhile(lineage::compare(&database, &name, &inflight.attempt)).await?? {
                 Exists::Ours => {}
                 Exists::Foreign(whose) => {
@@ -291,6 +341,8 @@ impl Task {
                 }
             }
         }
+        let ended = clock::now();
+        self.siblings.released(database.progress.release_apart(ended - began), began, ended);
         self.acknowledged(&database, &inflight)?;
         Ok(Next::Again)
     }
@@ -301,7 +353,8 @@ impl Task {
             tail.acknowledged()?;
             database.is_settled(&tail)
         };
-        self.note_acked(inflight.sequence);
+        fault_point!("ack.told");
+        database.note_acked(inflight.sequence);
         database.progress.update(|f| {
             f.acked_sequence = f.acked_sequence.max(inflight.sequence);
             f.remote_txid = Some(inflight.attempt.txid);
@@ -316,11 +369,6 @@ impl Task {
         );
         self.succeeded();
         Ok(())
-    }
-
-    fn note_acked(&self, sequence: u64) {
-        let oldest_waiting_ms = self.mailbox.waiting.borrow_mut().acknowledged(sequence);
-        self.database.note_acked(sequence, oldest_waiting_ms);
     }
 
     /// Awaits a request; spools as the WAL grows, and ends early where the last handle is closed.
@@ -347,26 +395,43 @@ impl Task {
         Some(until.saturating_duration_since(clock::now())).filter(|wait| !wait.is_zero())
     }
 
-    /// Waits for a token or the end of a backoff, unless somebody has asked for a flush since the step before began. Where the store has
-    /// asked to be left alone nobody's flush ends that.
-    async fn pause(&self, pause: Duration, asked: u64) {
-        let now = clock::now();
-        let alone = self.left_alone_for().map(|wait| (now + wait, true));
-        for (until, firmly) in alone.into_iter().chain([(now + pause, false)]) {
-            let mut sleep = pin!(clock::sleep_until(until));
-            let mut wake_frames = ENCODE_AHEAD_FRAMES;
-            loop {
-                if self.database.closing.load(Ordering::Acquire) || !firmly && self.database.asked.load(Ordering::Acquire) != asked {
-                    return;
-                }
-                if self.database.arm(wake_frames) {
-                    tokio::select! {
-                        () = &mut sleep => break,
-                        () = self.mailbox.notify.notified() => {}
-                    }
-                }
-                wake_frames = self.encode_ahead();
+    /// Waits for a token or the end of a backoff, unless somebody has asked for a flush since the step before began; not as long where a commit
+    /// waits. Where the store has asked to be left alone nobody ends that.
+    async fn pause(&self, pause: Duration, while_waited_for: Option<Duration>, mut heard: Heard) {
+        let began = clock::now();
+        if let Some(wait) = self.left_alone_for() {
+            self.leave_alone(began + wait).await;
+        }
+        let mut until = began + pause;
+        let mut wake_frames = ENCODE_AHEAD_FRAMES;
+        while !self.database.closing.load(Ordering::Acquire) && self.database.asked.load(Ordering::Acquire) == heard.asked {
+            let called = !self.database.doze(heard.calls);
+            match while_waited_for {
+                None if called => return,
+                Some(shorter) if self.database.progress.committers_behind() > 0 => until = began + shorter,
+                _ => {}
             }
+            heard.calls = self.database.calls.load(Ordering::SeqCst);
+            if self.database.arm(wake_frames) {
+                tokio::select! {
+                    () = clock::sleep_until(until) => return,
+                    () = self.mailbox.notify.notified() => {}
+                }
+            }
+            wake_frames = self.encode_ahead();
+        }
+    }
+
+    async fn leave_alone(&self, until: Instant) {
+        let mut wake_frames = ENCODE_AHEAD_FRAMES;
+        while !self.database.closing.load(Ordering::Acquire) {
+            if self.database.arm(wake_frames) {
+                tokio::select! {
+                    () = clock::sleep_until(until) => return,
+                    () = self.mailbox.notify.notified() => {}
+                }
+            }
+            wake_frames = self.encode_ahead();
         }
     }
 
@@ -442,16 +507,20 @@ impl Task {
             left_alone.retain(|_, until| *until > now);
             left_alone.insert(self.database.store.url().to_owned(), now + wait.min(Backoff::LONGEST_ASKED));
         }
-        Next::After(self.backoff.failed(transient, retry_after, fastrand::f64()))
+        self.back_off(transient, retry_after)
+    }
+
+    fn back_off(&mut self, transient: bool, retry_after: Option<Duration>) -> Next {
+        let pause = self.backoff.failed(transient, retry_after, fastrand::f64());
+        Next::Backoff(pause, Backoff::while_waited_for(pause, transient, retry_after))
     }
 }
 
 /// What a local failure means: the full state where something is lost, another try where it may pass.
 fn recover(database: &Database, tail: &mut super::tail::Tail, error: TailError) -> Result<Next, StepError> {
     use super::control::FullReason;
-    use crate::spool::SpoolError;
     match &error {
-        TailError::Spool(SpoolError::Full { .. } | SpoolError::Missing { .. } | SpoolError::Ltx { .. }) => {
+        TailError::Spool(lost) if lost.is_lasting() => {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
             database.lose(tail, FullReason::SpoolLost);
             Ok(Next::Again)

@@ -1,8 +1,8 @@
 //! An ordered, crash-safe, bounded queue of LTX files on the local disk.
 //!
 //! Here goes what the WAL cannot keep any longer and the bucket does not have yet. An entry is a file `spool-<first>-<last>.ltx`, named by
-//! the sequence numbers it covers and put in place by a rename, so that a crash leaves either the whole entry or none. Entries that wait are
-//! merged, newest page wins: an outage costs disk in the order of the pages that changed, not of the writes made.
+//! the sequence numbers it covers; it counts once the control file names them. Entries that wait are merged, newest page wins: an outage
+//! costs disk in the order of the pages that changed, not of the writes made.
 //!
 //! A batch that was sent, or may have been, is kept apart as `attempt-<txid>.ltx`, byte for byte, and never merged.
 
@@ -11,12 +11,16 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 
+use crate::fault::{fault_io, fault_point};
 use crate::ltx::{Header, LtxError, Reader, merge};
 use crate::replicator::local::OwnerMode;
 use crate::types::{TimestampMs, Txid};
 
-/// Entries beyond this many are merged; also bounds the descriptors that building a batch needs.
+/// Entries beyond this many are merged when the uploader looks.
 const MOST_ENTRIES: usize = 8;
+/// With this many whoever adds one merges them: each commit outside a shared WAL adds one, faster than the uploader may come to look. Bounds the
+/// descriptors that a merge, or building a batch, needs.
+const MOST_UNMERGED: usize = 32;
 const IO_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What went wrong in the spool.
@@ -42,6 +46,25 @@ pub(crate) enum SpoolError {
     /// The limit of local disk would be passed.
     #[error("spool {directory}: {needed_bytes} bytes are over the limit of {limit_bytes} (max_local)")]
     Full { directory: PathBuf, needed_bytes: u64, limit_bytes: u64 },
+}
+
+impl SpoolError {
+    /// Merging entries into a file has failed: by a file operation, or by what an entry holds.
+    pub(crate) fn of(path: &Path, error: LtxError) -> Self {
+        let path = path.to_owned();
+        match error {
+            LtxError::Io(source) => Self::Io { path, source },
+            source => Self::Ltx { path, source },
+        }
+    }
+
+    /// Something that was spooled cannot be had any more, however often it is tried.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Ltx { .. } | Self::Missing { .. } | Self::Full { .. } => true,
+        }
+    }
 }
 
 /// All entries to be merged, oldest first, and the newest one's header.
@@ -149,13 +172,25 @@ impl Spool {
     ///
     /// Fails with `Full` once the entry is there but the limit is passed; the caller then gives the whole queue up.
     pub(crate) fn append<E: From<SpoolError>>(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>) -> Result<(), E> {
+        // Before it and not after it: what is merged must have been named by the control file.
+        self.bound()?;
         let entry = Entry { first: self.next, last: self.next, bytes: 0 };
-        let bytes = self.create(&self.path(&entry), write)?;
+        // Nobody looks at it before the control file names its number, so that it needs no rename to be there as a whole.
+        let path = self.path(&entry);
+        let bytes = self.write_file(&path, write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         self.entries.push_back(Entry { bytes, ..entry });
         self.next += 1;
         let needed_bytes = self.bytes();
         if needed_bytes > self.limit_bytes {
             return Err(SpoolError::Full { directory: self.directory.clone(), needed_bytes, limit_bytes: self.limit_bytes }.into());
+        }
+        Ok(())
+    }
+
+    /// Merges until there are fewer entries than a merge may open.
+    pub(crate) fn bound(&mut self) -> Result<(), SpoolError> {
+        while self.entries.len() >= MOST_UNMERGED {
+            self.merge_waiting()?;
         }
         Ok(())
     }
@@ -167,7 +202,7 @@ impl Spool {
         }
         let mut run_bytes = 0;
         let mut run = 0;
-        for entry in self.entries.iter().rev() {
+        for entry in self.entries.iter().rev().take(MOST_UNMERGED) {
             if run >= 2 && entry.bytes > 2 * run_bytes && self.entries.len() - run < MOST_ENTRIES {
                 break;
             }
@@ -175,6 +210,7 @@ impl Spool {
             run += 1;
         }
         let keep = self.entries.len() - run;
+        fault_point!("merge.begin");
         let inputs: Vec<Entry> = self.entries.range(keep..).cloned().collect();
         let (Some(oldest), Some(newest)) = (inputs.first(), inputs.last()) else { return Ok(()) };
         let output = Entry { first: oldest.first, last: newest.last, bytes: 0 };
@@ -182,13 +218,17 @@ impl Spool {
         let newest_path = self.path(newest);
         let header = read_header(&newest_path)?;
         let output_path = self.path(&output);
-        let bytes = self.create(&output_path, |out| {
-            merge(readers, &header, out).map(drop).map_err(|source| SpoolError::Ltx { path: output_path.clone(), source })
-        })?;
+        let bytes =
+            self.create(&output_path, |out| merge(readers, &header, out).map(drop).map_err(|source| SpoolError::of(&output_path, source)))?;
+        fault_point!("merge.written");
         self.entries.truncate(keep);
         self.entries.push_back(Entry { bytes, ..output });
         // One that cannot be removed is removed at the next open.
-        inputs.iter().try_for_each(|input| remove(&self.path(input)))
+        inputs.iter().try_for_each(|input| {
+            remove(&self.path(input))?;
+            fault_point!("merge.removed");
+            Ok(())
+        })
     }
 
     /// Readers of all entries, oldest first, and the newest entry's header; `None` when empty.
@@ -222,21 +262,24 @@ impl Spool {
         write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
     ) -> Result<u64, E> {
         let temporary = path.with_extension("tmp");
-        let made = (|| {
-            let file = File::create(&temporary).map_err(|source| io_error(&temporary, source))?;
-            self.owner.apply(&file).map_err(|source| io_error(&temporary, source))?;
-            let mut out = BufWriter::with_capacity(IO_BUFFER_BYTES, file);
-            write(&mut out)?;
-            let file = out.into_inner().map_err(|e| io_error(&temporary, e.into_error()))?;
-            let bytes = file.metadata().map_err(|source| io_error(&temporary, source))?.len();
+        let made = self.write_file(&temporary, write).and_then(|bytes| {
             std::fs::rename(&temporary, path).map_err(|source| io_error(path, source))?;
+            fault_point!("spool.renamed");
             Ok(bytes)
-        })();
-        if made.is_err() {
-            // The error to report is the first one; a temporary file left over is removed at the next open.
-            let _ = std::fs::remove_file(&temporary);
-        }
-        made
+        });
+        // The error to report is the first one; a temporary file left over is removed at the next open.
+        made.inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+    }
+
+    fn write_file<E: From<SpoolError>>(&self, path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>) -> Result<u64, E> {
+        fault_io!("spool.create").map_err(|source| io_error(path, source))?;
+        let file = File::create(path).map_err(|source| io_error(path, source))?;
+        self.owner.apply(&file).map_err(|source| io_error(path, source))?;
+        let mut out = BufWriter::with_capacity(IO_BUFFER_BYTES, file);
+        write(&mut out)?;
+        let file = out.into_inner().map_err(|e| io_error(path, e.into_error()))?;
+        fault_io!("spool.written").map_err(|source| io_error(path, source))?;
+        Ok(file.metadata().map_err(|source| io_error(path, source))?.len())
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {
@@ -275,6 +318,7 @@ fn read_header(path: &Path) -> Result<Header, SpoolError> {
 }
 
 fn remove(path: &Path) -> Result<(), SpoolError> {
+    fault_io!("spool.remove").map_err(|source| io_error(path, source))?;
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path, error)),
         _ => Ok(()),
@@ -327,6 +371,19 @@ mod tests {
         assert_eq!(contents(&spool), expected);
         let again = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, spool.first(), spool.next(), None).unwrap();
         assert_eq!(contents(&again), expected);
+    }
+
+    #[test]
+    fn entries_are_few_where_nobody_merges() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 0, 0, None).unwrap();
+        for i in 0..500_u32 {
+            append(&mut spool, &[(1, i as u8), (2 + i % 7, i as u8)]).unwrap();
+            assert!(spool.entries.len() <= MOST_UNMERGED);
+        }
+        assert_eq!(contents(&spool)[0], (1, 499_u32 as u8));
+        let again = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, spool.first(), spool.next(), None).unwrap();
+        assert_eq!(contents(&again), contents(&spool));
     }
 
     #[test]

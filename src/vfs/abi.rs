@@ -12,19 +12,29 @@ pub(crate) const SQLITE_ERROR: c_int = 1;
 pub(crate) const SQLITE_BUSY: c_int = 5;
 pub(crate) const SQLITE_NOMEM: c_int = 7;
 pub(crate) const SQLITE_IOERR: c_int = 10;
+/// Nothing that SQLite reports by itself: where an atomic batch write fails it falls back to a journal.
+pub(crate) const SQLITE_IOERR_COMMIT_ATOMIC: c_int = 10 | 30 << 8;
 pub(crate) const SQLITE_NOTFOUND: c_int = 12;
 pub(crate) const SQLITE_CANTOPEN: c_int = 14;
+pub(crate) const SQLITE_AUTH: c_int = 23;
 pub(crate) const SQLITE_NOTICE: c_int = 27;
 pub(crate) const SQLITE_WARNING: c_int = 28;
 pub(crate) const SQLITE_OK_LOAD_PERMANENTLY: c_int = 256;
 
 pub(crate) const SQLITE_OPEN_READONLY: c_int = 0x0000_0001;
+pub(crate) const SQLITE_OPEN_CREATE: c_int = 0x0000_0004;
 pub(crate) const SQLITE_OPEN_MAIN_DB: c_int = 0x0000_0100;
+pub(crate) const SQLITE_OPEN_SUPER_JOURNAL: c_int = 0x0000_4000;
 pub(crate) const SQLITE_OPEN_WAL: c_int = 0x0008_0000;
 
 pub(crate) const SQLITE_LOCK_NONE: c_int = 0;
 pub(crate) const SQLITE_LOCK_SHARED: c_int = 1;
+pub(crate) const SQLITE_LOCK_RESERVED: c_int = 2;
 pub(crate) const SQLITE_LOCK_EXCLUSIVE: c_int = 4;
+
+pub(crate) const SQLITE_TXN_WRITE: c_int = 2;
+
+pub(crate) const SQLITE_SYNC_NORMAL: c_int = 2;
 
 pub(crate) const SQLITE_SHM_UNLOCK: c_int = 1;
 pub(crate) const SQLITE_SHM_LOCK: c_int = 2;
@@ -42,6 +52,8 @@ pub(crate) const SQLITE_FCNTL_VFSNAME: c_int = 12;
 pub(crate) const SQLITE_FCNTL_PRAGMA: c_int = 14;
 pub(crate) const SQLITE_FCNTL_SYNC: c_int = 21;
 pub(crate) const SQLITE_FCNTL_COMMIT_PHASETWO: c_int = 22;
+pub(crate) const SQLITE_FCNTL_JOURNAL_POINTER: c_int = 28;
+pub(crate) const SQLITE_FCNTL_PDB: c_int = 30;
 pub(crate) const SQLITE_FCNTL_CKPT_DONE: c_int = 37;
 pub(crate) const SQLITE_FCNTL_CKPT_START: c_int = 39;
 

@@ -4,9 +4,9 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
-use super::abi::{File, Vfs};
+use super::abi::{File, SQLITE_FCNTL_JOURNAL_POINTER, SQLITE_TXN_WRITE, Vfs};
 
-/// The oldest SQLite whose table has all that we call: `sqlite3_database_file_object` came with 3.32.0.
+/// The oldest SQLite whose table has all that we call: `sqlite3_filename_database` came with 3.31.0, and 3.32.0 is what is tested.
 pub(crate) const OLDEST_VERSION: c_int = 3_032_000;
 
 /// `sqlite3_api_routines`: opaque here, read by slot.
@@ -22,14 +22,23 @@ pub(super) mod slot {
     pub(in crate::vfs) const MPRINTF: usize = 69;
     pub(in crate::vfs) const RESULT_NULL: usize = 84;
     pub(in crate::vfs) const RESULT_TEXT: usize = 85;
+    pub(in crate::vfs) const FILE_CONTROL: usize = 127;
     pub(in crate::vfs) const VFS_FIND: usize = 141;
     pub(in crate::vfs) const VFS_REGISTER: usize = 142;
     pub(in crate::vfs) const CREATE_FUNCTION_V2: usize = 162;
     pub(in crate::vfs) const LOG: usize = 167;
+    pub(in crate::vfs) const DB_FILENAME: usize = 180;
     pub(in crate::vfs) const URI_PARAMETER: usize = 189;
     pub(in crate::vfs) const URI_KEY: usize = 245;
-    pub(in crate::vfs) const DATABASE_FILE_OBJECT: usize = 251;
+    pub(in crate::vfs) const FILENAME_DATABASE: usize = 246;
+    /// From 3.34.0 on.
+    pub(in crate::vfs) const TXN_STATE: usize = 252;
+    /// From 3.39.0 on.
+    pub(in crate::vfs) const DB_NAME: usize = 264;
 }
+
+/// The first version whose table has `sqlite3_db_name`.
+const DB_NAME_VERSION: c_int = 3_039_000;
 
 /// Why a host's function table cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +62,24 @@ type CreateFunction =
 /// The last argument is a destructor; all ones means that SQLite makes a copy.
 type ResultText = unsafe extern "C" fn(*mut c_void, *const c_char, c_int, isize);
 
+/// What tells of the databases of a connection, where this SQLite has it.
+#[derive(Clone, Copy, Debug)]
+struct Schemas {
+    db_name: unsafe extern "C" fn(*mut c_void, c_int) -> *const c_char,
+    txn_state: unsafe extern "C" fn(*mut c_void, *const c_char) -> c_int,
+}
+
+/// One database of a connection, as SQLite's own pointers tell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Schema {
+    /// The file name that was passed to `xOpen`; empty for temporary and in-memory databases.
+    pub(crate) file_name: *const c_char,
+    /// A transaction of the connection may change it.
+    pub(crate) is_written: bool,
+    /// Its rollback journal or WAL; null where SQLite does not tell.
+    pub(crate) journal: *mut File,
+}
+
 /// The functions, all present.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SqliteApi {
@@ -63,7 +90,10 @@ pub(crate) struct SqliteApi {
     log: unsafe extern "C" fn(c_int, *const c_char, ...),
     uri_parameter: unsafe extern "C" fn(*const c_char, *const c_char) -> *const c_char,
     uri_key: unsafe extern "C" fn(*const c_char, c_int) -> *const c_char,
-    database_file_object: unsafe extern "C" fn(*const c_char) -> *mut File,
+    filename_database: unsafe extern "C" fn(*const c_char) -> *const c_char,
+    file_control: unsafe extern "C" fn(*mut c_void, *const c_char, c_int, *mut c_void) -> c_int,
+    db_filename: unsafe extern "C" fn(*mut c_void, *const c_char) -> *const c_char,
+    schemas: Option<Schemas>,
     create_function: CreateFunction,
     result_text: ResultText,
     result_null: unsafe extern "C" fn(*mut c_void),
@@ -118,10 +148,32 @@ impl SqliteApi {
                     slot::URI_KEY,
                     "sqlite3_uri_key",
                 )?),
-                database_file_object: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char) -> *mut File>(need(
-                    slot::DATABASE_FILE_OBJECT,
-                    "sqlite3_database_file_object",
+                filename_database: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*const c_char) -> *const c_char>(need(
+                    slot::FILENAME_DATABASE,
+                    "sqlite3_filename_database",
                 )?),
+                file_control: std::mem::transmute::<
+                    *const c_void,
+                    unsafe extern "C" fn(*mut c_void, *const c_char, c_int, *mut c_void) -> c_int,
+                >(need(slot::FILE_CONTROL, "sqlite3_file_control")?),
+                db_filename: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void, *const c_char) -> *const c_char>(need(
+                    slot::DB_FILENAME,
+                    "sqlite3_db_filename",
+                )?),
+                schemas: if version < DB_NAME_VERSION {
+                    None
+                } else {
+                    Some(Schemas {
+                        db_name: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void, c_int) -> *const c_char>(need(
+                            slot::DB_NAME,
+                            "sqlite3_db_name",
+                        )?),
+                        txn_state: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void, *const c_char) -> c_int>(need(
+                            slot::TXN_STATE,
+                            "sqlite3_txn_state",
+                        )?),
+                    })
+                },
                 create_function: std::mem::transmute::<*const c_void, CreateFunction>(need(
                     slot::CREATE_FUNCTION_V2,
                     "sqlite3_create_function_v2",
@@ -233,13 +285,44 @@ impl SqliteApi {
         parameters
     }
 
-    /// The open main database that belongs to the name of a WAL.
+    /// The databases of a connection in the order in which they commit, without the temporary one; none where this SQLite cannot tell.
     ///
     /// # Safety
-    /// `wal_name` is the very pointer that SQLite passed to `xOpen` for the WAL.
-    pub(crate) unsafe fn database_file_of(&self, wal_name: *const c_char) -> *mut File {
+    /// `connection` is a connection of this SQLite that this thread is working with, as inside of a method of a VFS.
+    pub(crate) unsafe fn schemas(&self, connection: *mut c_void) -> Vec<Schema> {
+        /// SQLite's own limit is 125 attached databases.
+        const MOST: c_int = 128;
+        const TEMP: c_int = 1;
+        let Some(Schemas { db_name, txn_state }) = self.schemas else { return Vec::new() };
+        let mut schemas = Vec::new();
+        for index in (0..MOST).filter(|index| *index != TEMP) {
+            // SAFETY: the connection is the caller's. All of these take SQLite's own recursive lock, which this thread holds, and the name is
+            // SQLite's while nothing is detached.
+            unsafe {
+                let name = db_name(connection, index);
+                if name.is_null() {
+                    break;
+                }
+                let is_written = txn_state(connection, name) == SQLITE_TXN_WRITE;
+                let mut journal: *mut File = std::ptr::null_mut();
+                if is_written {
+                    // Where it fails the pointer stays null.
+                    let _ = (self.file_control)(connection, name, SQLITE_FCNTL_JOURNAL_POINTER, (&raw mut journal).cast());
+                }
+                schemas.push(Schema { file_name: (self.db_filename)(connection, name), is_written, journal });
+            }
+        }
+        schemas
+    }
+
+    /// The name of the database that belongs to the name of a WAL: where SQLite itself made both names, the very pointer that it passed to
+    /// `xOpen` for the database.
+    ///
+    /// # Safety
+    /// `wal_name` is a pointer that was passed to `xOpen` for a WAL: made by SQLite, or by `sqlite3_create_filename`.
+    pub(crate) unsafe fn database_name_of(&self, wal_name: *const c_char) -> *const c_char {
         // SAFETY: passed on to the caller.
-        unsafe { (self.database_file_object)(wal_name) }
+        unsafe { (self.filename_database)(wal_name) }
     }
 }
 

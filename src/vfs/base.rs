@@ -7,7 +7,7 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
-use super::abi::{File, IoMethods, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, Vfs};
+use super::abi::{File, IoMethods, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_SYNC_NORMAL, Vfs};
 use crate::replicator::database::Host;
 use crate::replicator::preserve::DatabaseFile;
 
@@ -82,6 +82,16 @@ impl DatabaseFile for BaseFile {
         // SAFETY: the file is open, and the buffer has that many bytes.
         let rc = unsafe { read(pointer, buf.as_mut_ptr().cast::<c_void>(), bytes, offset) };
         if rc == SQLITE_OK { Ok(()) } else { Err(sqlite_error("read", rc)) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut file = self.file.lock();
+        let Some((IoMethods { sync: Some(sync), .. }, pointer)) = Self::methods(&mut file) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        // SAFETY: the file is open.
+        let rc = unsafe { sync(pointer, SQLITE_SYNC_NORMAL) };
+        if rc == SQLITE_OK { Ok(()) } else { Err(sqlite_error("sync", rc)) }
     }
 }
 

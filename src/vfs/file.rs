@@ -3,20 +3,22 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 
 use super::abi::{
-    File, IoMethods, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_PRAGMA,
-    SQLITE_FCNTL_SYNC, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND,
-    SQLITE_OK, SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0,
-    WAL_WRITE_LOCK,
+    File, IoMethods, SQLITE_AUTH, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO,
+    SQLITE_FCNTL_PDB, SQLITE_FCNTL_PRAGMA, SQLITE_FCNTL_SYNC, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_IOERR_COMMIT_ATOMIC,
+    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
+    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
+use super::group::{self, FileName, Refusal};
 use super::pragma::{self, Answer};
 use crate::replicator::database::Database;
+use crate::replicator::durability::{self, NotAcknowledged, Policy};
 use crate::replicator::outside::{FileChange, Writer};
 use crate::replicator::process;
-use crate::wal::{INDEX_HEADER_BYTES, IndexHeader};
+use crate::wal::{FRAME_HEADER_BYTES, INDEX_HEADER_BYTES, IndexHeader};
 
 /// What SQLite allocates for a file of ours; the base's file follows at once.
 #[repr(C)]
@@ -34,26 +36,38 @@ enum FileState {
 }
 
 /// A database file.
-struct MainFile {
-    api: &'static SqliteApi,
+pub(super) struct MainFile {
+    pub(super) api: &'static SqliteApi,
     /// `None`: opened read-only, everything passes through.
     database: Option<Arc<Database>>,
+    /// As SQLite passed it.
+    pub(super) name: FileName,
+    /// Where SQLite keeps the connection that works with the file.
+    pub(super) connection: AtomicPtr<*mut c_void>,
+    /// The refusal of a transaction over several databases was logged.
+    pub(super) told_of_group: AtomicBool,
+    /// What this connection's commits wait for.
+    pub(super) policy: Policy,
+    /// The sequence number of the commit that this connection has published and that `COMMIT_PHASETWO` has not come for; 0 for none.
+    own_commit: AtomicU64,
     /// The process of a chain of forks that opened it.
-    generation: usize,
+    pub(super) generation: usize,
     /// The WAL-index's first region, while it is mapped.
     index: AtomicPtr<u8>,
     /// This connection holds the WAL's write lock.
-    holds_write: AtomicBool,
+    pub(super) holds_write: AtomicBool,
     /// This connection holds the checkpoint lock.
     holds_checkpoint: AtomicBool,
     /// It has its WAL open, so that only checkpoints write to the database file.
-    in_wal_mode: AtomicBool,
+    pub(super) in_wal_mode: AtomicBool,
     /// Frames were written without the WAL's write lock: there is no shared memory.
     wrote_unlocked: AtomicBool,
+    /// How far they reach, in bytes of the file.
+    unlocked_end: AtomicU64,
     /// A write or sync of the WAL has failed since the transaction began: what lies there is not committed.
     wal_failed: AtomicBool,
     /// The lock that it holds on the database file, of SQLite's five levels.
-    lock_level: AtomicI32,
+    pub(super) lock_level: AtomicI32,
     /// It took the EXCLUSIVE lock to roll back what a dead process left.
     rolls_back: AtomicBool,
     /// It has written to the database file, and neither committed nor given its lock up.
@@ -69,7 +83,7 @@ struct WalSide {
 
 impl MainFile {
     /// The replicated database, unless this is the child of a fork that happened since: SQLite forbids using the connection there.
-    fn database(&self) -> Option<&Arc<Database>> {
+    pub(super) fn database(&self) -> Option<&Arc<Database>> {
         self.database.as_ref().filter(|_| self.generation == process::generation())
     }
 
@@ -98,24 +112,58 @@ impl MainFile {
 ///
 /// # Safety
 /// `file` points to the memory that SQLite passed to `xOpen` of our VFS, with an open base file behind our part.
-pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, database: Option<Arc<Database>>) {
+pub(crate) unsafe fn become_main(
+    file: *mut File,
+    api: &'static SqliteApi,
+    name: FileName,
+    database: Option<Arc<Database>>,
+    policy: Policy,
+) {
+    if database.is_some() {
+        process::note_main(name as usize, file as usize);
+    }
     let main = MainFile {
         api,
         database,
+        name,
+        connection: AtomicPtr::new(std::ptr::null_mut()),
+        told_of_group: AtomicBool::new(false),
+        policy,
+        own_commit: AtomicU64::new(0),
         generation: process::generation(),
         index: AtomicPtr::new(std::ptr::null_mut()),
         holds_write: AtomicBool::new(false),
         holds_checkpoint: AtomicBool::new(false),
         in_wal_mode: AtomicBool::new(false),
         wrote_unlocked: AtomicBool::new(false),
+        unlocked_end: AtomicU64::new(0),
         wal_failed: AtomicBool::new(false),
         lock_level: AtomicI32::new(SQLITE_LOCK_NONE),
         rolls_back: AtomicBool::new(false),
         writes_file: AtomicBool::new(false),
         has_committed: AtomicBool::new(false),
     };
-    // SAFETY: passed on.
-    unsafe { become_ours(file, FileState::Main(main), &MAIN) }
+    // SAFETY: passed on; what has become ours has its state.
+    unsafe {
+        become_ours(file, FileState::Main(main), &MAIN);
+        if let Some(FileState::Main(main)) = state_of(file)
+            && main.database.is_some()
+        {
+            group::opened(main);
+        }
+    }
+}
+
+/// Makes an opened super-journal ours, so that we hear which databases a transaction has.
+///
+/// # Safety
+/// As `become_main`.
+pub(crate) unsafe fn become_super_journal(file: *mut File) {
+    // SAFETY: the base's file is open, and our part of the memory is ours.
+    unsafe {
+        let table = table_for(base_of(file).1, &SUPER_JOURNAL);
+        file.cast::<ShimFile>().write(ShimFile { methods: table, state: std::ptr::null_mut() });
+    }
 }
 
 /// Makes an opened WAL ours, if its database is.
@@ -146,29 +194,23 @@ unsafe fn state_of<'a>(file: *mut File) -> Option<&'a FileState> {
     if ours { unsafe { (*file.cast::<ShimFile>()).state.as_ref() } } else { None }
 }
 
-/// Whether the file at `file` is the database of a connection that we replicate.
-///
-/// # Safety
-/// `file` is null or an open file.
-pub(crate) unsafe fn is_replicated(file: *mut File) -> bool {
-    // SAFETY: passed on.
-    matches!(unsafe { state_of(file) }, Some(FileState::Main(MainFile { database: Some(_), .. })))
-}
-
 unsafe fn become_ours(file: *mut File, state: FileState, tables: &'static [IoMethods; TABLES]) {
     // SAFETY: the base's file is open.
-    let (base, base_methods) = unsafe { base_of(file) };
-    debug_assert!(!base.is_null());
-    let table = match (base_methods.version, base_methods.shm_map.is_some()) {
+    let table = table_for(unsafe { base_of(file) }.1, tables);
+    let shim = file.cast::<ShimFile>();
+    // SAFETY: the memory is ours, `SHIM_BYTES` of it.
+    unsafe { shim.write(ShimFile { methods: table, state: Box::into_raw(Box::new(state)) }) };
+}
+
+/// The table whose shape is that of the base's.
+const fn table_for(base: &IoMethods, tables: &'static [IoMethods; TABLES]) -> &'static IoMethods {
+    match (base.version, base.shm_map.is_some()) {
         (..=1, _) => &tables[0],
         (2, false) => &tables[1],
         (2, true) => &tables[2],
         (_, false) => &tables[3],
         (_, true) => &tables[4],
-    };
-    let shim = file.cast::<ShimFile>();
-    // SAFETY: the memory is ours, `SHIM_BYTES` of it.
-    unsafe { shim.write(ShimFile { methods: table, state: Box::into_raw(Box::new(state)) }) };
+    }
 }
 
 /// Where the base's file lies.
@@ -258,6 +300,11 @@ unsafe extern "C" fn shm_barrier(file: *mut File) {
 unsafe extern "C" fn close(file: *mut File) -> c_int {
     // SAFETY: see above; the state is freed once, and the methods are cleared so that nobody comes back.
     let (rc, state) = unsafe {
+        if let Some(FileState::Main(main)) = state_of(file)
+            && main.database().is_some()
+        {
+            group::closes(main);
+        }
         let (base, methods) = base_of(file);
         let rc = methods.close.map_or(SQLITE_OK, |close| close(base));
         let shim = &mut *file.cast::<ShimFile>();
@@ -268,6 +315,7 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
         FileState::Main(main) => {
             let database = main.database().cloned();
             if let Some(database) = database {
+                process::forget_main(file as usize);
                 guarded(&main, (), || process::close(&database));
             } else if main.database.is_some() {
                 // Opened before a fork: what the parent's thread shares with us is left alone for ever.
@@ -308,26 +356,64 @@ impl MainFile {
         });
     }
 
-    /// A commit is complete. What the release of the WAL's write lock has not told is told here.
+    /// A commit is complete. What the release of the WAL's write lock has not told is told here. Returns its number, where it has changed anything.
     ///
     /// # Safety
     /// `file` is this file, open.
-    unsafe fn committed(&self, file: *mut File, database: &Arc<Database>) {
+    unsafe fn committed(&self, file: *mut File, database: &Arc<Database>) -> Option<u64> {
+        let published = self.own_commit.swap(0, Ordering::Relaxed);
         if self.wrote_unlocked.swap(false, Ordering::Relaxed) {
+            let written_bytes = self.unlocked_end.swap(0, Ordering::Relaxed);
             if self.wal_failed.swap(false, Ordering::Relaxed) {
-                return;
+                return None;
             }
             match self.index_header() {
                 Some(index) => database.observe(&index),
-                None => database.commits_exclusively(),
+                None => database.commits_exclusively(written_bytes),
             }
         } else if !self.in_wal_mode.load(Ordering::Relaxed) {
             // SAFETY: passed on.
-            database.commits_file(&mut |page, at| unsafe { read_base(file, page, at) });
+            let own = database.commits_file(&mut |page, at| unsafe { read_base(file, page, at) });
             if self.writes_file.swap(false, Ordering::Relaxed) {
                 self.has_committed.store(true, Ordering::Relaxed);
             }
+            own
+        } else {
+            (published > 0).then_some(published)
         }
+    }
+
+    /// The EXCLUSIVE lock comes when a transaction commits, and all of its databases are known.
+    ///
+    /// # Safety
+    /// SQLite is about to lock this file.
+    unsafe fn refusal_before_lock(&self, level: c_int) -> Option<c_int> {
+        if level != SQLITE_LOCK_EXCLUSIVE || self.lock_level.load(Ordering::Relaxed) != SQLITE_LOCK_RESERVED {
+            return None;
+        }
+        // SAFETY: passed on.
+        guarded(self, None, || unsafe { self.refuses_group() }.map(|refusal| self.refuse_group(refusal)))
+    }
+
+    /// The header of a frame that completes a transaction comes when it commits.
+    ///
+    /// # Safety
+    /// SQLite is about to write this to the WAL.
+    unsafe fn refusal_before_frame(&self, content: &[u8]) -> Option<c_int> {
+        if content.len() != FRAME_HEADER_BYTES || content.get(4..8) == Some(&[0; 4]) {
+            return None;
+        }
+        // SAFETY: passed on.
+        guarded(self, None, || unsafe { self.refuses_group() }.map(|refusal| self.refuse_group(refusal)))
+    }
+
+    /// Waits for the bucket as this connection's commits do, and says what SQLite gets.
+    ///
+    /// An I/O error, since a busy one would have the application make the transaction again, and this one among them because an application that
+    /// asks for extended codes sees it for nothing else.
+    fn await_acknowledgement(&self, database: &Database, own_commit: Option<u64>) -> c_int {
+        let waited = guarded(self, Err(NotAcknowledged), || durability::after_commit(database, &self.policy, own_commit));
+        if waited.is_ok() { SQLITE_OK } else { SQLITE_IOERR_COMMIT_ATOMIC }
     }
 }
 
@@ -371,6 +457,10 @@ unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
 
 /// Keeps account of the lock: one that goes from SHARED straight to EXCLUSIVE with a journal there is about to roll that back.
 unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_int {
+    // SAFETY: see above.
+    if let Some(rc) = unsafe { main_of(file).refusal_before_lock(level) } {
+        return rc;
+    }
     // SAFETY: see above.
     let (main, rc) = unsafe { (main_of(file), lock(file, level)) };
     if rc == SQLITE_OK
@@ -449,15 +539,14 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
         // SAFETY: see above.
         return unsafe { shm_lock(file, offset, n, flags) };
     };
-    let observe = || {
-        if let Some(index) = main.index_header() {
-            database.observe(&index);
-        }
+    let observe = || match main.index_header() {
+        Some(index) => database.observe(&index).unwrap_or_default(),
+        None => durability::UNSEEN,
     };
     match (flags, offset, n) {
         (GIVE, WAL_WRITE_LOCK, 1) => {
             main.holds_write.store(false, Ordering::Relaxed);
-            guarded(main, (), observe);
+            main.own_commit.store(guarded(main, durability::UNSEEN, observe), Ordering::Relaxed);
         }
         (GIVE, WAL_CHECKPOINT_LOCK, 1) => main.holds_checkpoint.store(false, Ordering::Relaxed),
         (TAKE, 4, 4) => {
@@ -475,8 +564,9 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
         match (flags, offset) {
             (TAKE, WAL_WRITE_LOCK) => {
                 main.holds_write.store(true, Ordering::Relaxed);
+                main.own_commit.store(0, Ordering::Relaxed);
                 if !database.has_seen_index() {
-                    guarded(main, (), observe);
+                    guarded(main, 0, observe);
                 }
             }
             (TAKE, 4) if n == 4 => guarded(main, (), || database.wal_is_empty()),
@@ -499,19 +589,34 @@ unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argume
             return rc;
         }
     }
+    let mut own_commit = None;
     if let Some(database) = main.database() {
         match operation {
+            SQLITE_FCNTL_PDB => main.connection.store(argument.cast(), Ordering::Release),
+            // The name of a super-journal that is not ours.
+            SQLITE_FCNTL_SYNC if !argument.is_null() && main.policy.waits() => {
+                return guarded(main, SQLITE_AUTH, || main.refuse_group(Refusal::Ignored));
+            }
             SQLITE_FCNTL_CKPT_START => guarded(main, (), || database.writes_file(true)),
             SQLITE_FCNTL_CKPT_DONE => guarded(main, (), || database.writes_file(false)),
             // The last that is heard of a rollback under an exclusive lock.
             SQLITE_FCNTL_SYNC => main.rolls_back.store(false, Ordering::Relaxed),
             // SAFETY: see above.
-            SQLITE_FCNTL_COMMIT_PHASETWO => guarded(main, (), || unsafe { main.committed(file, database) }),
+            SQLITE_FCNTL_COMMIT_PHASETWO => {
+                // SAFETY: see above.
+                own_commit = guarded(main, Some(durability::UNSEEN), || unsafe { main.committed(file, database) });
+            }
             _ => {}
         }
     }
     // SAFETY: see above.
     let rc = unsafe { file_control(file, operation, argument) };
+    if operation == SQLITE_FCNTL_COMMIT_PHASETWO
+        && matches!(rc, SQLITE_OK | SQLITE_NOTFOUND)
+        && let Some(database) = main.database()
+    {
+        return main.await_acknowledgement(database, own_commit);
+    }
     if operation == SQLITE_FCNTL_VFSNAME && rc == SQLITE_OK {
         let name = argument.cast::<*mut c_char>();
         // SAFETY: for this operation the argument points to a string of SQLite's allocator, which we replace.
@@ -529,7 +634,9 @@ unsafe fn answer_pragma(main: &MainFile, strings: *mut *mut c_char) -> Option<c_
         let value = *strings.add(2);
         (CStr::from_ptr(*strings.add(1)), (!value.is_null()).then(|| CStr::from_ptr(value)))
     };
-    let answer = guarded(main, None, || pragma::answer(database, &name.to_string_lossy(), value.map(CStr::to_string_lossy).as_deref()));
+    let answer = guarded(main, None, || {
+        pragma::answer(database, &main.policy, &name.to_string_lossy(), value.map(CStr::to_string_lossy).as_deref())
+    });
     let (rc, text) = match answer? {
         Answer::Text(text) => (SQLITE_OK, text),
         Answer::Error(text) => (super::abi::SQLITE_ERROR, text),
@@ -568,8 +675,14 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
             }
         });
     }
+    // SAFETY: see above; SQLite passes as many bytes as it says.
+    if let Some(rc) = unsafe { main.refusal_before_frame(std::slice::from_raw_parts(from.cast(), usize::try_from(bytes).unwrap_or(0))) } {
+        main.wal_failed.store(true, Ordering::Relaxed);
+        return rc;
+    }
     if unlocked {
         main.wrote_unlocked.store(true, Ordering::Relaxed);
+        main.unlocked_end.fetch_max(offset.cast_unsigned() + u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
         if guarded(main, false, || database.begins_in_wal(offset.cast_unsigned())) {
             main.wal_failed.store(false, Ordering::Relaxed);
         }
@@ -587,8 +700,33 @@ unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int {
     let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
+    } else if let Some(database) = main.database() {
+        guarded(main, (), || database.wal_synced());
     }
     rc
+}
+
+/// SQLite writes the names of the journals of all databases that a transaction has, one at a time, before it commits any of them.
+unsafe extern "C" fn super_journal_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
+    // SAFETY: see above; SQLite passes as many bytes as it says.
+    unsafe {
+        let name = std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0));
+        match catch_unwind(|| group::joins_super_journal(name)) {
+            Ok(None) => write(file, from, bytes, offset),
+            Ok(Some(rc)) => rc,
+            Err(_) => SQLITE_AUTH,
+        }
+    }
+}
+
+unsafe extern "C" fn super_journal_close(file: *mut File) -> c_int {
+    // SAFETY: see above; there is no state to be freed.
+    unsafe {
+        let (base, methods) = base_of(file);
+        let rc = methods.close.map_or(SQLITE_OK, |close| close(base));
+        (*file.cast::<ShimFile>()).methods = std::ptr::null();
+        rc
+    }
 }
 
 /// What is cut off must be safe before.
@@ -653,3 +791,6 @@ static MAIN: [IoMethods; TABLES] = shapes(IoMethods {
 
 static WAL: [IoMethods; TABLES] =
     shapes(IoMethods { write: Some(wal_write), truncate: Some(wal_truncate), sync: Some(wal_sync), ..FORWARD });
+
+static SUPER_JOURNAL: [IoMethods; TABLES] =
+    shapes(IoMethods { write: Some(super_journal_write), close: Some(super_journal_close), ..FORWARD });

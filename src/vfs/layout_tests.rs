@@ -41,8 +41,15 @@ fn constants_are_sqlites() {
         (abi::SQLITE_BUSY, ffi::SQLITE_BUSY),
         (abi::SQLITE_NOMEM, ffi::SQLITE_NOMEM),
         (abi::SQLITE_IOERR, ffi::SQLITE_IOERR),
+        (abi::SQLITE_IOERR_COMMIT_ATOMIC, ffi::SQLITE_IOERR_COMMIT_ATOMIC),
         (abi::SQLITE_NOTFOUND, ffi::SQLITE_NOTFOUND),
         (abi::SQLITE_CANTOPEN, ffi::SQLITE_CANTOPEN),
+        (abi::SQLITE_AUTH, ffi::SQLITE_AUTH),
+        (abi::SQLITE_OPEN_CREATE, ffi::SQLITE_OPEN_CREATE),
+        (abi::SQLITE_OPEN_SUPER_JOURNAL, ffi::SQLITE_OPEN_SUPER_JOURNAL),
+        (abi::SQLITE_FCNTL_JOURNAL_POINTER, ffi::SQLITE_FCNTL_JOURNAL_POINTER),
+        (abi::SQLITE_FCNTL_PDB, ffi::SQLITE_FCNTL_PDB),
+        (abi::SQLITE_TXN_WRITE, ffi::SQLITE_TXN_WRITE),
         (abi::SQLITE_NOTICE, ffi::SQLITE_NOTICE),
         (abi::SQLITE_WARNING, ffi::SQLITE_WARNING),
         (abi::SQLITE_OK_LOAD_PERMANENTLY, ffi::SQLITE_OK_LOAD_PERMANENTLY),
@@ -72,7 +79,7 @@ fn slots_of_the_function_table_hold_what_we_call() {
     static FOUND: Mutex<Vec<(&str, usize, usize)>> = Mutex::new(Vec::new());
     unsafe extern "C" fn entry(_database: *mut ffi::sqlite3, _error: *mut *mut c_char, routines: *const ApiRoutines) -> c_int {
         let at = |index: usize| {
-            // SAFETY: the table has more than 251 slots in every SQLite that we support.
+            // SAFETY: the table has more than 264 slots in the SQLite of the tests.
             unsafe { *routines.cast::<*const c_void>().add(index) as usize }
         };
         *FOUND.lock().unwrap() = vec![
@@ -85,8 +92,12 @@ fn slots_of_the_function_table_hold_what_we_call() {
             ("create_function_v2", at(slot::CREATE_FUNCTION_V2), ffi::sqlite3_create_function_v2 as *const () as usize),
             ("log", at(slot::LOG), ffi::sqlite3_log as *const () as usize),
             ("uri_parameter", at(slot::URI_PARAMETER), ffi::sqlite3_uri_parameter as *const () as usize),
+            ("file_control", at(slot::FILE_CONTROL), ffi::sqlite3_file_control as *const () as usize),
+            ("db_filename", at(slot::DB_FILENAME), ffi::sqlite3_db_filename as *const () as usize),
+            ("txn_state", at(slot::TXN_STATE), ffi::sqlite3_txn_state as *const () as usize),
+            ("db_name", at(slot::DB_NAME), ffi::sqlite3_db_name as *const () as usize),
             ("uri_key", at(slot::URI_KEY), ffi::sqlite3_uri_key as *const () as usize),
-            ("database_file_object", at(slot::DATABASE_FILE_OBJECT), ffi::sqlite3_database_file_object as *const () as usize),
+            ("filename_database", at(slot::FILENAME_DATABASE), ffi::sqlite3_filename_database as *const () as usize),
         ];
         0
     }
@@ -102,7 +113,7 @@ fn slots_of_the_function_table_hold_what_we_call() {
         ffi::sqlite3_close(database);
     }
     let found = FOUND.lock().unwrap();
-    assert_eq!(found.len(), 11);
+    assert_eq!(found.len(), 15);
     for (name, there, expected) in found.iter() {
         assert_eq!(there, expected, "{name}");
     }

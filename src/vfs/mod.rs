@@ -9,6 +9,7 @@ mod abi;
 mod api;
 mod base;
 mod file;
+mod group;
 mod host;
 #[cfg(test)]
 mod layout_tests;
@@ -25,6 +26,10 @@ pub use api::ApiRoutines;
 use abi::{SQLITE_ERROR, SQLITE_OK_LOAD_PERMANENTLY};
 pub(crate) use abi::{SQLITE_NOTICE, SQLITE_WARNING};
 pub(crate) use api::SqliteApi;
+
+/// The extended result code of a statement or COMMIT that did not reach the bucket in time with `durability=bounded` or `remote`: it is committed
+/// here and not known to be there. `SQLITE_IOERR_COMMIT_ATOMIC`, which SQLite itself reports for nothing.
+pub const NOT_ACKNOWLEDGED: i32 = abi::SQLITE_IOERR_COMMIT_ATOMIC;
 
 /// Functions of the SQLite that a Rust application links, by which `register` hands the VFS to it. Made by `register!`.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +52,8 @@ pub enum RegisterError {
     Host(String),
 }
 
-/// The reason why the last database was not opened, for hosts that see only SQLite's "unable to open database file".
+/// The reason why the last database was not opened, or the last transaction over several databases refused, for hosts that see only SQLite's
+/// "unable to open database file" or "authorization denied".
 #[must_use]
 pub fn last_refusal() -> Option<String> {
     LAST_REFUSAL.lock().clone()
@@ -87,7 +93,7 @@ pub unsafe extern "C" fn extension_init(database: *mut c_void, error_message: *m
     }
 }
 
-/// `SELECT replicated_last_error()` on the connection that loaded the extension: why a database was not opened. SQLite itself shows a fixed
+/// `SELECT replicated_last_error()` on the connection that loaded the extension: why a database was not opened, or a transaction refused. SQLite itself shows a fixed
 /// text for that, and a VFS has no way to give another.
 ///
 /// # Safety

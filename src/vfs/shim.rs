@@ -7,13 +7,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::abi::{
-    AnyFn, File, SQLITE_CANTOPEN, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_OPEN_WAL, Vfs,
+    AnyFn, File, SQLITE_CANTOPEN, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, SQLITE_OPEN_CREATE, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY,
+    SQLITE_OPEN_SUPER_JOURNAL, SQLITE_OPEN_WAL, Vfs,
 };
 use super::api::{ApiError, ApiRoutines, SqliteApi};
 use super::base::BaseVfs;
 use super::{file, host};
 use crate::config::Options;
 use crate::replicator::database::Database;
+use crate::replicator::durability::Policy;
 use crate::replicator::process;
 
 /// The name in `vfs=replicated`.
@@ -124,16 +126,16 @@ fn environment() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Decides by the URI parameters and the environment. Of the parameters only those are ours that come with `vfs=replicated` or a replica; the
-/// variables always are, so that a misspelt one does not leave a database without replication in silence.
+/// Decides by the URI parameters and the environment. All parameters are ours that come with `vfs=replicated` or a replica; where only a variable
+/// asks for replication, those are that look like it. The variables always are, so that a misspelt one does not leave a database without
+/// replication in silence.
 fn plan(parameters: &[(String, String)], environment: &[(String, String)], flags: c_int) -> Result<Plan, String> {
     let given = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    let meant = given("vfs") == NAME.to_str().ok()
-        || given("replica").is_some()
-        || environment.iter().any(|(name, _)| name == "REPLICATED_REPLICA");
-    let parameters = if meant { parameters } else { &[] };
-    let options = Options::resolve(parameters, environment).map_err(|error| {
-        log_where_asked(parameters, environment);
+    let named = given("vfs") == NAME.to_str().ok() || given("replica").is_some();
+    let asked_for = environment.iter().any(|(name, _)| name == "REPLICATED_REPLICA");
+    let ours: Vec<_> = parameters.iter().filter(|(name, _)| named || asked_for && Options::is_meant(name)).cloned().collect();
+    let options = Options::resolve(&ours, environment).map_err(|error| {
+        log_where_asked(&ours, environment);
         error.to_string()
     })?;
     let switched_on = |name: &str| given(name).is_some_and(|v| !matches!(v, "0" | "no" | "false" | "off"));
@@ -176,10 +178,9 @@ unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, fl
             Err(error) => return refuse(&error),
         }
     } else if flags & SQLITE_OPEN_WAL != 0 && !name.is_null() {
-        // SAFETY: `name` is the pointer that SQLite passed for the WAL.
-        let main = unsafe { registered.api.database_file_of(name) };
-        // SAFETY: `main` is null or open.
-        if unsafe { file::is_replicated(main) } {
+        // SAFETY: `name` is what SQLite, or a VFS above ours, passed for the WAL.
+        let main = unsafe { main_of_wal(registered, name) };
+        if !main.is_null() {
             // SAFETY: the memory is as large as we said; the base's part lies behind ours.
             unsafe {
                 let rc = open_base(registered.base, name, file::base_at(out), flags, out_flags);
@@ -190,9 +191,38 @@ unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, fl
             }
         }
     }
+    if flags & SQLITE_OPEN_SUPER_JOURNAL != 0 && flags & SQLITE_OPEN_CREATE != 0 {
+        // SAFETY: as for a WAL.
+        unsafe {
+            let rc = open_base(registered.base, name, file::base_at(out), flags, out_flags);
+            if rc == SQLITE_OK {
+                file::become_super_journal(out);
+            }
+            return rc;
+        }
+    }
     // Not a file of ours: the base opens it straight into the buffer, and our methods are never seen.
     // SAFETY: the memory is larger than the base asks for.
     unsafe { open_base(registered.base, name, out, flags, out_flags) }
+}
+
+/// The open file of the database that a WAL belongs to; null where we do not replicate it.
+///
+/// Found by the pointer to the database's name. `sqlite3_database_file_object` gives the file that SQLite itself sees, which is another VFS's
+/// where one is stacked on ours, and it crashes for names that such a VFS has made.
+///
+/// # Safety
+/// `name` was passed to `xOpen` for a WAL.
+unsafe fn main_of_wal(registered: &'static Registered, name: *const c_char) -> *mut File {
+    catch_unwind(|| {
+        if process::replicates_any() {
+            // SAFETY: passed on.
+            process::main_named(unsafe { registered.api.database_name_of(name) } as usize)
+        } else {
+            0
+        }
+    })
+    .unwrap_or_default() as *mut File
 }
 
 /// # Safety
@@ -221,7 +251,7 @@ unsafe fn open_main(
     match database {
         Ok(database) => {
             // SAFETY: the base's file is open behind our part.
-            unsafe { file::become_main(out, &registered.api, database) };
+            unsafe { file::become_main(out, &registered.api, name, database, Policy::of(options)) };
             SQLITE_OK
         }
         Err(error) => {
@@ -343,6 +373,11 @@ mod tests {
         assert_eq!(plan_of(&[("replica", "")], &[("REPLICATED_REPLICA", "file:///b")]), Ok(false));
         assert_eq!(plan_of(&[("replica", "file:///b"), ("mode", "ro")], &[]), Ok(false));
         assert_eq!(plan_of(&[("another_vfs_s_own", "1")], &[("REPLICATED_DEFAULT", "1"), ("REPLICATED_LOG", "stderr")]), Ok(false));
+        // The application's own URIs go on to work where the environment replicates its databases.
+        let replica = [("REPLICATED_DEFAULT", "1"), ("REPLICATED_REPLICA", "file:///b")];
+        assert_eq!(plan_of(&[("another_vfs_s_own", "1"), ("yet", "2")], &replica), Ok(true));
+        assert!(plan_of(&[("sync_intervall", "1s")], &replica).is_err());
+        assert!(plan_of(&[("vfs", "replicated"), ("another_vfs_s_own", "1")], &replica).is_err());
     }
 
     #[test]

@@ -117,10 +117,18 @@ pub struct Scan {
 /// # Errors
 /// `SaltMismatch` where `from` is of another log, `Io`. Frames that are not valid end the log and are no error.
 pub fn scan(file: &dyn ReadAt, header: &Header, from: &WalPos) -> Result<Scan, WalError> {
+    scan_to(file, header, from, u32::MAX)
+}
+
+/// As [`scan`], but no further than the frame number `to_frame`.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_to(file: &dyn ReadAt, header: &Header, from: &WalPos, to_frame: u32) -> Result<Scan, WalError> {
     check_salts(header, from.frame, from.salts)?;
     let commit_pages = stored_frame_header(file, header, from.frame)?.map_or(0, |frame| frame.commit_pages);
     let mut found = Scan { last_commit: *from, commit_pages, frames_beyond: 0 };
-    let outcome = read_frames(file, header, from, u32::MAX, &mut |frame, decoded, _| {
+    let outcome = read_frames(file, header, from, to_frame, &mut |frame, decoded, _| {
         if decoded.is_commit() {
             found.last_commit = WalPos { salts: header.salts, frame, checksum: decoded.checksum };
             found.commit_pages = decoded.commit_pages;

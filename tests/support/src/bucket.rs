@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use replicated::restore::{self, Report, RestoreError, RestoreOptions, Target};
 use replicated::store::{Env, Level, Listed, ReplicaUrl, SNAPSHOT_LEVEL, Store, StoreOptions, open_with_env};
+use replicated::types::Txid;
 use rusqlite::Connection;
 
 use crate::s3::Server;
@@ -93,6 +94,53 @@ impl Bucket {
         self.list().into_iter().filter(|listed| listed.name.level == level).collect()
     }
 
+    /// Every state of the bucket in its order, as a file that level-0 files are applied to one after another: without what restores it, and quicker
+    /// than restoring each.
+    ///
+    /// # Errors
+    /// What is wrong with a file, or with their order.
+    ///
+    /// # Panics
+    /// Where the bucket cannot be read.
+    pub fn replay(&self, file: &Path, mut visit: impl FnMut(Txid, &Path)) -> Result<(), String> {
+        let store = self.store();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let read =
+            |listed: &Listed| runtime.block_on(store.get_range(&listed.name, 0..listed.size_bytes)).expect("a listed file can be read");
+        let snapshots = self.level(SNAPSHOT_LEVEL);
+        let mut last: Option<Txid> = None;
+        let mut pages = std::collections::BTreeMap::new();
+        for listed in self.level(Level::ZERO) {
+            let txid = listed.name.max_txid;
+            if last.is_some_and(|last| listed.name.min_txid != last.next()) {
+                return Err(format!("TXID {txid} follows on {last:?}"));
+            }
+            last = Some(txid);
+            // The first state, and one with another page size, is a snapshot with an empty file beside it.
+            let snapshot = snapshots.iter().find(|snapshot| snapshot.name.max_txid == txid);
+            let bytes = read(snapshot.unwrap_or(&listed));
+            let told = |error: replicated::ltx::LtxError| format!("TXID {txid}: {error}");
+            let mut reader = replicated::ltx::Reader::new(&bytes[..]);
+            let header = reader.read_header().map_err(told)?;
+            let mut page = Vec::new();
+            if snapshot.is_some() {
+                pages.clear();
+            }
+            while let Some(number) = reader.next_page(&mut page).map_err(told)? {
+                pages.insert(number.get(), page.clone());
+            }
+            pages.retain(|number, _| *number <= header.commit_pages);
+            let mut content = Vec::new();
+            for number in 1..=header.commit_pages {
+                // A page that no file has is the lock page, or a fault that SQLite's own check finds.
+                content.extend(pages.get(&number).cloned().unwrap_or_else(|| vec![0; header.page_size.bytes()]));
+            }
+            std::fs::write(file, content).expect("the state can be written");
+            visit(txid, file);
+        }
+        Ok(())
+    }
+
     /// How often the full state was sent: snapshots, and level-0 files with every page.
     ///
     /// # Panics
@@ -125,6 +173,17 @@ impl Bucket {
 /// Where it cannot be copied or opened.
 #[must_use]
 pub fn flattened(database: &Path, folder: &Path) -> PathBuf {
+    try_flattened(database, folder).unwrap_or_else(|error| panic!("{}: {error}", database.display()))
+}
+
+/// The same of a database that may be damaged.
+///
+/// # Errors
+/// What SQLite says to it.
+///
+/// # Panics
+/// Where it cannot be copied.
+pub fn try_flattened(database: &Path, folder: &Path) -> Result<PathBuf, rusqlite::Error> {
     let copy = folder.join("flattened.db");
     let with = |path: &Path, suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
     for suffix in ["", "-wal", "-shm", "-journal"] {
@@ -134,12 +193,14 @@ pub fn flattened(database: &Path, folder: &Path) -> PathBuf {
     std::fs::copy(database, &copy).expect("the database can be copied");
     for suffix in ["-wal", "-journal"] {
         if with(database, suffix).exists() {
-            std::fs::copy(with(database, suffix), with(&copy, suffix)).expect("it can be copied");
+            std::fs::copy(with(database, suffix), with(&copy, suffix)).expect("what lies beside the database can be copied");
         }
     }
-    let connection = Connection::open(&copy).expect("the copy opens");
-    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).expect("the copy is checkpointed");
+    let connection = Connection::open(&copy)?;
+    // Rolls back what a hot journal has, or copies the WAL.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))?;
+    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     assert_eq!(busy, 0);
-    connection.close().expect("the copy closes");
-    copy
+    connection.close().map_err(|(_, error)| error)?;
+    Ok(copy)
 }

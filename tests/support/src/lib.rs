@@ -6,13 +6,17 @@
 //! * [`bucket`]: what is in a bucket;
 //! * [`life`]: an application whose every state can be told by itself;
 //! * [`host`]: programs with a SQLite of their own;
-//! * [`sqlite`]: comparing databases.
+//! * [`committers`]: threads that say what was acknowledged;
+//! * [`sqlite`]: comparing databases;
+//! * [`crash`]: processes that die on demand, and power losses;
 //! * [`tools`]: other programs that tests run;
 
 // It is part of tests: what cannot go on panics.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 pub mod bucket;
+pub mod committers;
+pub mod crash;
 pub mod faulty;
 mod google;
 pub mod host;

@@ -31,6 +31,60 @@ pub fn page_compare(a: &Path, b: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Compares what two database files hold, page by page. What means nothing is left out: the content of free pages, which SQLite does not put back
+/// when a transaction is rolled back, and pages beyond the end that the header tells, which it cuts off after a commit, unless it dies before, and a last page
+/// that is not whole.
+///
+/// # Errors
+///
+/// Names the first page that differs, or the sizes.
+pub fn same_but_for_free_pages(a: &Path, b: &Path) -> Result<(), String> {
+    let Err(difference) = page_compare(a, b) else { return Ok(()) };
+    let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+    let (left, right) = (read(a)?, read(b)?);
+    let (left, right) = (used(&left), used(&right));
+    if left.len() != right.len() {
+        return Err(difference);
+    }
+    let (size, free) = free_pages(left);
+    let same = left.chunks(size).zip(right.chunks(size)).enumerate().all(|(index, (l, r))| l == r || free.contains(&(index + 1)));
+    if same { Ok(()) } else { Err(difference) }
+}
+
+fn number(bytes: &[u8], at: usize) -> usize {
+    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, |bytes| u32::from_be_bytes(bytes) as usize)
+}
+
+fn page_size(database: &[u8]) -> usize {
+    match number(database, 16) >> 16 {
+        1 => 65536,
+        other => other.max(512),
+    }
+}
+
+/// The pages that the header tells of, where it can be believed.
+fn used(database: &[u8]) -> &[u8] {
+    let (pages, changes, valid_for) = (number(database, 28), number(database, 24), number(database, 92));
+    let there = database.len() / page_size(database);
+    let pages = if pages > 0 && changes == valid_for { pages.min(there) } else { there };
+    &database[..pages * page_size(database)]
+}
+
+/// The page size, and the pages that the list of free pages names: its leaves, of which nothing is used.
+fn free_pages(database: &[u8]) -> (usize, std::collections::BTreeSet<usize>) {
+    let size = page_size(database);
+    let number = |at| number(database, at);
+    let (mut free, mut trunk, mut seen) = (std::collections::BTreeSet::new(), number(32), 0);
+    // A damaged list may go round in circles.
+    while trunk > 0 && seen < database.len() / size {
+        let at = (trunk - 1) * size;
+        free.extend((0..number(at + 4).min(size / 4)).map(|leaf| number(at + 8 + 4 * leaf)));
+        trunk = number(at);
+        seen += 1;
+    }
+    (size, free)
+}
+
 /// Runs `PRAGMA integrity_check` without writing to the database.
 ///
 /// # Errors

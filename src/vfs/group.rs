@@ -1,0 +1,181 @@
+//! Transactions that change several databases of one connection (ATTACH), where a commit of one of them waits for the bucket.
+//!
+//! SQLite commits the databases one after the other, and has no use for an error by then:
+//!
+//! | the databases that are changed | an error from `COMMIT_PHASETWO` |
+//! |---|---|
+//! | all in WAL mode | is returned; all are committed |
+//! | one in a rollback-journal mode | is returned; where that one comes after the database that fails it is rolled back, the others are not |
+//! | several in a rollback-journal mode (a super-journal) | is ignored |
+//!
+//! The last two would break a transaction apart or a promise. Such a transaction is refused before anything of it is committed, so that all of it
+//! is rolled back:
+//!
+//! ```text
+//!   xOpen, xWrite of the super-journal    SQLite writes down which databases the transaction has
+//!   xLock EXCLUSIVE                       all are known; nothing is written to the databases yet, unless the cache has overflowed
+//!   xWrite of a WAL's commit frame        all are known; without that frame the transaction does not count
+//!   SQLITE_FCNTL_SYNC with a name         the super-journal's, where another VFS has opened that
+//! ```
+//!
+//! That a database was opened for writing is not enough: `BEGIN IMMEDIATE` does that with all that are attached. It has changed when its journal
+//! says so. Temporary and in-memory databases are left out: what a failing COMMIT rolls back there nobody keeps.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+
+use super::abi::{File, SQLITE_AUTH, SQLITE_LOCK_RESERVED, SQLITE_OK};
+use super::api::Schema;
+use super::file::MainFile;
+use crate::replicator::process;
+
+/// The open files of each process of a chain of forks: a lock that is inherited may be held by nobody.
+static OPEN: [Mutex<Vec<Open>>; process::MOST_FORKS] = [const { Mutex::new(Vec::new()) }; process::MOST_FORKS];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Open(*const MainFile);
+
+// SAFETY: what is behind it is looked at under the list's lock, which it leaves before it is freed, or by the thread that works with it.
+unsafe impl Send for Open {}
+
+/// To be called when a replicated file is open, and stays where it is.
+pub(super) fn opened(main: &MainFile) {
+    if let Some(open) = OPEN.get(main.generation) {
+        open.lock().push(Open(main));
+    }
+}
+
+/// To be called before an open file is freed, by the process that has opened it.
+pub(super) fn closes(main: &MainFile) {
+    if let Some(open) = OPEN.get(main.generation) {
+        open.lock().retain(|other| *other != Open(main));
+    }
+}
+
+/// Why a transaction is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// SQLite would not tell that a commit has not reached the bucket.
+    Ignored,
+    /// SQLite would roll another database back and leave this one committed.
+    Torn,
+}
+
+/// Whether a journal holds what would roll a transaction back: neither empty, nor finished, nor a WAL.
+///
+/// # Safety
+/// `journal` is null or a file of SQLite's, open or not.
+unsafe fn rolls_back(journal: *mut File) -> bool {
+    const WAL_MAGIC: u32 = 0x377f_0682;
+    let mut start = [0_u8; 24];
+    // SAFETY: a file that is not open has no methods; the buffer is as long as it says.
+    let read = unsafe {
+        match journal.as_ref().and_then(|file| file.methods.as_ref()).and_then(|methods| methods.read) {
+            Some(read) => read(journal, start.as_mut_ptr().cast::<c_void>(), start.len() as c_int, 0),
+            None => return false,
+        }
+    };
+    let word = |at: usize| start.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
+    // The magic number of a journal is written when it is synced; the size of a sector at once, and set to zero when the transaction is over.
+    read == SQLITE_OK && word(0) & !1 != WAL_MAGIC && word(20) != 0
+}
+
+/// Whether the transaction changes that database, which is not only in memory, and has not committed it: then it can be rolled back.
+fn can_be_rolled_back(schema: &Schema) -> bool {
+    // SAFETY: SQLite's own pointers; a file name is a C string.
+    schema.is_written && !schema.file_name.is_null() && unsafe { *schema.file_name != 0 && rolls_back(schema.journal) }
+}
+
+impl MainFile {
+    /// The databases of the connection; none where that cannot be told.
+    ///
+    /// # Safety
+    /// This thread is working with the connection.
+    unsafe fn schemas(&self) -> Vec<Schema> {
+        let connection = self.connection.load(Ordering::Acquire);
+        if connection.is_null() {
+            return Vec::new();
+        }
+        // SAFETY: SQLite keeps what it gave with `SQLITE_FCNTL_PDB` as long as the file is open.
+        unsafe { self.api.schemas(*connection) }
+    }
+
+    /// Whether an error from this database's `COMMIT_PHASETWO` would do harm. To be asked when all databases of the transaction are known.
+    ///
+    /// # Safety
+    /// This thread is working with the connection.
+    pub(super) unsafe fn refuses_group(&self) -> Option<Refusal> {
+        if !self.policy.waits() {
+            return None;
+        }
+        // SAFETY: passed on.
+        let schemas = unsafe { self.schemas() };
+        let own = schemas.iter().position(|schema| std::ptr::eq(schema.file_name, self.name))?;
+        let others: Vec<usize> =
+            schemas.iter().enumerate().filter(|(i, schema)| *i != own && can_be_rolled_back(schema)).map(|(i, _)| i).collect();
+        let is_changed = self.in_wal_mode.load(Ordering::Relaxed) || schemas.get(own).is_some_and(can_be_rolled_back);
+        match others.as_slice() {
+            _ if !is_changed => None,
+            // Two journals have a super-journal above them.
+            [_, _, ..] => Some(Refusal::Ignored),
+            [other] if *other > own => Some(Refusal::Torn),
+            _ => None,
+        }
+    }
+
+    /// Refuses a transaction, and tells why.
+    pub(super) fn refuse_group(&self, refusal: Refusal) -> c_int {
+        let Some(database) = self.database() else { return SQLITE_AUTH };
+        let why = match refusal {
+            Refusal::Ignored => {
+                "SQLite would not report that it has not reached the bucket, as several of its databases are in a rollback-journal mode"
+            }
+            Refusal::Torn => {
+                "if it did not reach the bucket, SQLite would roll back a database of it that is in a rollback-journal mode, and not this one"
+            }
+        };
+        let told = format!(
+            "{}: a transaction over several databases is refused and rolled back: with durability={} {why}. Change the databases in transactions of \
+             their own, have all of them in WAL mode, or set PRAGMA replicated_durability=local for this one",
+            database.paths.database.display(),
+            self.policy.durability()
+        );
+        super::note_refusal(&told);
+        if !self.told_of_group.swap(true, Ordering::Relaxed) {
+            log::error!(target: "replicated", "{told}");
+        }
+        SQLITE_AUTH
+    }
+}
+
+/// A super-journal is about to get the name of a database's journal; refuses where a commit of that database waits for the bucket.
+///
+/// # Safety
+/// `name` is what SQLite writes to a super-journal, on the thread of the connection that commits.
+pub(super) unsafe fn joins_super_journal(name: &[u8]) -> Option<c_int> {
+    let path = name.strip_suffix(b"\0").unwrap_or(name).strip_suffix(b"-journal")?;
+    let member = {
+        let open = OPEN.get(process::generation())?.lock();
+        open.iter().copied().find(|open| {
+            // SAFETY: it is on the list, whose lock is held.
+            let main = unsafe { &*open.0 };
+            let may_write = main.lock_level.load(Ordering::Relaxed) >= SQLITE_LOCK_RESERVED || main.holds_write.load(Ordering::Relaxed);
+            may_write && main.policy.waits() && main.database().is_some_and(|d| d.paths.database.as_os_str().as_bytes() == path)
+        })?
+    };
+    // SAFETY: it may write to a database that the committing connection writes to: it is that connection's, which this thread works with.
+    let main = unsafe { &*member.0 };
+    let is_changed = main.in_wal_mode.load(Ordering::Relaxed) || {
+        // SAFETY: as above.
+        let schemas = unsafe { main.schemas() };
+        let own = schemas.iter().find(|schema| std::ptr::eq(schema.file_name, main.name));
+        own.is_none_or(can_be_rolled_back)
+    };
+    is_changed.then(|| main.refuse_group(Refusal::Ignored))
+}
+
+/// The file name that SQLite passed to `xOpen`, to be compared and nothing else.
+pub(super) type FileName = *const c_char;

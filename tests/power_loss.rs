@@ -1,0 +1,135 @@
+//! Power losses: what was not synced is gone, or any part of it. With `synchronous=NORMAL` SQLite may lose commits that the bucket has. That is
+//! found, said with the TXID that has them, and the file's state follows as the next TXID; no two histories are ever mixed.
+//!
+//! `REPLICATED_TEST_SEED` chooses what happens, `REPLICATED_TEST_CRASH_ROUNDS` how often the power fails in each campaign.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::panic)] // The helpers are part of tests.
+
+use replicated_testkit::bucket::Bucket;
+use replicated_testkit::crash::disk::Loss;
+use replicated_testkit::crash::life::{Ending, Life, number};
+use replicated_testkit::crash::own_files::Own;
+use replicated_testkit::crash::session::Style;
+use replicated_testkit::crash::vfs::{Counted, End};
+
+const BOTH: [Loss; 2] = [Loss::Synced, Loss::Torn];
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+/// What replication may do after a power loss.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Afterwards {
+    /// Go on by itself.
+    GoesOn,
+    /// Or ask the user, because nothing is left that shows whose file this is.
+    MayAsk,
+}
+
+fn campaign(name: &str, style: &Style, losses: &[Loss], own: &[Own], afterwards: Afterwards) {
+    let seed = number("REPLICATED_TEST_SEED", 1);
+    let rounds = number("REPLICATED_TEST_CRASH_ROUNDS", 8);
+    let (mut deaths, mut lives) = (0, 0);
+    while deaths < rounds {
+        lives += 1;
+        let mut life = Life::new(name, seed.wrapping_mul(1000) + lives, style.clone(), |folder| Bucket::folder(&folder.join("bucket")));
+        deaths += live(&mut life, losses, own, afterwards, (rounds - deaths).min(15));
+    }
+}
+
+fn live(life: &mut Life, losses: &[Loss], own: &[Own], afterwards: Afterwards, rounds: u64) -> u64 {
+    let (mut calls, mut deaths) = (300, 0);
+    while deaths < rounds {
+        let end = End { call: life.random().u64(1..calls), counted: Counted::Changing, after: life.random().bool() };
+        let (loss, own) = (*life.random().choice(losses).unwrap(), *life.random().choice(own).unwrap());
+        let outcome = life.round(&Ending::PowerLoss(end, loss, own));
+        if let Some(why) = &outcome.stopped {
+            if afterwards == Afterwards::GoesOn || !why.contains("diverged") {
+                life.fail(&format!("replication stopped: {why}"));
+            }
+            life.adopt();
+        }
+        calls = outcome.ended.as_ref().map_or(calls * 9 / 8, |ended| ended["changing"].as_u64().unwrap() * 5 / 4);
+        deaths += u64::from(outcome.killed);
+        if !life.database().exists() {
+            // It was never synced, nor was its folder: the next one is another.
+            return deaths;
+        }
+        if life.style.may_be_damaged && life.is_damaged() {
+            life.check_bucket();
+            life.end_damaged();
+            return deaths.max(1);
+        }
+        life.check_prefix();
+    }
+    if afterwards == Afterwards::MayAsk {
+        // What the last power loss left may be for the user to decide.
+        let outcome = life.round(&Ending::Itself { closes: true });
+        if outcome.stopped.is_some() {
+            life.adopt();
+        }
+    }
+    life.end();
+    deaths
+}
+
+/// Caches and logs so small that everything happens often.
+fn small() -> Style {
+    Style { synchronous: words(&["NORMAL", "FULL"]), autocheckpoint_pages: 30, cache_pages: 20, ..Style::default() }
+}
+
+#[test]
+fn what_was_not_synced_is_gone() {
+    campaign("synced", &Style::default(), &[Loss::Synced], &[Own::AsTheyWere], Afterwards::GoesOn);
+}
+
+#[test]
+fn any_part_of_what_was_not_synced_is_gone() {
+    campaign("torn", &small(), &BOTH, &[Own::AsTheyWere], Afterwards::GoesOn);
+}
+
+#[test]
+fn the_control_file_is_as_it_was_last_synced() {
+    campaign("control", &small(), &BOTH, &[Own::ControlAsSynced], Afterwards::GoesOn);
+}
+
+#[test]
+fn any_part_of_the_spool_and_of_the_control_file_is_gone() {
+    campaign("random", &small(), &BOTH, &[Own::Random], Afterwards::MayAsk);
+}
+
+#[test]
+fn everything_of_ours_is_gone() {
+    campaign("lost", &small(), &BOTH, &[Own::Lost, Own::AsTheyWere], Afterwards::MayAsk);
+}
+
+#[test]
+fn under_exclusive_locking() {
+    let style = Style { locking: "EXCLUSIVE".to_owned(), ..small() };
+    campaign("exclusive", &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced], Afterwards::GoesOn);
+}
+
+#[test]
+fn with_a_rollback_journal() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
+        let style = Style { journal: words(&[mode]), synchronous: words(&["FULL", "EXTRA"]), ..small() };
+        campaign(mode, &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced], Afterwards::GoesOn);
+    }
+}
+
+#[test]
+fn while_journal_modes_take_turns() {
+    let style = Style { journal: words(&["WAL", "DELETE", "TRUNCATE", "PERSIST"]), ..small() };
+    campaign("turns", &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced, Own::Random], Afterwards::MayAsk);
+}
+
+/// SQLite may lose the database, and the bucket then gets what is left of it.
+#[test]
+fn where_nothing_is_synced() {
+    for mode in ["WAL", "DELETE", "OFF"] {
+        let style = Style { journal: words(&[mode]), synchronous: words(&["OFF"]), may_be_damaged: true, ..small() };
+        campaign("nothing synced", &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced, Own::Random], Afterwards::MayAsk);
+    }
+}

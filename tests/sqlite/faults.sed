@@ -1,0 +1,10 @@
+# What is done to SQLite's test sources before they are compiled. The extension has a thread of its own, which reads databases through SQLite's
+# VFS. The suite counts I/O errors, failing system calls and failing allocations down in plain globals, and knows of one thread only: a fault that
+# it means for a statement would hit that thread, and the statement would succeed.
+
+# I/O errors and full disks: one counter a thread; the suite sees its own.
+s/^( *)(SQLITE_API )?(extern )?int (sqlite3_io_error_[a-z]+|sqlite3_diskfull[a-z_]*)( = 0)?;/\1\2\3_Thread_local int \4\5;/
+# Two threads that open and close count right.
+s/^( *)(SQLITE_API )?(extern )?int sqlite3_open_file_count/\1\2\3_Atomic int sqlite3_open_file_count/
+# Allocations and system calls fail in the suite's threads only.
+s/^static int (faultsimStep|tsIsFail)\(void\)\{/extern int replicated_test_is_uploader(void);\n&\n  if( replicated_test_is_uploader() ) return 0;/
