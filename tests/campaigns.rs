@@ -338,7 +338,7 @@ impl<'a> Run<'a> {
 
     /// Litestream restores the same.
     fn check_litestream(&mut self) {
-        if self.seed % 3 != 0 {
+        if !self.seed.is_multiple_of(3) {
             return;
         }
         let Some(tools) = tools::environment() else { return };

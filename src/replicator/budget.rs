@@ -46,9 +46,9 @@ impl Backoff {
     const LONGEST_TRANSIENT: Duration = Duration::from_secs(30);
     const REFUSED: Duration = Duration::from_secs(5);
     const LONGEST_REFUSED: Duration = Duration::from_secs(60);
+    const WAITED_FOR: Duration = Duration::from_millis(500);
     /// A store that asks to be left alone is, for at the most this long.
     pub(crate) const LONGEST_ASKED: Duration = Duration::from_secs(3600);
-    const WAITED_FOR: Duration = Duration::from_millis(500);
 
     /// The pause before the next attempt. `jitter` is from 0 to 1.
     pub(crate) fn failed(&mut self, transient: bool, retry_after: Option<Duration>, jitter: f64) -> Duration {

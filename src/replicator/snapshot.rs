@@ -282,7 +282,6 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         send_part(database, name, timestamp, &mut upload, part).await?;
     }
     let rest = buffer.take_all();
-    fault_point!("full.put");
     if let Some(current) = &mut upload
         && !rest.is_empty()
         && let Err(error) = current.part(rest.clone()).await
@@ -290,15 +289,18 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         give_up(upload, &error).await;
         return Err(error.into());
     }
+    fault_point!("full.put");
     let in_parts = upload.is_some();
     let before = note_sent(database, name.max_txid, in_parts)?;
     let sent = match upload {
         None => database.store.create(name, rest, timestamp).await,
         Some(upload) => upload.finish().await,
     };
-    fault_point!("full.put-done");
     match sent {
-        Ok(created) => Ok(Streamed::Sent(created)),
+        Ok(created) => {
+            fault_point!("full.put-done");
+            Ok(Streamed::Sent(created))
+        }
         Err(error) if !error.may_have_been_done() => {
             database.lock_tail().state.full_sent = before;
             Err(error.into())

@@ -396,38 +396,28 @@ impl Task {
     }
 
     /// Waits for a token or the end of a backoff, unless somebody has asked for a flush since the step before began; not as long where a commit
-    /// waits. Where the store has asked to be left alone nobody ends that.
+    /// waits. Where the store has asked to be left alone nobody's flush or commit ends that.
     async fn pause(&self, pause: Duration, while_waited_for: Option<Duration>, mut heard: Heard) {
         let began = clock::now();
-        if let Some(wait) = self.left_alone_for() {
-            self.leave_alone(began + wait).await;
-        }
         let mut until = began + pause;
         let mut wake_frames = ENCODE_AHEAD_FRAMES;
-        while !self.database.closing.load(Ordering::Acquire) && self.database.asked.load(Ordering::Acquire) == heard.asked {
-            let called = !self.database.doze(heard.calls);
-            match while_waited_for {
-                None if called => return,
-                Some(shorter) if self.database.progress.committers_behind() > 0 => until = began + shorter,
-                _ => {}
-            }
-            heard.calls = self.database.calls.load(Ordering::SeqCst);
-            if self.database.arm(wake_frames) {
-                tokio::select! {
-                    () = clock::sleep_until(until) => return,
-                    () = self.mailbox.notify.notified() => {}
-                }
-            }
-            wake_frames = self.encode_ahead();
-        }
-    }
-
-    async fn leave_alone(&self, until: Instant) {
-        let mut wake_frames = ENCODE_AHEAD_FRAMES;
         while !self.database.closing.load(Ordering::Acquire) {
+            let alone = self.left_alone_for();
+            if alone.is_none() {
+                if self.database.asked.load(Ordering::Acquire) != heard.asked {
+                    return;
+                }
+                let called = !self.database.doze(heard.calls);
+                match while_waited_for {
+                    None if called => return,
+                    Some(shorter) if self.database.progress.committers_behind() > 0 => until = until.min(began + shorter),
+                    _ => {}
+                }
+                heard.calls = self.database.calls.load(Ordering::SeqCst);
+            }
             if self.database.arm(wake_frames) {
                 tokio::select! {
-                    () = clock::sleep_until(until) => return,
+                    () = clock::sleep_until(alone.map_or(until, |wait| clock::now() + wait)) => if alone.is_none() { return },
                     () = self.mailbox.notify.notified() => {}
                 }
             }
