@@ -207,7 +207,10 @@ impl Task {
                     let wake_frames = if matches!(next, Next::Quiet(_)) { 1 } else { ENCODE_AHEAD_FRAMES };
                     if self.database.doze(heard.calls) && self.database.arm(wake_frames) {
                         // Woken or not, there is something to do.
-                        let _ = tokio::time::timeout(pause, self.mailbox.notify.notified()).await;
+                        tokio::select! {
+                            () = clock::sleep_until(clock::now() + pause) => {}
+                            () = self.mailbox.notify.notified() => {}
+                        }
                     } else {
                         tokio::task::yield_now().await;
                     }
@@ -265,7 +268,7 @@ impl Task {
                 self.succeeded();
             } else if next == Next::Again && matches!(database.lock_tail().mode, Mode::Full(_)) {
                 // The name was taken, and nothing but another try came of it.
-                return Ok(Next::After(self.backoff.failed(true, None, fastrand::f64())));
+                return Ok(self.back_off(true, None));
             }
             return Ok(next);
         }
@@ -500,6 +503,10 @@ impl Task {
             left_alone.retain(|_, until| *until > now);
             left_alone.insert(self.database.store.url().to_owned(), now + wait.min(Backoff::LONGEST_ASKED));
         }
+        self.back_off(transient, retry_after)
+    }
+
+    fn back_off(&mut self, transient: bool, retry_after: Option<Duration>) -> Next {
         let pause = self.backoff.failed(transient, retry_after, fastrand::f64());
         Next::Backoff(pause, Backoff::while_waited_for(pause, transient, retry_after))
     }
