@@ -204,7 +204,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Lis
         return Ok(Next::Again);
     }
     tail.state.full_sent = None;
-    if tail.state.captured.is_none() {
+    if tail.state.captured.is_none() || tail.has_failed() {
         // Continuity was lost while the last request was under way.
         return Ok(Next::Again);
     }

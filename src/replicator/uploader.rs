@@ -4,6 +4,7 @@
 //! accumulate. While it cannot send, it turns frames into spool entries as the WAL grows, so that SQLite finds little left to do when it wants
 //! to restart the WAL. One request is under way per database.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
@@ -81,6 +82,12 @@ pub(crate) enum Next {
 struct Heard {
     asked: u64,
     calls: u64,
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic").to_owned()
 }
 
 /// Runs the uploader's thread; returns when the process has no hub any more, that is never.
@@ -174,12 +181,14 @@ impl Task {
 
     /// A panic ends the replication of this database, says so in its status, and harms nothing else.
     async fn run_guarded(self, registry: &'static Registry) {
-        let database = Arc::clone(&self.database);
-        let result = tokio::task::spawn_local(self.run(registry)).await;
-        if let Err(error) = result {
-            database.end_preserving();
-            stop(&database, StopKind::Failed, format!("a fault in the extension ({error}); reopening the database recovers it"));
-            registry.forget(&database);
+        let (database, mailbox) = (Arc::clone(&self.database), Rc::clone(&self.mailbox));
+        let Err(error) = tokio::task::spawn_local(self.run(registry)).await else { return };
+        let why = error.try_into_panic().map_or_else(|error| error.to_string(), |panic| panic_text(&*panic));
+        database.poison(&why);
+        database.end_preserving();
+        // Its handles go on without replication. Another open begins afresh, but not before they are closed: what they write would not be seen.
+        while !(database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database)) {
+            mailbox.notify.notified().await;
         }
     }
 

@@ -1,5 +1,6 @@
 //! Open files of ours: the database and its WAL. Everything is forwarded; the few methods with a behaviour of their own are `main_*` and `wal_*`.
 
+use std::any::Any;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::replicator::database::Database;
 use crate::replicator::durability::{self, NotAcknowledged, Policy};
 use crate::replicator::outside::{FileChange, Writer};
 use crate::replicator::process;
+use crate::replicator::uploader::panic_text;
 use crate::wal::{FRAME_HEADER_BYTES, INDEX_HEADER_BYTES, IndexHeader};
 
 /// What SQLite allocates for a file of ours; the base's file follows at once.
@@ -228,12 +230,17 @@ unsafe fn base_of(file: *mut File) -> (*mut File, &'static IoMethods) {
     (base, unsafe { &*(*base).methods })
 }
 
+/// A panic was caught.
+pub(crate) fn poison(database: &Database, panic: &(dyn Any + Send)) {
+    // Should the panic repeat here, it is caught as well; there is nothing left to do.
+    let _ = catch_unwind(AssertUnwindSafe(|| database.poison(&panic_text(panic))));
+}
+
 /// Runs a callback's own part. A panic ends the replication of the database and nothing else.
 fn guarded<T>(main: &MainFile, after_panic: T, body: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         if let Some(database) = &main.database {
-            // Should the panic repeat here, it is caught as well; there is nothing left to do.
-            let _ = catch_unwind(AssertUnwindSafe(|| database.poison()));
+            poison(database, &*panic);
         }
         after_panic
     })
