@@ -245,6 +245,14 @@ impl Database {
         self.advance(self.published.lock(), state, 1)
     }
 
+    /// A WAL-index that was made for an empty WAL knows neither page size nor pages: where nothing else does, the file tells before it is changed.
+    pub(super) fn note_size_before(&self, page_size: PageSize, pages: u32) {
+        let mut published = self.published.lock();
+        if published.end.frame == 0 && (published.page_size.is_none() || published.database_pages == 0) {
+            (published.page_size, published.database_pages) = (Some(page_size), pages);
+        }
+    }
+
     fn advance(&self, mut published: MutexGuard<'_, Published>, state: &NewestState, first_frame: u32) -> u64 {
         let first_sight = !published.known;
         let committed_ms = now_ms();
@@ -578,6 +586,7 @@ impl Database {
 
     /// Whether a snapshot could begin now, as far as writes to the database file go; if not, the next end of one wakes the uploader.
     pub(crate) fn awaits_writers(&self) -> bool {
+        self.end_if_rolled_back();
         let slot = self.preserver.lock();
         let waits = slot.writers > 0;
         self.snapshot_waits.store(waits, Ordering::Release);

@@ -193,7 +193,7 @@ pub(crate) struct Tail {
     /// The last attempt to save failed.
     unsaved: bool,
     /// SQLite has rolled a dead process's transaction back, through us: it had not been committed.
-    pub(crate) rolled_back: bool,
+    rolled_back: bool,
 }
 
 impl Tail {
@@ -618,6 +618,17 @@ impl Tail {
         self.state.stamp = commit.stamp;
         self.captured_sequence = commit.sequence;
         self.save()
+    }
+
+    /// SQLite is about to roll back what a dead process left in the database file, which looks as given.
+    pub(crate) fn rolls_back_in_file(&mut self, now: Option<Stamp>) {
+        self.rolled_back = true;
+        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if !now.is_wal && then.still_holds(&now));
+        if self.mode == Mode::Unresolved && self.state.sealed && untouched && self.state.open_transaction.is_none() {
+            // It died when it had synced its journal and not written to the database yet. From here on the file's times tell nothing.
+            self.state.open_transaction = Some(OpenTransaction::Journaled);
+            self.save_or_warn();
+        }
     }
 
     /// A transaction that wrote to the database file was rolled back, by its journal: the file holds what it held before.

@@ -67,6 +67,8 @@ pub(crate) enum Next {
     Idle,
     /// Nothing until something is committed, or the time has passed.
     Quiet(Duration),
+    /// Nothing for a moment, in real time, unless another commit waits or there is much to spool.
+    Moment(Duration),
     /// Nothing, whatever is committed, until somebody acts.
     Stopped,
     /// Nothing until a commit waits, or the time has passed.
@@ -210,10 +212,14 @@ impl Task {
                         tokio::task::yield_now().await;
                     }
                 }
-                Next::Quiet(pause) => {
-                    if self.database.doze(heard.calls) && self.database.arm(1) {
+                Next::Quiet(pause) | Next::Moment(pause) => {
+                    let wake_frames = if matches!(next, Next::Quiet(_)) { 1 } else { ENCODE_AHEAD_FRAMES };
+                    if self.database.doze(heard.calls) && self.database.arm(wake_frames) {
                         // Woken or not, there is something to do.
-                        let _ = tokio::time::timeout(pause, self.mailbox.notify.notified()).await;
+                        tokio::select! {
+                            () = clock::sleep_until(clock::now() + pause) => {}
+                            () = self.mailbox.notify.notified() => {}
+                        }
                     } else {
                         tokio::task::yield_now().await;
                     }
@@ -271,7 +277,7 @@ impl Task {
                 self.succeeded();
             } else if next == Next::Again && matches!(database.lock_tail().mode, Mode::Full(_)) {
                 // The name was taken, and nothing but another try came of it.
-                return Ok(Next::After(self.backoff.failed(true, None, fastrand::f64())));
+                return Ok(self.back_off(true, None));
             }
             return Ok(next);
         }
@@ -289,7 +295,7 @@ impl Task {
                 f.remote_txid = tail.state.acked.map(|a| a.txid);
                 f.state = ReplicationState::Idle;
             });
-            if let Some(pause) = self.siblings.may_come_back(clock::now()) {
+            if let Some(pause) = self.siblings.may_come_back(Instant::now()) {
                 // The next commit must not wait for the disk as well.
                 return Ok(Next::Quiet(pause));
             }
@@ -301,13 +307,16 @@ impl Task {
         let (now, acked) = (clock::now(), database.progress.acked_sequence());
         let urgent = database.urgent.load(Ordering::Acquire) > acked;
         let wait = self.budget.wait(now);
-        let pause = if urgent {
-            self.siblings.still_to_come(database.progress.committers_behind(), now)
+        if urgent {
+            let pause = self.siblings.still_to_come(database.progress.committers_behind(), Instant::now());
+            if !pause.is_zero() {
+                return Ok(Next::Moment(pause));
+            }
         } else {
-            database.due_in(acked).map_or(wait, |due| due.min(wait))
-        };
-        if !pause.is_zero() {
-            return Ok(Next::After(pause));
+            let pause = database.due_in(acked).map_or(wait, |due| due.min(wait));
+            if !pause.is_zero() {
+                return Ok(Next::After(pause));
+            }
         }
         let frozen = tail.freeze(&published.live());
         database.note_captured(&tail);
@@ -331,8 +340,8 @@ impl Task {
             tail.inflight.clone()
         };
         let Some(inflight) = inflight else { return Ok(Next::Again) };
-        let began = clock::now();
-        self.budget.take(began);
+        let began = Instant::now();
+        self.budget.take(clock::now());
         let name = LtxName::level0(inflight.attempt.txid);
         fault_point!("send.put");
         let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
@@ -347,7 +356,7 @@ impl Task {
                 }
             }
         }
-        let ended = clock::now();
+        let ended = Instant::now();
         self.siblings.released(database.progress.release_apart(ended - began), began, ended);
         self.acknowledged(&database, &inflight)?;
         Ok(Next::Again)
@@ -503,6 +512,10 @@ impl Task {
             left_alone.retain(|_, until| *until > now);
             left_alone.insert(self.database.store.url().to_owned(), now + wait.min(Backoff::LONGEST_ASKED));
         }
+        self.back_off(transient, retry_after)
+    }
+
+    fn back_off(&mut self, transient: bool, retry_after: Option<Duration>) -> Next {
         let pause = self.backoff.failed(transient, retry_after, fastrand::f64());
         Next::Backoff(pause, Backoff::while_waited_for(pause, transient, retry_after))
     }

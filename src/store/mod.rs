@@ -27,7 +27,7 @@ pub use self::url::{ReplicaUrl, UrlError};
 use crate::types::{TimestampMs, Txid};
 
 /// The size of all parts of a multipart upload but the last. S3 allows 10,000 parts: 78 GiB.
-const PART_SIZE_BYTES: usize = if cfg!(feature = "fault-injection") { 256 * 1024 } else { 8 * 1024 * 1024 };
+const PART_SIZE_BYTES: usize = 8 * 1024 * 1024;
 
 /// The level of full snapshots.
 pub const SNAPSHOT_LEVEL: Level = Level(9);

@@ -310,10 +310,16 @@ unsafe extern "C" fn shm_barrier(file: *mut File) {
 unsafe extern "C" fn close(file: *mut File) -> c_int {
     // SAFETY: see above; the state is freed once, and the methods are cleared so that nobody comes back.
     let (rc, state) = unsafe {
-        if let Some(FileState::Main(main)) = state_of(file)
-            && main.database().is_some()
-        {
-            group::closes(main);
+        match state_of(file) {
+            Some(FileState::Main(main)) if main.database().is_some() => group::closes(main),
+            // SQLite deletes it next.
+            Some(FileState::Wal(wal)) => {
+                let main = &*wal.main;
+                if let Some(database) = main.database() {
+                    guarded(main, (), || main.before_unlocked_end(database));
+                }
+            }
+            _ => {}
         }
         let (base, methods) = base_of(file);
         let rc = methods.close.map_or(SQLITE_OK, |close| close(base));
@@ -390,6 +396,15 @@ impl MainFile {
             own
         } else {
             (published > 0).then_some(published)
+        }
+    }
+
+    /// The WAL is about to be destroyed, under exclusive locking. A transaction over several databases of which another one has failed is committed in
+    /// this one all the same, and no `COMMIT_PHASETWO` has told so.
+    fn before_unlocked_end(&self, database: &Arc<Database>) {
+        if self.wrote_unlocked.load(Ordering::Relaxed) && !self.wal_failed.load(Ordering::Relaxed) && self.index_header().is_none() {
+            // Its number is for those who wait for it, and nobody does.
+            let _ = database.commits_exclusively(self.unlocked_end.load(Ordering::Relaxed));
         }
     }
 
@@ -687,6 +702,7 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
             {
                 let salts = [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])];
                 if unlocked {
+                    main.before_unlocked_end(database);
                     database.restarts_exclusively(salts);
                 }
                 database.generation_begins(salts);
@@ -752,7 +768,12 @@ unsafe extern "C" fn wal_truncate(file: *mut File, bytes: i64) -> c_int {
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
     if let Some(database) = main.database() {
-        guarded(main, (), || database.wal_shrinks(bytes.cast_unsigned()));
+        guarded(main, (), || {
+            if bytes == 0 {
+                main.before_unlocked_end(database);
+            }
+            database.wal_shrinks(bytes.cast_unsigned());
+        });
     }
     // SAFETY: see above.
     unsafe { truncate(file, bytes) }
