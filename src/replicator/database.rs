@@ -677,14 +677,15 @@ impl Database {
             // What the file holds is no committed state before SQLite has rolled that back.
             return None;
         }
-        let wal = WalFile::open(&self.paths.wal).ok();
+        let size_bytes = std::fs::metadata(&self.paths.database).map_or(0, |m| m.len());
+        // A WAL beside an empty file is of a database that was there before. SQLite deletes it.
+        let wal = if size_bytes > 0 { WalFile::open(&self.paths.wal).ok() } else { None };
         if let Some(index) = wal.as_ref().and_then(|wal| wal.last_commit_after(&WalPos::default(), u64::MAX).ok().flatten()) {
             return self.observe_wal(&index);
         }
         let salts = wal.and_then(|wal| wal.header().ok()).map(|header| header.salts).unwrap_or_default();
         // In a rollback-journal mode the file itself tells more.
         let header = self.file_header().ok().filter(|header| !header.is_wal);
-        let size_bytes = std::fs::metadata(&self.paths.database).map_or(0, |m| m.len());
         Some(self.publish_file(&NewestState {
             page_size: header.and_then(|h| h.page_size),
             pages: header.map_or(0, |h| h.pages(size_bytes)),

@@ -248,6 +248,12 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
     // Where one of several states may end up under that name, none of them is gone on from.
     let settled = !database.lock_tail().state.full_sent.is_some_and(|sent| sent.again && sent.txid == reach);
     if let Some(end) = proven_end(database, &newest, &header).await?.filter(|_| settled) {
+        let mut tail = database.lock_tail();
+        if tail.exchanged {
+            database.lose(&mut tail, FullReason::Exchanged);
+            return Ok(());
+        }
+        drop(tail);
         // At once, before SQLite begins another generation. Where the marker cannot be written, increments follow that say as much.
         continue_from(database, reach, end)?;
         if newest.name.level != Level::ZERO && database.store.list(Level::ZERO, None).await?.is_empty() {

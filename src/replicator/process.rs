@@ -4,6 +4,7 @@
 //! inherited one is left alone for ever.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -275,8 +276,11 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) ->
         let attempt = state.attempt.map(|a| a.txid);
         Spool::open(&paths.directory, owner, options.max_local_bytes, state.spool_first, state.spool_next, attempt)
     };
-    let opened = match spool(&state) {
-        Err(error @ SpoolError::Missing { .. }) => {
+    let whole = |spool: Spool| spool.check_node(state.node_id).map(|()| spool);
+    let opened = match spool(&state).and_then(whole) {
+        Err(error)
+            if error.is_lasting() || matches!(&error, SpoolError::Io { source, .. } if source.kind() == ErrorKind::UnexpectedEof) =>
+        {
             log::warn!(target: "replicated", "{error}");
             state.full = Some(super::control::FullReason::SpoolLost);
             state.spool_first = state.spool_next;

@@ -188,6 +188,8 @@ pub(crate) struct Tail {
     memory_batch_bytes: u64,
     /// Commits that a power loss took and the bucket has stop replication.
     refuse_lost_tail: bool,
+    /// The database file was another than the last checkpoint left, when it was first looked at.
+    pub(crate) exchanged: bool,
     /// Saved since the last sync to disk.
     unsynced: bool,
     /// The last attempt to save failed.
@@ -209,6 +211,7 @@ impl Tail {
             wal: None,
             memory_batch_bytes,
             refuse_lost_tail: false,
+            exchanged: false,
             unsynced: false,
             unsaved: false,
             rolled_back: false,
@@ -254,6 +257,7 @@ impl Tail {
             "{}: the WAL is at {live}; captured {:?}, sealed {}, then {:x?}; the file was {:?} and is {:?}",
             self.paths.database.display(), self.state.captured, self.state.sealed, self.state.next_salts, self.state.stamp, stamp()
         );
+        self.exchanged = self.was_exchanged(stamp);
         self.mode = match self.judge(live, stamp) {
             Mode::Full(FullReason::BucketAhead) if self.state.full.is_none() && self.refuse_lost_tail => self.lost_tail_refused(),
             mode => mode,
@@ -313,7 +317,7 @@ impl Tail {
         if live.frame == 0 {
             return self.judge_lost(live, stamp);
         }
-        if (same_log || sealed_before_live) && self.was_exchanged(stamp) {
+        if (same_log || sealed_before_live) && self.exchanged {
             return Mode::Full(FullReason::Exchanged);
         }
         if same_log {
@@ -543,7 +547,8 @@ impl Tail {
             fault_point!("capture.begin");
             let wal = open_wal(&mut self.wal, &self.paths)?;
             let pages = wal.pages(&captured, live.end.frame)?;
-            let mut header = entry_header(pages.page_size, pages.commit_pages, TimestampMs(live.committed_ms));
+            let mut header =
+                entry_header(pages.page_size, pages.commit_pages, TimestampMs(live.committed_ms), self.state.node_id, self.spool.next());
             header.set_wal_range(captured.frame, &pages.end);
             self.spool.append(|out| wal.encode(&pages, &header, out).map(drop).map_err(TailError::Batch))?;
             fault_point!("capture.spooled");
@@ -594,7 +599,7 @@ impl Tail {
         if self.state.captured.is_none() || matches!(self.mode, Mode::Stopped(..)) {
             return self.save();
         }
-        let header = entry_header(commit.page_size, commit.pages, TimestampMs(commit.committed_ms));
+        let header = entry_header(commit.page_size, commit.pages, TimestampMs(commit.committed_ms), self.state.node_id, self.spool.next());
         self.spool.append(|out| {
             let mut encoder = Encoder::new(out, &header)?;
             let mut content = vec![0; commit.page_size.bytes()];

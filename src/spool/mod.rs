@@ -43,6 +43,9 @@ pub(crate) enum SpoolError {
     /// The control file speaks of entries that are not there.
     #[error("spool {directory}: entries {first} to {last} should be there and are not")]
     Missing { directory: PathBuf, first: u64, last: u64 },
+    /// An entry of another node's, or under another's name.
+    #[error("spool {path}: it is another entry, made by node {found:016x} (this is {node_id:016x})")]
+    Foreign { path: PathBuf, found: u64, node_id: u64 },
     /// The limit of local disk would be passed.
     #[error("spool {directory}: {needed_bytes} bytes are over the limit of {limit_bytes} (max_local)")]
     Full { directory: PathBuf, needed_bytes: u64, limit_bytes: u64 },
@@ -62,7 +65,7 @@ impl SpoolError {
     pub(crate) fn is_lasting(&self) -> bool {
         match self {
             Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Ltx { .. } | Self::Missing { .. } | Self::Full { .. } => true,
+            Self::Ltx { .. } | Self::Missing { .. } | Self::Foreign { .. } | Self::Full { .. } => true,
         }
     }
 }
@@ -146,6 +149,18 @@ impl Spool {
         }
     }
 
+    /// Fails where an entry is not what it is called: another database's, or another of this one, put here by somebody.
+    pub(crate) fn check_node(&self, node_id: u64) -> Result<(), SpoolError> {
+        for entry in &self.entries {
+            let path = self.path(entry);
+            let header = read_header(&path)?;
+            if header.node_id != node_id || header.min_txid != placeholder(entry.first) || header.max_txid != placeholder(entry.last) {
+                return Err(SpoolError::Foreign { path, found: header.node_id, node_id });
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -216,7 +231,8 @@ impl Spool {
         let output = Entry { first: oldest.first, last: newest.last, bytes: 0 };
         let readers = inputs.iter().map(|e| self.reader(e)).collect::<Result<Vec<_>, _>>()?;
         let newest_path = self.path(newest);
-        let header = read_header(&newest_path)?;
+        let mut header = read_header(&newest_path)?;
+        header.min_txid = placeholder(oldest.first);
         let output_path = self.path(&output);
         let bytes =
             self.create(&output_path, |out| merge(readers, &header, out).map(drop).map_err(|source| SpoolError::of(&output_path, source)))?;
@@ -294,9 +310,23 @@ impl Spool {
 }
 
 /// The header of an entry before it has a TXID of its own: TXIDs are given when a batch is frozen.
-pub(crate) fn entry_header(page_size: crate::types::PageSize, commit_pages: u32, timestamp: TimestampMs) -> Header {
-    let placeholder = Txid::FIRST.next();
-    Header::new(page_size, commit_pages, placeholder, placeholder, timestamp)
+///
+/// In their place stand the entry's own numbers, so that one under another's name is noticed.
+pub(crate) fn entry_header(
+    page_size: crate::types::PageSize,
+    commit_pages: u32,
+    timestamp: TimestampMs,
+    node_id: u64,
+    number: u64,
+) -> Header {
+    let placeholder = placeholder(number);
+    let mut header = Header::new(page_size, commit_pages, placeholder, placeholder, timestamp);
+    header.node_id = node_id;
+    header
+}
+
+fn placeholder(number: u64) -> Txid {
+    Txid::new(number.saturating_add(2)).unwrap_or(Txid::FIRST)
 }
 
 fn attempt_name(txid: Txid) -> String {
@@ -336,7 +366,7 @@ mod tests {
     use crate::types::{PageNo, PageSize};
 
     fn append(spool: &mut Spool, pages: &[(u32, u8)]) -> Result<(), SpoolError> {
-        let header = entry_header(PageSize::MIN, 100, TimestampMs(1));
+        let header = entry_header(PageSize::MIN, 100, TimestampMs(1), 7, spool.next());
         spool.append(|out| {
             let mut encoder = Encoder::new(out, &header).unwrap();
             for (number, fill) in pages {

@@ -19,7 +19,7 @@ pub enum Program {
     Python,
     /// A Rust program that links the bundled SQLite and the library.
     Rust,
-    /// The same with fail points, and with a log where `REPLICATED_TEST_LOG` names a file.
+    /// The same with fail points.
     Faulty,
 }
 

@@ -162,11 +162,7 @@ impl log::Log for FileLog {
     fn flush(&self) {}
 }
 
-/// Has the extension's log lines written to a file.
-///
-/// # Errors
-/// Where it cannot be opened.
-pub fn log_to(path: &Path) -> std::io::Result<()> {
+fn log_to(path: &Path) -> std::io::Result<()> {
     let file = std::fs::File::options().append(true).create(true).open(path)?;
     if log::set_boxed_logger(Box::new(FileLog { file })).is_ok() {
         log::set_max_level(log::LevelFilter::Debug);
