@@ -127,6 +127,8 @@ pub(crate) enum FullReason {
     PageSize = 9,
     /// A transaction without a journal on disk was cut off: what it left nobody can tell.
     Unprotected = 10,
+    /// A fault of ours ended replication.
+    Fault = 11,
 }
 
 impl FullReason {
@@ -142,6 +144,7 @@ impl FullReason {
             8 => Self::Unfinished,
             9 => Self::PageSize,
             10 => Self::Unprotected,
+            11 => Self::Fault,
             _ => return None,
         })
     }
@@ -159,6 +162,7 @@ impl FullReason {
             Self::Unfinished => "an earlier upload of the full state was cut off",
             Self::PageSize => "the page size changed",
             Self::Unprotected => "a transaction without a journal on disk (journal_mode OFF or MEMORY, or exclusive locking) was cut off",
+            Self::Fault => "a fault in the extension had ended replication",
         }
     }
 }

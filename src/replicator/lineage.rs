@@ -279,6 +279,9 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
 /// The WAL holds what the bucket's newest file ends with: go on from there.
 fn continue_from(database: &Database, txid: Txid, end: WalPos) -> Result<(), StepError> {
     let mut tail = database.lock_tail();
+    if tail.has_failed() {
+        return Ok(());
+    }
     let live = database.published().end;
     if live.salts != end.salts || live.frame < end.frame || !tail.wal().is_ok_and(|wal| wal.holds(&end)) {
         // SQLite has begun another generation since that was looked at, and what came between is captured as of another moment.

@@ -37,4 +37,4 @@ mod send;
 mod snapshot;
 mod stamp;
 mod tail;
-mod uploader;
+pub(crate) mod uploader;

@@ -35,7 +35,7 @@ const RUN_BYTES: usize = 256 * 1024;
 
 /// Sends it. `Again` after success, or where the snapshot must start over.
 pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result<Next, StepError> {
-    if database.awaits_writers() {
+    if database.awaits_writers() || database.awaits_others() {
         return Ok(Next::After(TRANSACTION_PAUSE));
     }
     let newest = lineage::newest(database).await?;
@@ -94,8 +94,8 @@ impl From<io::Error> for BeginError {
     }
 }
 
-/// Page size and pages of the database by its own header.
-fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
+/// Page size and pages of the database by its own header, and whether that says WAL.
+fn size_of(database: &Database) -> Result<(Option<PageSize>, u32, bool), BeginError> {
     let size_bytes = std::fs::metadata(&database.paths.database)?.len();
     if size_bytes == 0 {
         return Err(BeginError::Empty);
@@ -103,7 +103,7 @@ fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
     let header = database.file_header()?;
     match header.pages(size_bytes) {
         0 => Err(BeginError::Empty),
-        pages => Ok((header.page_size, pages)),
+        pages => Ok((header.page_size, pages, header.is_wal)),
     }
 }
 
@@ -117,9 +117,10 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
             let start = WalPos { frame: 0, ..published.end };
             tail.wal()?.pages(&start, published.end.frame)?
         } else {
-            // A WAL-index that was made for an empty WAL knows neither.
-            if published.page_size.is_none() || published.database_pages == 0 {
-                (published.page_size, published.database_pages) = size_of(database)?;
+            // A WAL-index that was made for an empty WAL knows neither; in a rollback-journal mode somebody else may have changed both.
+            let (page_size, pages, is_wal) = size_of(database)?;
+            if !is_wal || published.page_size.is_none() || published.database_pages == 0 {
+                (published.page_size, published.database_pages) = (page_size, pages);
             }
             FramePages::none(published.page_size.ok_or(BeginError::Empty)?, published.database_pages, published.end)
         };
@@ -203,7 +204,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Lis
         return Ok(Next::Again);
     }
     tail.state.full_sent = None;
-    if tail.state.captured.is_none() {
+    if tail.state.captured.is_none() || tail.has_failed() {
         // Continuity was lost while the last request was under way.
         return Ok(Next::Again);
     }
@@ -276,6 +277,10 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
     {
         abort(upload).await;
         return Ok(Streamed::StartOver("the WAL was restarted by someone we did not see".to_owned()));
+    }
+    if database.is_touched_by_others() {
+        abort(upload).await;
+        return Ok(Streamed::StartOver("the database file was written to by someone we did not see".to_owned()));
     }
     let finished = encoder.finish()?;
     while let Some(part) = buffer.take(part_bytes) {

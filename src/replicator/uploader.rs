@@ -4,6 +4,7 @@
 //! accumulate. While it cannot send, it turns frames into spool entries as the WAL grows, so that SQLite finds little left to do when it wants
 //! to restart the WAL. One request is under way per database.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
@@ -66,6 +67,8 @@ pub(crate) enum Next {
     Idle,
     /// Nothing until something is committed, or the time has passed.
     Quiet(Duration),
+    /// Nothing for a moment, in real time, unless another commit waits or there is much to spool.
+    Moment(Duration),
     /// Nothing, whatever is committed, until somebody acts.
     Stopped,
     /// Nothing until a commit waits, or the time has passed.
@@ -79,6 +82,12 @@ pub(crate) enum Next {
 struct Heard {
     asked: u64,
     calls: u64,
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic").to_owned()
 }
 
 /// Runs the uploader's thread; returns when the process has no hub any more, that is never.
@@ -172,12 +181,14 @@ impl Task {
 
     /// A panic ends the replication of this database, says so in its status, and harms nothing else.
     async fn run_guarded(self, registry: &'static Registry) {
-        let database = Arc::clone(&self.database);
-        let result = tokio::task::spawn_local(self.run(registry)).await;
-        if let Err(error) = result {
-            database.end_preserving();
-            stop(&database, StopKind::Failed, format!("a fault in the extension ({error}); reopening the database recovers it"));
-            registry.forget(&database);
+        let (database, mailbox) = (Arc::clone(&self.database), Rc::clone(&self.mailbox));
+        let Err(error) = tokio::task::spawn_local(self.run(registry)).await else { return };
+        let why = error.try_into_panic().map_or_else(|error| error.to_string(), |panic| panic_text(&*panic));
+        database.poison(&why);
+        database.end_preserving();
+        // Its handles go on without replication. Another open begins afresh, but not before they are closed: what they write would not be seen.
+        while !(database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database)) {
+            mailbox.notify.notified().await;
         }
     }
 
@@ -201,8 +212,9 @@ impl Task {
                         tokio::task::yield_now().await;
                     }
                 }
-                Next::Quiet(pause) => {
-                    if self.database.doze(heard.calls) && self.database.arm(1) {
+                Next::Quiet(pause) | Next::Moment(pause) => {
+                    let wake_frames = if matches!(next, Next::Quiet(_)) { 1 } else { ENCODE_AHEAD_FRAMES };
+                    if self.database.doze(heard.calls) && self.database.arm(wake_frames) {
                         // Woken or not, there is something to do.
                         tokio::select! {
                             () = clock::sleep_until(clock::now() + pause) => {}
@@ -283,7 +295,7 @@ impl Task {
                 f.remote_txid = tail.state.acked.map(|a| a.txid);
                 f.state = ReplicationState::Idle;
             });
-            if let Some(pause) = self.siblings.may_come_back(clock::now()) {
+            if let Some(pause) = self.siblings.may_come_back(Instant::now()) {
                 // The next commit must not wait for the disk as well.
                 return Ok(Next::Quiet(pause));
             }
@@ -295,13 +307,16 @@ impl Task {
         let (now, acked) = (clock::now(), database.progress.acked_sequence());
         let urgent = database.urgent.load(Ordering::Acquire) > acked;
         let wait = self.budget.wait(now);
-        let pause = if urgent {
-            self.siblings.still_to_come(database.progress.committers_behind(), now)
+        if urgent {
+            let pause = self.siblings.still_to_come(database.progress.committers_behind(), Instant::now());
+            if !pause.is_zero() {
+                return Ok(Next::Moment(pause));
+            }
         } else {
-            database.due_in(acked).map_or(wait, |due| due.min(wait))
-        };
-        if !pause.is_zero() {
-            return Ok(Next::After(pause));
+            let pause = database.due_in(acked).map_or(wait, |due| due.min(wait));
+            if !pause.is_zero() {
+                return Ok(Next::After(pause));
+            }
         }
         let frozen = tail.freeze(&published.live());
         database.note_captured(&tail);
@@ -325,8 +340,8 @@ impl Task {
             tail.inflight.clone()
         };
         let Some(inflight) = inflight else { return Ok(Next::Again) };
-        let began = clock::now();
-        self.budget.take(began);
+        let began = Instant::now();
+        self.budget.take(clock::now());
         let name = LtxName::level0(inflight.attempt.txid);
         fault_point!("send.put");
         let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
@@ -341,7 +356,7 @@ impl Task {
                 }
             }
         }
-        let ended = clock::now();
+        let ended = Instant::now();
         self.siblings.released(database.progress.release_apart(ended - began), began, ended);
         self.acknowledged(&database, &inflight)?;
         Ok(Next::Again)

@@ -93,7 +93,7 @@ namespace eval ::replicated_test {
   }
 
   # What our commands are put in the place of.
-  foreach command {glob exec open hexio_write load_testfixture_extensions} { rename ::$command ::replicated_test::real_$command }
+  foreach command {glob exec open hexio_write load_testfixture_extensions sqlite3_test_control_pending_byte} { rename ::$command ::replicated_test::real_$command }
   set map [namespace ensemble configure ::file -map]
   foreach command {delete copy rename} { dict set map $command ::replicated_test::file_$command }
   namespace ensemble configure ::file -map $map
@@ -120,6 +120,13 @@ proc open {path args} {
 proc hexio_write {path args} {
   if {[::replicated_test::is_replicated $path]} { ::replicated_test::note written $path }
   uplevel 1 [list ::replicated_test::real_hexio_write $path {*}$args]
+}
+
+# The suite moves the page that holds SQLite's locks from 1 GiB to 64 KiB. Such a database is none outside of it: in the bucket's format that page
+# is where SQLite really has it. So it stays there, but for the files that need it low ($REPLICATED_TEST_LOW_LOCK_PAGE).
+proc sqlite3_test_control_pending_byte {offset} {
+  if {$offset eq "0x0010000" && ![info exists ::env(REPLICATED_TEST_LOW_LOCK_PAGE)]} return
+  ::replicated_test::real_sqlite3_test_control_pending_byte $offset
 }
 
 # A test that is run in an interpreter of its own gets the same commands there.

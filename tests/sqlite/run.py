@@ -9,6 +9,7 @@ import argparse
 import concurrent.futures
 import fnmatch
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -27,11 +28,19 @@ NOBODY = 65534
 # A plain run that takes longer is cut off; the other one may take three times as long.
 LIMIT_S = 600
 
+# Files that need the page of SQLite's locks at 64 KiB, where the suite puts it: see prelude.tcl.
+LOW_LOCK_PAGE = {"autovacuum", "backup", "backup_ioerr", "corrupt2", "pager1", "tkt4018", "wal"}
+LOW_LOCK_PAGE_BYTES = 0x10000
+
 CASE = re.compile(r"^(\S+?)\.\.\.( Ok$)?", re.M)
 TOTAL = re.compile(r"^(\d+) errors out of (\d+) tests", re.M)
 FAILURES = re.compile(r"^!Failures on these tests: (.*)$", re.M)
 LEFT_OPEN = re.compile(r"^(\d+) files were left open", re.M)
 UNFREED = re.compile(r"^Unfreed memory: ", re.M)
+
+
+# What may be said of a database without a word in expected.txt.
+FINE = {"equal", "empty", "written by other means than SQLite", "reaches a lock page that was moved"}
 
 
 @dataclass
@@ -123,9 +132,11 @@ class Runner:
         for part in ("ext", "src"):
             os.symlink(self.options.source / part, self.suite / part)
 
-    def environment(self, directory, mode):
+    def environment(self, directory, mode, low_lock_page):
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("REPLICATED_", "SQLITE", "AWS_"))}
         clean.update(LC_ALL="C.UTF-8", HOME=str(directory), HOSTNAME="localhost")
+        if low_lock_page:
+            clean.update(REPLICATED_TEST_LOW_LOCK_PAGE="1")
         if mode == "plain":
             return clean
         clean.update(REPLICATED_TEST_EXTENSION=str(self.work / "replicated.so"), REPLICATED_DEFAULT="1", RUST_BACKTRACE="1")
@@ -144,13 +155,13 @@ class Runner:
             clean.update(REPLICATED_TEST_KEEP="1")
         return clean
 
-    def call(self, arguments, directory, mode, limit_s, output):
+    def call(self, arguments, directory, mode, limit_s, output, low_lock_page=False):
         """Runs testfixture; returns its exit code, or None past the limit. Its whole group is gone afterwards."""
         user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
         with open(output, "wb") as out:
             child = subprocess.Popen(
                 [str(self.work / "testfixture"), *map(str, arguments)],
-                cwd=directory, env=self.environment(directory, mode), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                cwd=directory, env=self.environment(directory, mode, low_lock_page), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True, **user,
             )
             with self.lock:
@@ -194,11 +205,11 @@ class Runner:
             arguments = [self.suite / "test" / f"{file}.test"]
         output = directory / "output"
         begin = time.monotonic()
-        code = self.call([self.work / "prelude.tcl", *arguments], directory, mode, limit_s, output)
+        code = self.call([self.work / "prelude.tcl", *arguments], directory, mode, limit_s, output, name in LOW_LOCK_PAGE)
         seconds = time.monotonic() - begin
         return directory, parse(output.read_text(errors="replace"), code, seconds)
 
-    def databases(self, directory):
+    def databases(self, directory, low_lock_page):
         """Every database that is left and was replicated: opened once more, restored, compared."""
         testdir = directory / "testdir"
         left = sorted(d.with_name(d.name.removesuffix("-replicated")) for d in testdir.rglob("*-replicated") if (d / "control").exists())
@@ -221,10 +232,10 @@ class Runner:
                 found.append(Database(name, "different", f"could not be opened once more (exit code {code}): {facts}", False))
                 continue
             state = next((part.removeprefix("state ") for part in facts["status"] if part.startswith("state ")), "unknown")
-            found.append(self.compare(directory, path, name, state, facts, notes[str(path)]))
+            found.append(self.compare(directory, path, name, state, facts, notes[str(path)], low_lock_page))
         return found
 
-    def compare(self, directory, path, name, state, facts, notes):
+    def compare(self, directory, path, name, state, facts, notes, low_lock_page):
         size = path.stat().st_size
         if state != "idle":
             return Database(name, state, "; ".join(facts["status"] + sorted(notes)))
@@ -243,26 +254,38 @@ class Runner:
             difference = bytes_differ(path, restored)
         if difference is None:
             return Database(name, "equal")
+        if low_lock_page and size > LOW_LOCK_PAGE_BYTES:
+            return Database(name, "reaches a lock page that was moved", difference)
         if "written" in notes:
             return Database(name, "written by other means than SQLite", difference)
         return Database(name, "different", difference + "; " + "; ".join(facts["status"] + sorted(notes)))
 
     def file(self, name):
         result = Result(name)
-        directory, result.plain = self.run(name, "plain", LIMIT_S)
-        self.tidy(directory, result.plain.word != "fail")
+        result.plain = self.plain(name)
         directory, result.ours = self.run(name, self.options.mode, 3 * LIMIT_S)
         result.differences = differences(result.plain, result.ours)
         if self.options.mode == "ours":
-            result.databases = self.databases(directory)
+            result.databases = self.databases(directory, name in LOW_LOCK_PAGE)
             for database in result.databases:
-                if database.outcome not in ("equal", "empty", "written by other means than SQLite"):
+                if database.outcome not in FINE:
                     result.differences.append((f"database:{database.name}", f"{database.outcome}: {database.detail}"))
         log = directory / "extension.log"
         if log.exists() and "a fault in the extension" in log.read_text(errors="replace"):
             result.differences.append(("extension", "a fault in the extension, see extension.log"))
         self.tidy(directory, not result.differences)
         return result
+
+    def plain(self, name):
+        """The run to compare with; the one before, where that is asked for."""
+        kept = self.options.work / "plain" / f"{name.replace(':', '-')}.pickle"
+        if self.options.reuse_plain and kept.exists() and kept.stat().st_mtime > self.options.fixture.stat().st_mtime:
+            return pickle.loads(kept.read_bytes())
+        directory, run = self.run(name, "plain", LIMIT_S)
+        self.tidy(directory, run.word != "fail")
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(pickle.dumps(run))
+        return run
 
     def tidy(self, directory, fine):
         if fine and not self.options.keep:
@@ -419,6 +442,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--keep", action="store_true", help="keep the directories of files without a difference, too")
     parser.add_argument("--keep-replicas", action="store_true", help="do not start a replica anew where a test replaces its database")
+    parser.add_argument("--reuse-plain", action="store_true", help="compare with the last run without the extension, where there is one")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
 

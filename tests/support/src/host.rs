@@ -19,6 +19,8 @@ pub enum Program {
     Python,
     /// A Rust program that links the bundled SQLite and the library.
     Rust,
+    /// The same with fail points, and with a log where `REPLICATED_TEST_LOG` names a file.
+    Faulty,
 }
 
 /// One row; blobs are shown in hexadecimal.
@@ -46,7 +48,7 @@ fn build() {
 ///
 /// # Panics
 /// Where it cannot be built.
-pub(crate) fn cargo_build(what: &[&str]) {
+fn cargo_build(what: &[&str]) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet"]).args(what);
@@ -78,13 +80,23 @@ pub fn program(name: &str) -> PathBuf {
     binaries().join(name)
 }
 
-/// The program whose uploader's clock stands until it is told to move. It is built apart from the rest, which has no such clock.
+/// A program with what tests need of the library, which nothing else is built with.
+#[must_use]
+pub fn faulty_program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let programs = ["crash-host", "fault-host", "clock-host"].map(|name| ["--bin", name]);
+        let mut what = vec!["-p", "replicated-testkit", "--features", "replicated-testkit/fault-injection"];
+        what.extend(programs.as_flattened());
+        cargo_build(&what);
+    });
+    binaries().join(name)
+}
+
+/// The program whose uploader's clock stands until it is told to move.
 #[must_use]
 pub fn clock_host() -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    let feature = "replicated-testkit/fault-injection";
-    BUILT.get_or_init(|| cargo_build(&["-p", "replicated-testkit", "--bin", "clock-host", "--features", feature]));
-    binaries().join("clock-host")
+    faulty_program("clock-host")
 }
 
 /// The Python whose SQLite loads extensions.
@@ -142,6 +154,7 @@ impl Host {
         let of_host = match which {
             Program::Python => vec![python().into(), "-c".into(), PYTHON.into(), extension().into_os_string()],
             Program::Rust => vec![program("sql-host").into_os_string()],
+            Program::Faulty => vec![faulty_program("fault-host").into_os_string()],
         };
         let mut words = wrapper.iter().map(std::ffi::OsString::from).chain(of_host);
         let Some(first) = words.next() else { unreachable!("there is at least the host's") };
