@@ -128,8 +128,8 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
     let witness = state.witness.filter(|witness| *witness < acked.txid);
     let listed = database.store.list(Level::ZERO, Some(witness.unwrap_or(acked.txid))).await?;
     let reach = match listed.iter().map(|l| l.name.max_txid).max() {
-        Some(reach) => Some(reach),
-        None => match newest(database).await?.map(|n| n.object.name.max_txid) {
+        reach if reach >= Some(acked.txid) => reach,
+        _ => match newest(database).await?.map(|n| n.object.name.max_txid) {
             reach if reach >= Some(acked.txid) => reach,
             reach => look(database, &LtxName::level0(acked.txid)).await?.map(|l| l.name.max_txid).or(reach),
         },
