@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use replicated::restore::Target;
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::faulty::{Endpoint, Fault, Kind};
 use replicated_testkit::host::{self, Db, Host, eventually};
@@ -18,9 +19,10 @@ const ROWS: u32 = 400;
 const CHANGED_BYTES: u64 = (ROWS as u64 + 20) * PAGE_BYTES;
 
 struct Site {
-    _server: Server,
+    server: Server,
     endpoint: Endpoint,
     direct: Bucket,
+    env: Vec<(String, String)>,
     dir: tempfile::TempDir,
     path: PathBuf,
     host: Host,
@@ -38,15 +40,17 @@ impl Site {
         let bucket = direct.through(&endpoint.endpoint());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.db");
-        let mut host = Host::of(host::command(host::clock_host(), &bucket.env).env("REPLICATED_TEST_LOG", dir.path().join("log")));
-        let db = host.open(&host::replicated(&path, &bucket.url, options));
+        let mut env = bucket.env;
+        env.push(("REPLICATED_TEST_LOG".to_owned(), dir.path().join("log").display().to_string()));
+        let mut host = Host::of(&mut host::command(host::clock_host(), &env));
+        let db = host.open(&host::replicated(&path, &direct.url, options));
         let numbers = format!("WITH RECURSIVE i(n) AS (SELECT 1 UNION ALL SELECT n+1 FROM i WHERE n < {ROWS})");
         host.run(db, "PRAGMA page_size=4096; PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, n INTEGER, x BLOB)");
         // Random, so that compression makes nothing smaller and sizes say what they seem to.
         host.query(db, &format!("{numbers} INSERT INTO t SELECT n, 0, randomblob(3500) FROM i"));
         // Pages that never change: a full state is told by them, and by its size.
         host.run(db, "CREATE TABLE ballast(x); INSERT INTO ballast VALUES (randomblob(400000))");
-        let mut site = Self { _server: server, endpoint, direct, dir, path, host, db, random: fastrand::Rng::with_seed(1), full_states: 0 };
+        let mut site = Self { server, endpoint, direct, env, dir, path, host, db, random: fastrand::Rng::with_seed(1), full_states: 0 };
         site.host.sync(db);
         site.full_states = site.direct.full_states();
         site
@@ -84,16 +88,18 @@ impl Site {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    fn full_states_told(&self) -> usize {
+        self.log().lines().filter(|line| line.contains("the full state is in the bucket")).count()
+    }
+
     /// The store is back: everything arrives, the bucket is the database, and then nothing more is asked for.
     fn end(mut self, more_full_states: usize) {
         self.endpoint.behave();
         self.host.sync(self.db);
         eventually("it is idle", || self.host.status(self.db, "state") == "idle");
         assert_eq!(self.host.ask(&json!({"op": "next"})), Ok(Value::Null), "an idle database waits for a time");
-        let requests = self.endpoint.requests();
         self.host.close(self.db);
         self.host.quit();
-        assert_eq!(self.endpoint.requests(), requests);
         let restored = self.dir.path().join("restored.db");
         self.direct.restore(&restored);
         page_compare(&flattened(&self.path, self.dir.path()), &restored).unwrap();
@@ -243,4 +249,48 @@ fn a_day_of_writes_keeps_to_the_budget() {
     assert!((8640 / 12..=8640 / 10 + 3).contains(&puts), "{puts}");
     assert!(file_size(&site.path) > CHANGED_BYTES);
     site.end(0);
+}
+
+/// Somebody empties the bucket while the application runs. Increments alone are worth nothing, so that the full state follows within a
+/// minute in which there is something to send, or at the next open.
+#[test]
+fn a_bucket_that_is_emptied_is_filled_again() {
+    for killed in [false, true] {
+        let mut site = Site::new(&[]);
+        for _ in 0..3 {
+            let looks = site.endpoint.of_kind(Kind::Head);
+            site.advance(61);
+            site.write(1);
+            site.host.sync(site.db);
+            eventually("it is looked at", || site.endpoint.of_kind(Kind::Head) > looks);
+            // The next upload comes after that.
+            site.write(1);
+            site.host.sync(site.db);
+        }
+        let requests = site.endpoint.requests();
+        std::fs::remove_dir_all(site.server.root().join(site.server.bucket()).join("app")).unwrap();
+        site.write(2);
+        site.host.sync(site.db);
+        assert!(site.direct.try_restore(Target::Latest, &site.dir.path().join("none.db")).is_err());
+        let before = site.full_states_told();
+        if killed {
+            site.host.kill();
+            site.host = Host::of(&mut host::command(host::clock_host(), &site.env));
+            site.db = site.host.open(&host::replicated(&site.path, &site.direct.url, &[]));
+            site.host.sync(site.db);
+        } else {
+            site.advance(61);
+            site.write(1);
+            site.host.sync(site.db);
+        }
+        eventually("the full state is sent", || site.full_states_told() > before);
+        assert!(site.log().contains("the bucket lost what it had acknowledged"), "{}", site.log());
+        site.write(3);
+        site.host.sync(site.db);
+        // What looks cost: not one for each upload.
+        assert!(site.endpoint.requests() - requests < 60);
+        site.full_states = 0;
+        // Below what is left of the old chain there is a base again, and the level-0 file that it was made of.
+        site.end(2);
+    }
 }

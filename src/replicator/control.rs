@@ -209,6 +209,8 @@ pub(crate) struct State {
     /// Whether the store refuses to replace objects; `None` before it was asked.
     pub(crate) fencing: Option<bool>,
     pub(crate) full_sent: Option<FullSent>,
+    /// A level-0 file that the bucket had when it was looked at last.
+    pub(crate) witness: Option<Txid>,
 }
 
 /// The open control file.
@@ -350,6 +352,7 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
         w.u64(f.txid.get());
         w.u64(u64::from(f.again));
     });
+    w.u64(state.witness.map_or(0, Txid::get));
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -415,6 +418,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     let adopt = Txid::new(r.u64()?);
     let fencing = r.option(|r| Some(r.u64()? != 0))?;
     let full_sent = r.option(|r| Some(FullSent { txid: Txid::new(r.u64()?)?, again: r.u64()? != 0 }))?;
+    let witness = Txid::new(r.u64()?);
     let state = State {
         identity,
         replica_hash,
@@ -434,6 +438,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         adopt,
         fencing,
         full_sent,
+        witness,
     };
     Some((sequence, state))
 }
@@ -546,6 +551,7 @@ mod tests {
             adopt: Some(Txid::FIRST),
             fencing: Some(false),
             full_sent: Some(FullSent { txid: Txid::FIRST, again: true }),
+            witness: Some(Txid::FIRST.next()),
         }
     }
 

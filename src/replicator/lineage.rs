@@ -12,6 +12,7 @@ use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
 use crate::fault::fault_point;
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
+use crate::restore::{self, Target};
 use crate::store::{Level, Listed, LtxName, StoreError, StoreErrorKind};
 use crate::types::{PageNo, Txid, WalPos};
 
@@ -29,11 +30,19 @@ pub(crate) enum Exists {
     Foreign(String),
 }
 
+/// Where a bucket ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Newest {
+    pub(crate) object: Listed,
+    /// A restore finds its way to it. Where objects were deleted it may not.
+    pub(crate) has_base: bool,
+}
+
 /// The newest object over all levels.
 ///
 /// What a listing leaves out would be taken for absent, and its name be given to another state. So the name that would be next is asked for
 /// itself.
-pub(crate) async fn newest(database: &Database) -> Result<Option<Listed>, StepError> {
+pub(crate) async fn newest(database: &Database) -> Result<Option<Newest>, StepError> {
     /// Objects of ours that a listing may lack. None lags as far.
     const MOST_UNLISTED: usize = 1000;
     let (mut found, mut failure) = (Vec::new(), None::<StoreError>);
@@ -49,15 +58,16 @@ pub(crate) async fn newest(database: &Database) -> Result<Option<Listed>, StepEr
         return Err(failure.into());
     }
     // Of objects that reach equally far the lowest level says most.
-    let mut newest = found.into_iter().max_by_key(|l| (l.name.max_txid, std::cmp::Reverse(l.name.level)));
+    let mut newest = found.iter().copied().max_by_key(|l| (l.name.max_txid, std::cmp::Reverse(l.name.level)));
     for _ in 0..MOST_UNLISTED {
         let next = newest.map_or(LtxName::snapshot(Txid::FIRST.next()), |l| LtxName::level0(l.name.max_txid.next()));
         match look(database, &next).await? {
             Some(unlisted) => newest = Some(unlisted),
             None => break,
         }
+        found.extend(newest);
     }
-    Ok(newest)
+    Ok(newest.map(|object| Newest { object, has_base: restore::plan(&found, Target::Txid(object.name.max_txid)).is_ok() }))
 }
 
 /// What an object is by itself, whatever a listing says.
@@ -115,10 +125,11 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
         database.progress.update(|f| f.fencing = state.fencing);
     }
     let Some(acked) = state.acked else { return verify_unknown(database).await };
-    let listed = database.store.list(Level::ZERO, Some(acked.txid)).await?;
+    let witness = state.witness.filter(|witness| *witness < acked.txid);
+    let listed = database.store.list(Level::ZERO, Some(witness.unwrap_or(acked.txid))).await?;
     let reach = match listed.iter().map(|l| l.name.max_txid).max() {
-        Some(reach) => Some(reach),
-        None => match newest(database).await?.map(|l| l.name.max_txid) {
+        reach if reach >= Some(acked.txid) => reach,
+        _ => match newest(database).await?.map(|n| n.object.name.max_txid) {
             reach if reach >= Some(acked.txid) => reach,
             reach => look(database, &LtxName::level0(acked.txid)).await?.map(|l| l.name.max_txid).or(reach),
         },
@@ -131,14 +142,53 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
         Some(reach) if reach > acked.txid => return ahead(database, acked.txid, reach).await,
         Some(_) | None => {
             let mut tail = database.lock_tail();
-            (tail.inflight, tail.state.attempt, tail.state.acked) = (None, None, None);
+            (tail.inflight, tail.state.attempt, tail.state.acked, tail.state.witness) = (None, None, None, None);
             let reason = if reach.is_none() { FullReason::First } else { FullReason::BucketBehind };
             log::warn!(target: "replicated", "{}: the bucket had TXID {} and does not have it now", database.paths.database.display(), acked.txid);
             database.lose(&mut tail, reason);
             return Ok(());
         }
     }
+    if let Some(witness) = witness
+        && !listed.iter().any(|l| l.name.max_txid == witness)
+        && look_back(database).await? == LookBack::Lost
+    {
+        return Ok(());
+    }
     resend(database, reach)
+}
+
+/// What a look at an older object says of the bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LookBack {
+    /// Nothing is wrong.
+    Kept,
+    /// Increments have lost what they follow on: the full state is due.
+    Lost,
+}
+
+/// Looks whether what the bucket had when it was looked at last is still there: increments would go on arriving without it, for nothing.
+///
+/// A deletion before the last look was found then, and one after it has taken the object that is looked at now, or is no loss.
+pub(crate) async fn look_back(database: &Database) -> Result<LookBack, StepError> {
+    let (acked, witness) = {
+        let tail = database.lock_tail();
+        (tail.state.acked, tail.state.witness)
+    };
+    let Some(acked) = acked else { return Ok(LookBack::Kept) };
+    if let Some(witness) = witness.filter(|witness| *witness <= acked.txid)
+        && look(database, &LtxName::level0(witness)).await?.is_none()
+        // It may have been merged into another.
+        && !newest(database).await?.is_some_and(|newest| newest.has_base)
+    {
+        let mut tail = database.lock_tail();
+        (tail.inflight, tail.state.attempt, tail.state.acked, tail.state.witness) = (None, None, None, None);
+        log::warn!(target: "replicated", "{}: the bucket had TXID {witness} and does not have it now", database.paths.database.display());
+        database.lose(&mut tail, FullReason::BucketBehind);
+        return Ok(LookBack::Lost);
+    }
+    database.lock_tail().state.witness = Some(acked.txid);
+    Ok(LookBack::Kept)
 }
 
 /// What a predecessor may have sent is sent again, byte for byte. Where that cannot be, the full state follows on what is there.
@@ -182,7 +232,7 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
     if database.lock_tail().state.adopt.is_some_and(|adopt| adopt >= reach) {
         return give_attempt_up(database, Some(FullReason::Adopted));
     }
-    if let Some(newest) = newest(database).await? {
+    if let Some(Newest { object: newest, .. }) = newest(database).await? {
         let header = header(database, &newest).await?;
         let proven = proven_end(database, &newest, &header).await?;
         let stamp = database.stamp();
@@ -234,7 +284,7 @@ fn give_attempt_up(database: &Database, full: Option<FullReason>) -> Result<(), 
 
 /// Nothing is known locally of a position in this bucket.
 async fn verify_unknown(database: &Database) -> Result<(), StepError> {
-    let Some(newest) = newest(database).await? else {
+    let Some(Newest { object: newest, has_base }) = newest(database).await? else {
         let mut tail = database.lock_tail();
         // Whatever else was lost before: nothing had been sent.
         if tail.mode != Mode::Full(FullReason::First) {
@@ -245,8 +295,8 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
     let reach = newest.name.max_txid;
     database.progress.update(|f| f.remote_txid = Some(reach));
     let header = header(database, &newest).await?;
-    // Where one of several states may end up under that name, none of them is gone on from.
-    let settled = !database.lock_tail().state.full_sent.is_some_and(|sent| sent.again && sent.txid == reach);
+    // Where one of several states may end up under that name, none of them is gone on from; nor where a restore would not come there.
+    let settled = has_base && !database.lock_tail().state.full_sent.is_some_and(|sent| sent.again && sent.txid == reach);
     if let Some(end) = proven_end(database, &newest, &header).await?.filter(|_| settled) {
         let mut tail = database.lock_tail();
         if tail.exchanged {
@@ -294,7 +344,7 @@ fn continue_from(database: &Database, txid: Txid, end: WalPos) -> Result<(), Ste
         database.lose(&mut tail, FullReason::Unfinished);
         return Ok(());
     }
-    (tail.state.acked, tail.state.full_sent) = (Some(Acked { txid, end }), None);
+    (tail.state.acked, tail.state.witness, tail.state.full_sent) = (Some(Acked { txid, end }), Some(txid), None);
     let captured = tail.state.captured.unwrap_or_default();
     let covers = captured.salts == end.salts && captured.frame >= end.frame;
     if tail.state.full.take().is_some() || !covers && tail.spool.is_empty() {

@@ -10,12 +10,13 @@
 //! | `control`, `local`, `mark` | what is kept beside the database |
 //! | `uploader`, `send`, `budget`, `clock` | when what is sent |
 //! | `outage` | what is told of failures |
-//! | `snapshot`, `preserve` | the full state of a live database |
+//! | `snapshot`, `preserve`, `base` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
 //! | `progress`, `durability` | how far it is, for those who wait, and which commits do |
 //! | `stamp`, `remember` | what is told of a file that nobody has open |
 //! | `process` | what a process has one of |
 
+mod base;
 mod batch;
 mod budget;
 pub(crate) mod clock;

@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::base;
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, FullReason, FullSent};
 use super::database::{Database, Published, now_ms};
-use super::lineage;
+use super::lineage::{self, Newest};
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::Facts;
 use super::progress::ReplicationState;
@@ -23,7 +24,7 @@ use super::tail::{Mode, TailError};
 use super::uploader::{Next, StepError};
 use crate::fault::fault_point;
 use crate::ltx::{Encoder, Header};
-use crate::store::{Created, Level, Listed, LtxName, StoreError, Upload};
+use crate::store::{Created, Level, LtxName, StoreError, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// How long to wait for a checkpoint or a restart that is under way just now.
@@ -155,13 +156,13 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     Ok(Begin::Moment(published))
 }
 
-async fn send_moment(database: &Database, reason: FullReason, newest: Option<Listed>, moment: &Published) -> Result<Next, StepError> {
+async fn send_moment(database: &Database, reason: FullReason, newest: Option<Newest>, moment: &Published) -> Result<Next, StepError> {
     let Some(page_size) = moment.page_size else { return Ok(Next::Idle) };
-    let txid = newest.map_or(Txid::FIRST, |l| l.name.max_txid).next();
+    let txid = newest.map_or(Txid::FIRST, |n| n.object.name.max_txid).next();
     // Files of two page sizes cannot follow each other: with another one a new line of increments begins, as with the first.
     let begins = match newest {
         None => true,
-        Some(newest) => {
+        Some(Newest { object: newest, .. }) => {
             let last = lineage::header(database, &newest).await?;
             if newest.name.level != Level::ZERO {
                 // A snapshot that was cut off from its marker.
@@ -193,6 +194,8 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Lis
     }
     if begins {
         lineage::write_marker(database, txid, &header).await?;
+    } else if newest.is_some_and(|newest| !newest.has_base) {
+        base::make(database, &name).await?;
     }
     let mut tail = database.lock_tail();
     if tail.state.full_sent.is_some_and(|sent| sent.txid == txid && sent.again) {
@@ -208,7 +211,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Lis
         // Continuity was lost while the last request was under way.
         return Ok(Next::Again);
     }
-    tail.state.acked = Some(Acked { txid, end: moment.end });
+    (tail.state.acked, tail.state.witness) = (Some(Acked { txid, end: moment.end }), Some(txid));
     (tail.state.full, tail.state.adopt, tail.state.restored_earlier, tail.state.attempt) = (None, None, None, None);
     tail.mode = Mode::Running;
     tail.save()?;
@@ -328,7 +331,7 @@ fn note_sent(database: &Database, txid: Txid, in_parts: bool) -> Result<Option<F
     Ok(before)
 }
 
-async fn send_part(
+pub(super) async fn send_part(
     database: &Database,
     name: &LtxName,
     timestamp: TimestampMs,
@@ -394,11 +397,11 @@ fn read_run(database: &Database, file: &dyn DatabaseFile, wal: Option<&WalFile>,
 
 /// Where the encoder writes and the uploads take from.
 #[derive(Clone, Debug, Default)]
-struct SharedBuffer(Rc<RefCell<Vec<u8>>>);
+pub(super) struct SharedBuffer(Rc<RefCell<Vec<u8>>>);
 
 impl SharedBuffer {
     /// Exactly that much, if there is.
-    fn take(&self, bytes: usize) -> Option<Bytes> {
+    pub(super) fn take(&self, bytes: usize) -> Option<Bytes> {
         let mut buffer = self.0.borrow_mut();
         if buffer.len() < bytes {
             return None;
@@ -407,7 +410,7 @@ impl SharedBuffer {
         Some(std::mem::replace(&mut *buffer, rest).into())
     }
 
-    fn take_all(&self) -> Bytes {
+    pub(super) fn take_all(&self) -> Bytes {
         std::mem::take(&mut *self.0.borrow_mut()).into()
     }
 }

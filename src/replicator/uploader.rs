@@ -33,6 +33,8 @@ use crate::store::{Created, LtxName, StoreError};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
 const ENCODE_AHEAD_FRAMES: u32 = 250;
+/// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
+const LOOK_BACK: Duration = Duration::from_secs(60);
 const MEMORY_STACK_BYTES: usize = 1024 * 1024;
 
 /// Why a step could not be done.
@@ -162,6 +164,8 @@ struct Task {
     verified: bool,
     outages: RefCell<Outages>,
     left_alone: LeftAlone,
+    /// When the bucket was looked at last, and whether something was sent since.
+    looked: (Instant, bool),
 }
 
 impl Task {
@@ -176,6 +180,7 @@ impl Task {
             verified: false,
             outages: RefCell::default(),
             left_alone,
+            looked: (clock::now(), false),
         }
     }
 
@@ -217,7 +222,7 @@ impl Task {
                     if self.database.doze(heard.calls) && self.database.arm(wake_frames) {
                         // Woken or not, there is something to do.
                         tokio::select! {
-                            () = clock::sleep_until(clock::now() + pause) => {}
+                            () = tokio::time::sleep(pause) => {}
                             () = self.mailbox.notify.notified() => {}
                         }
                     } else {
@@ -263,6 +268,7 @@ impl Task {
             self.meanwhile(lineage::verify(&database)).await??;
             fault_point!("verify.done");
             self.verified = true;
+            self.looked = (clock::now(), false);
             self.succeeded();
             return Ok(Next::Again);
         }
@@ -280,6 +286,12 @@ impl Task {
                 return Ok(self.back_off(true, None));
             }
             return Ok(next);
+        }
+        if self.looked.1 && clock::now().saturating_duration_since(self.looked.0) >= LOOK_BACK {
+            // After what was sent and not before it: no commit waits for this.
+            self.meanwhile(lineage::look_back(&database)).await??;
+            self.looked = (clock::now(), false);
+            return Ok(Next::Again);
         }
         self.freeze_when_due(&database)
     }
@@ -359,6 +371,7 @@ impl Task {
         let ended = Instant::now();
         self.siblings.released(database.progress.release_apart(ended - began), began, ended);
         self.acknowledged(&database, &inflight)?;
+        self.looked.1 = true;
         Ok(Next::Again)
     }
 

@@ -386,7 +386,9 @@ impl Shared {
         let is_read = matches!(fault, Fault::ListLags(_) | Fault::ListOmits | Fault::None | Fault::Cut | Fault::Drip(_));
         match fault {
             Fault::Refuse(pause) => {
-                self.state().refused_until = Some(Instant::now() + pause);
+                let mut state = self.state();
+                // With the connections go answers that nobody has read yet.
+                (state.refused_until, state.throttled) = (Some(Instant::now() + pause), None);
                 return Ok(After::Reset);
             }
             Fault::ResetBefore => return Ok(After::Reset),
