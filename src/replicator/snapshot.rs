@@ -119,6 +119,9 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
             // A WAL-index that was made for an empty WAL knows neither.
             if published.page_size.is_none() || published.database_pages == 0 {
                 (published.page_size, published.database_pages) = size_of(database)?;
+            } else if std::fs::metadata(&database.paths.database)?.len() == 0 {
+                // SQLite takes a WAL beside an empty file for a stale one, and deletes it.
+                return Err(BeginError::Empty);
             }
             FramePages::none(published.page_size.ok_or(BeginError::Empty)?, published.database_pages, published.end)
         };
