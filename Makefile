@@ -5,7 +5,7 @@ DIST := dist
 # Everything that is installed for tests only.
 TEST_ENV := target/test-env
 
-.PHONY: help build demo test test-env test-stores test-large lint bench fuzz clean
+.PHONY: help build demo test test-env test-stores test-large test-crash test-faults test-sqlite lint bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,15 @@ test-stores: ## the store conformance suite against SeaweedFS, Azurite and a Goo
 
 test-large: ## one transaction of 2 GiB in every way that a commit is captured (needs 16 GiB of disk)
 	REPLICATED_TEST_LARGE_MIB=2048 $(CARGO) test --release --test sustained a_large_transaction
+
+test-crash: ## thousands of kills at every step, and of power losses (ROUNDS=200 for each of 16 campaigns, SEED=1)
+	REPLICATED_TEST_CRASH_ROUNDS=$(or $(ROUNDS),200) REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test crashes --test power_loss
+
+test-faults: ## thousands of operations against a store that misbehaves (ROUNDS=20 seeds from SEED=1 on)
+	REPLICATED_TEST_ROUNDS=$(or $(ROUNDS),20) REPLICATED_TEST_OPERATIONS=500 REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test campaigns
+
+test-sqlite: ## SQLite's own test suite with the extension as the default VFS (FILES="wal wal2" for some of it)
+	bash scripts/test-sqlite.sh $(FILES)
 
 lint: ## formatter and clippy, warnings denied
 	$(CARGO) fmt --all --check

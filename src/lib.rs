@@ -20,5 +20,8 @@ mod replicator;
 mod spool;
 mod vfs;
 
+/// The clock of the uploader's schedule, in a test's hands.
+#[cfg(feature = "fault-injection")]
+pub use replicator::clock::simulated as simulated_clock;
 pub use replicator::remember::{RememberError, adopt};
 pub use vfs::{ApiRoutines, HostFunctions, NOT_ACKNOWLEDGED, RegisterError, extension_init, last_refusal, register_with};

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use replicated::NOT_ACKNOWLEDGED;
 use replicated_testkit::bucket::{Bucket, flattened};
-use replicated_testkit::crash::life::crash_host;
 use replicated_testkit::host::{self, Host, Program, eventually};
 use replicated_testkit::net::{Mode, Proxy};
 use replicated_testkit::s3::{Options, Server};
@@ -513,7 +512,7 @@ fn the_child_of_a_fork_does_not_wait() {
 fn committers_with_faults(faults: &str, machine: &Path, bucket: &Bucket, threads: u32, commits: u32, mode: &str) -> Vec<String> {
     let mut env = bucket.env.clone();
     env.push(("REPLICATED_TEST_FAULT".to_owned(), faults.to_owned()));
-    let mut command = host::command(crash_host(), &env);
+    let mut command = host::command(host::faulty_program("crash-host"), &env);
     let options = [("durability", "remote"), ("ack_timeout", "1h"), ("close_timeout", "0s")];
     command.arg("committers").arg(host::replicated(&machine.join("app.db"), &bucket.url, &options));
     let output = command.args([threads.to_string(), commits.to_string()]).arg(mode).stderr(Stdio::null()).output().unwrap();

@@ -40,8 +40,12 @@ impl Place {
     }
 
     fn try_open(&mut self) -> Result<Db, String> {
+        self.try_open_with("10ms")
+    }
+
+    fn try_open_with(&mut self, sync_interval: &str) -> Result<Db, String> {
         let log = self.dir.path().join("log");
-        let options = [("sync_interval", "10ms"), ("log", log.to_str().unwrap()), ("log_level", "debug")];
+        let options = [("sync_interval", sync_interval), ("log", log.to_str().unwrap()), ("log_level", "debug")];
         let uri = host::replicated(&self.path(), &self.bucket.url, &options);
         self.host.try_open(&uri)
     }
@@ -438,4 +442,173 @@ fn databases_that_nobody_can_replicate_pass_through() {
     let db = place.host.open(":memory:");
     place.host.run(db, "CREATE TABLE t(x); INSERT INTO t VALUES (1)");
     assert_eq!(place.host.value(db, "SELECT count(*) FROM t"), 1);
+}
+
+/// Under exclusive locking no gate tells that the WAL is cut: where a generation has begun that the uploader has not looked at yet, it is spooled.
+#[test]
+fn an_exclusive_wal_that_is_cut_soon_after_its_restart_loses_nothing() {
+    for which in BOTH {
+        let mut place = Place::new(which);
+        place.prepare("");
+        // The uploader has no token until somebody asks.
+        let db = place.try_open_with("1h").unwrap();
+        place.host.run(db, "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL");
+        place.check(db);
+        for _ in 0..3 {
+            place.host.run(db, ADD);
+            assert_eq!(place.host.query(db, "PRAGMA wal_checkpoint(PASSIVE)")[0][0], 0);
+            // It restarts the WAL.
+            place.host.run(db, ADD);
+            assert_eq!(place.host.query(db, "PRAGMA wal_checkpoint(TRUNCATE)")[0][0], 0);
+            place.host.run(db, ADD);
+            place.check(db);
+        }
+        assert_eq!(place.full_states(), 1, "{}", place.log());
+        place.check_prefixes();
+    }
+}
+
+/// Of a WAL database that nobody has written to since it was opened no WAL-index tells the size: the file does.
+#[test]
+fn leaving_wal_mode_before_anything_was_written_sends_an_increment() {
+    for first in ["SELECT count(*) FROM t", "PRAGMA replicated_sync"] {
+        let mut place = Place::new(Program::Python);
+        place.prepare("PRAGMA journal_mode=WAL");
+        let db = place.open("SELECT count(*) FROM t");
+        place.check(db);
+        place.host.close(db);
+        let db = place.open(first);
+        assert_eq!(place.host.value(db, "PRAGMA journal_mode=DELETE"), "delete");
+        place.host.run(db, ADD);
+        place.check(db);
+        assert_eq!(place.full_states(), 1, "{}", place.log());
+    }
+}
+
+/// SQLite does not tell of a rollback under exclusive locking; the full state must not wait for the next commit.
+#[test]
+fn a_rollback_under_exclusive_locking_holds_no_full_state_up() {
+    const SPILL: &str = "BEGIN; UPDATE still SET x = zeroblob(3000)";
+    for which in BOTH {
+        let mut place = Place::new(which);
+        place.prepare("");
+        let db = place.open("PRAGMA locking_mode=EXCLUSIVE; PRAGMA cache_size=5");
+        place.host.run(db, SPILL);
+        place.host.run(db, "ROLLBACK");
+        place.check(db);
+        // Rolled back where another process, without the extension, was killed.
+        let mut place = Place::new(which);
+        place.prepare("");
+        let mut other = Host::plain(&[]);
+        let db = other.open(place.path().to_str().unwrap());
+        other.run(db, "PRAGMA cache_size=5");
+        other.run(db, SPILL);
+        other.kill();
+        assert!(place.dir.path().join("app.db-journal").exists());
+        let db = place.open("PRAGMA locking_mode=EXCLUSIVE; SELECT count(*) FROM t");
+        place.check(db);
+    }
+}
+
+/// A process without the extension writes when the full state is due.
+#[test]
+fn what_somebody_else_has_not_committed_is_not_sent() {
+    let mut place = Place::new(Program::Python);
+    place.prepare("");
+    // Nothing can be sent yet.
+    let bucket = place.dir.path().join("bucket");
+    std::fs::write(&bucket, "").unwrap();
+    let db = place.open("SELECT count(*) FROM t");
+    assert!(place.host.try_query(db, "PRAGMA replicated_sync='100ms'").is_err());
+    let foreign = Connection::open(place.path()).unwrap();
+    // The database grows after we have read it.
+    foreign.execute_batch(ADD).unwrap();
+    foreign.execute_batch("PRAGMA cache_size=5; BEGIN; UPDATE still SET x = zeroblob(3000)").unwrap();
+    std::fs::remove_file(&bucket).unwrap();
+    assert!(place.host.try_query(db, "PRAGMA replicated_sync='3s'").is_err());
+    assert!(place.bucket.try_list().is_empty(), "{}", place.log());
+    foreign.execute_batch("ROLLBACK").unwrap();
+    place.check(db);
+    foreign.execute_batch(ADD).unwrap();
+    place.host.run(db, ADD);
+    place.check(db);
+    place.check_prefixes();
+}
+
+/// A process may die when it has synced its journal, which takes most of the time of a commit, and not written to the database file yet. Rolling
+/// that back writes what is there already.
+#[test]
+fn a_process_killed_when_it_had_only_written_its_journal_costs_no_full_state() {
+    const PAGE_BYTES: usize = 4096;
+    for which in BOTH {
+        let mut place = Place::new(which);
+        place.prepare("");
+        let mut db = place.open("");
+        for _ in 0..3 {
+            place.host.run(db, ADD);
+            place.check(db);
+            place.kill();
+            let content = std::fs::read(place.path()).unwrap();
+            let pages = u32::try_from(content.len() / PAGE_BYTES).unwrap();
+            // Magic number, records, what checksums begin with, pages before, bytes of a sector and of a page.
+            let mut journal = vec![0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+            journal.extend([1, 0, pages, 512, PAGE_BYTES as u32].iter().flat_map(|word: &u32| word.to_be_bytes()));
+            journal.resize(512, 0);
+            let page = &content[PAGE_BYTES..2 * PAGE_BYTES];
+            let checksum: u32 =
+                (1..).map_while(|i| PAGE_BYTES.checked_sub(200 * i).filter(|&at| at > 0)).map(|at| u32::from(page[at])).sum();
+            journal.extend([&2_u32.to_be_bytes(), page, &checksum.to_be_bytes()].concat());
+            std::fs::write(place.dir.path().join("app.db-journal"), journal).unwrap();
+            db = place.open("SELECT count(*) FROM t");
+            assert!(!place.dir.path().join("app.db-journal").exists());
+            place.check(db);
+        }
+        assert_eq!(place.full_states(), 1, "{}", place.log());
+        place.check_prefixes();
+    }
+}
+
+/// Of a transaction over several databases in WAL mode one may fail when another is committed already. Under exclusive locking nothing tells.
+#[test]
+fn a_commit_of_several_databases_that_fails_in_another_one_is_replicated() {
+    const SCRIPT: &str = r"
+import resource, sqlite3, sys
+extension, uri, other = sys.argv[1:]
+loader = sqlite3.connect(':memory:')
+loader.enable_load_extension(True)
+loader.load_extension(extension)
+db = sqlite3.connect(uri, uri=True, isolation_level=None)
+for statement in ('locking_mode=EXCLUSIVE', 'journal_mode=WAL'):
+    db.execute('PRAGMA ' + statement).fetchall()
+db.execute('ATTACH ? AS other', (other,))
+for statement in ('other.journal_mode=WAL', 'other.cache_size=-100000'):
+    db.execute('PRAGMA ' + statement).fetchall()
+db.execute('CREATE TABLE other.u(x)')
+db.execute('BEGIN')
+db.execute('INSERT INTO t(x) VALUES (1)')
+db.execute('UPDATE state SET n = n + 1')
+db.execute('INSERT INTO other.u VALUES (zeroblob(20000000))')
+resource.setrlimit(resource.RLIMIT_FSIZE, (8000000, resource.RLIM_INFINITY))
+try:
+    db.execute('COMMIT')
+    sys.exit('it was committed')
+except sqlite3.OperationalError:
+    pass
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert not db.in_transaction
+assert db.execute('SELECT count(*) FROM t').fetchone() == (1,)
+db.close()
+";
+    let mut place = Place::new(Program::Python);
+    place.prepare("");
+    let db = place.open("");
+    place.check(db);
+    place.host.close(db);
+    place.kill();
+    let uri = host::replicated(&place.path(), &place.bucket.url, &[]);
+    let mut command = host::command(host::python(), &place.bucket.env);
+    command.args(["-c", SCRIPT]).arg(host::extension()).arg(uri).arg(place.dir.path().join("other.db"));
+    assert!(command.status().unwrap().success());
+    place.compare();
+    place.check_prefixes();
 }

@@ -47,6 +47,8 @@ impl Backoff {
     const REFUSED: Duration = Duration::from_secs(5);
     const LONGEST_REFUSED: Duration = Duration::from_secs(60);
     const WAITED_FOR: Duration = Duration::from_millis(500);
+    /// A store that asks to be left alone is, for at the most this long.
+    pub(crate) const LONGEST_ASKED: Duration = Duration::from_secs(3600);
 
     /// The pause before the next attempt. `jitter` is from 0 to 1.
     pub(crate) fn failed(&mut self, transient: bool, retry_after: Option<Duration>, jitter: f64) -> Duration {
@@ -54,7 +56,7 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         let (first, longest) = if transient { (Self::FIRST, Self::LONGEST_TRANSIENT) } else { (Self::REFUSED, Self::LONGEST_REFUSED) };
         let pause = first.saturating_mul(doubled).min(longest);
-        pause.mul_f64(0.5 + jitter / 2.0).max(retry_after.unwrap_or_default().min(Self::LONGEST_REFUSED))
+        pause.mul_f64(0.5 + jitter / 2.0).max(retry_after.unwrap_or_default().min(Self::LONGEST_ASKED))
     }
 
     /// What is left of a pause where a commit waits: that is worth more requests, but no storm of them.
@@ -222,6 +224,8 @@ mod tests {
         assert_eq!(pauses[0], Duration::from_millis(200));
         assert!(pauses.windows(2).all(|w| w[0] <= w[1]));
         assert_eq!(pauses[19], Duration::from_secs(30));
+        backoff.succeeded();
+        assert_eq!(backoff.failed(true, Some(Duration::from_secs(86_400)), 0.0), Duration::from_secs(3600));
         backoff.succeeded();
         assert_eq!(backoff.failed(true, Some(Duration::from_secs(7)), 0.0), Duration::from_secs(7));
         assert!(backoff.failed(false, None, 0.0) >= Duration::from_secs(2));

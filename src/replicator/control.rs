@@ -54,6 +54,14 @@ pub(crate) struct Attempt {
     pub(crate) in_file: bool,
 }
 
+/// A full state that was sent by a request which could replace an object, and is not acknowledged: the request may still arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FullSent {
+    pub(crate) txid: Txid,
+    /// Not for the first time under this name: one of several states may end up there.
+    pub(crate) again: bool,
+}
+
 /// The database file as it was when everything in the WAL had been captured. Equal later means: nobody wrote in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
@@ -119,6 +127,8 @@ pub(crate) enum FullReason {
     PageSize = 9,
     /// A transaction without a journal on disk was cut off: what it left nobody can tell.
     Unprotected = 10,
+    /// A fault of ours ended replication.
+    Fault = 11,
 }
 
 impl FullReason {
@@ -134,6 +144,7 @@ impl FullReason {
             8 => Self::Unfinished,
             9 => Self::PageSize,
             10 => Self::Unprotected,
+            11 => Self::Fault,
             _ => return None,
         })
     }
@@ -151,6 +162,7 @@ impl FullReason {
             Self::Unfinished => "an earlier upload of the full state was cut off",
             Self::PageSize => "the page size changed",
             Self::Unprotected => "a transaction without a journal on disk (journal_mode OFF or MEMORY, or exclusive locking) was cut off",
+            Self::Fault => "a fault in the extension had ended replication",
         }
     }
 }
@@ -191,6 +203,7 @@ pub(crate) struct State {
     pub(crate) adopt: Option<Txid>,
     /// Whether the store refuses to replace objects; `None` before it was asked.
     pub(crate) fencing: Option<bool>,
+    pub(crate) full_sent: Option<FullSent>,
 }
 
 /// The open control file.
@@ -315,6 +328,10 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
     });
     w.u64(state.adopt.map_or(0, Txid::get));
     w.option(state.fencing, |w, f| w.u64(u64::from(f)));
+    w.option(state.full_sent, |w, f| {
+        w.u64(f.txid.get());
+        w.u64(u64::from(f.again));
+    });
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -379,6 +396,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     let restored_earlier = r.option(|r| Some(RestoredEarlier { txid: Txid::new(r.u64()?)?, newest: Txid::new(r.u64()?)? }))?;
     let adopt = Txid::new(r.u64()?);
     let fencing = r.option(|r| Some(r.u64()? != 0))?;
+    let full_sent = r.option(|r| Some(FullSent { txid: Txid::new(r.u64()?)?, again: r.u64()? != 0 }))?;
     let state = State {
         identity,
         replica_hash,
@@ -397,6 +415,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         restored_earlier,
         adopt,
         fencing,
+        full_sent,
     };
     Some((sequence, state))
 }
@@ -508,6 +527,7 @@ mod tests {
             restored_earlier: Some(RestoredEarlier { txid: Txid::FIRST, newest: Txid::FIRST.next() }),
             adopt: Some(Txid::FIRST),
             fencing: Some(false),
+            full_sent: Some(FullSent { txid: Txid::FIRST, again: true }),
         }
     }
 

@@ -20,7 +20,7 @@ use super::outside::{NewestState, Outside};
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::{Facts, Progress, WaitError};
 use super::stamp;
-use super::tail::{LiveEnd, MOST_RESTARTS, Mode, StopKind, Tail, TailError};
+use super::tail::{LiveEnd, MOST_RESTARTS, Mode, StopKind, Tail, TailError, TailGuard};
 use crate::config::Options;
 use crate::fault::{fault_io, fault_point};
 use crate::store::Store;
@@ -240,6 +240,14 @@ impl Database {
         self.advance(self.published.lock(), state, 1)
     }
 
+    /// A WAL-index that was made for an empty WAL knows neither page size nor pages: where nothing else does, the file tells before it is changed.
+    pub(super) fn note_size_before(&self, page_size: PageSize, pages: u32) {
+        let mut published = self.published.lock();
+        if published.end.frame == 0 && (published.page_size.is_none() || published.database_pages == 0) {
+            (published.page_size, published.database_pages) = (Some(page_size), pages);
+        }
+    }
+
     fn advance(&self, mut published: MutexGuard<'_, Published>, state: &NewestState, first_frame: u32) -> u64 {
         let first_sight = !published.known;
         let committed_ms = now_ms();
@@ -286,8 +294,11 @@ impl Database {
         self.observe(index);
         fault_point!("gate.asked");
         let page_bytes = index.page_size.unwrap_or(PageSize::MIN).get();
-        let (tail, most_frames) =
-            if asked_for { (Some(self.tail.lock()), u32::MAX) } else { (self.tail.try_lock_for(GATE_PATIENCE), GATE_BYTES / page_bytes) };
+        let (tail, most_frames) = if asked_for {
+            (Some(self.lock_tail()), u32::MAX)
+        } else {
+            (self.tail.try_lock_for(GATE_PATIENCE).map(TailGuard::new), GATE_BYTES / page_bytes)
+        };
         let Some(mut tail) = tail else { return false };
         match self.secure(&mut tail, most_frames) {
             Ok(()) => true,
@@ -305,7 +316,7 @@ impl Database {
         if !self.is_known() {
             self.observe_without_index();
         }
-        let mut tail = self.tail.lock();
+        let mut tail = self.lock_tail();
         fault_point!("wal.vanishes");
         if let Err(error) = self.secure(&mut tail, u32::MAX) {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
@@ -333,7 +344,7 @@ impl Database {
             // `journal_size_limit` cuts off what no commit is in.
             return;
         }
-        let mut tail = self.tail.lock();
+        let mut tail = self.lock_tail();
         fault_point!("wal.shrinks");
         if published.end.frame > 0 {
             // Sealed is what lay there before these frames, if anything.
@@ -358,7 +369,7 @@ impl Database {
 
     /// Syncs the control file, without the lock that a writer needs to restart the WAL.
     pub(crate) fn sync_control(&self) {
-        let unsynced = self.tail.lock().unsynced();
+        let unsynced = self.lock_tail().unsynced();
         if let Some(control) = unsynced {
             // The next sync includes this one.
             let _ = fault_io!("control.sync").and_then(|()| control.sync_data());
@@ -387,8 +398,18 @@ impl Database {
     }
 
     /// A fault of ours: replication of this database ends, the application goes on.
-    pub(crate) fn poison(&self) {
-        super::uploader::stop(self, StopKind::Failed, "a fault in the extension; reopening the database recovers it".to_owned());
+    pub(crate) fn poison(&self, why: &str) {
+        let message =
+            format!("a fault in the extension ({why}); closing the database everywhere in this process and opening it again recovers it");
+        // A page that a snapshot needs may be gone.
+        self.with_preserver(|preserver| preserver.give_up(why.to_owned()));
+        self.lock_tail().fail(message.clone());
+        self.progress.update(|f| {
+            f.state = StopKind::Failed.into();
+            f.last_error = Some(message);
+        });
+        // The uploader may be at something that is worth nothing any more.
+        self.hub.notify(Notice::Look(self.id));
     }
 
     /// The TXID with which the bucket has everything that is committed so far, if no full state comes between and nothing fails for good.
@@ -452,18 +473,23 @@ impl Database {
         }
         self.preserve_wal(tail);
         let result = tail.seal(&live, most_frames, self.stamp());
-        if let Err(TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
+        if let Err(error @ TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
             // The user's limit: the WAL must not grow instead.
+            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(tail, FullReason::SpoolLost);
             return Ok(());
         }
         self.note_captured(tail);
+        if result.is_ok() && tail.spool.is_crowded() {
+            // Entries that wait are merged by the uploader, which may not have been told of frames as few as these.
+            self.hub.notify(Notice::Look(self.id));
+        }
         result
     }
 
     /// The header of a new WAL generation is about to be written.
     pub(crate) fn generation_begins(&self, salts: [u32; 2]) {
-        let mut tail = self.tail.lock();
+        let mut tail = self.lock_tail();
         fault_point!("generation.begins");
         let live = self.published.lock().live();
         tail.resolve(&live.end, &|| self.stamp());
@@ -481,7 +507,7 @@ impl Database {
     /// The last lock on the database is about to be given up, after the WAL was deleted: nobody can have written since.
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
-        let mut tail = self.tail.lock();
+        let mut tail = self.lock_tail();
         if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
             fault_point!("stamp.take");
             let settled = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0), self.is_file_synced());
@@ -526,6 +552,7 @@ impl Database {
 
     /// Whether a snapshot could begin now, as far as writes to the database file go; if not, the next end of one wakes the uploader.
     pub(crate) fn awaits_writers(&self) -> bool {
+        self.end_if_rolled_back();
         let slot = self.preserver.lock();
         let waits = slot.writers > 0;
         self.snapshot_waits.store(waits, Ordering::Release);
@@ -639,7 +666,7 @@ impl Database {
 
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
     pub(crate) fn reopened(&self) {
-        let mut tail = self.tail.lock();
+        let mut tail = self.lock_tail();
         self.closing.store(false, Ordering::Release);
         if tail.mode == Mode::Running {
             tail.mode = Mode::Unresolved;
@@ -659,7 +686,7 @@ impl Database {
     /// The uploader forgets it: the control file's lock goes before a successor can take it.
     pub(crate) fn release(&self) {
         fault_point!("forget.release");
-        self.tail.lock().release();
+        self.lock_tail().release();
         fault_point!("forget.released");
         self.progress.update(|f| f.released = true);
     }
@@ -670,8 +697,8 @@ impl Database {
         *self.published.lock()
     }
 
-    pub(crate) fn lock_tail(&self) -> MutexGuard<'_, Tail> {
-        self.tail.lock()
+    pub(crate) fn lock_tail(&self) -> TailGuard<'_> {
+        TailGuard::new(self.tail.lock())
     }
 
     /// The uploader is to be woken when that many frames are waiting. False if they are already: then nobody will wake it.

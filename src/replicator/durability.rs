@@ -114,8 +114,9 @@ impl Unacknowledged {
         log::error!(
             target: "replicated",
             "{}: a COMMIT with durability={durability} returned an I/O error: it is committed here and not known to be in the bucket, which has {remote} \
-             (commit {sequence} of this process, {error}){}",
+             ({}{error}){}",
             database.paths.database.display(),
+            if sequence == UNSEEN { String::new() } else { format!("commit {sequence} of this process, ") },
             if more > 0 { format!("; so had {more} before it") } else { String::new() }
         );
     }

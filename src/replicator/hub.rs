@@ -77,11 +77,11 @@ impl Hub {
         }
     }
 
-    /// Tells the uploader something and wakes it.
-    pub(crate) fn notify(&self, notice: Notice) {
-        // The receiver lives as long as the process; where its thread could not be started, status says so.
-        let _ = self.notices.send(notice);
+    /// Tells the uploader something and wakes it. False where it has ended.
+    pub(crate) fn notify(&self, notice: Notice) -> bool {
+        let told = self.notices.send(notice).is_ok();
         self.wake();
+        told
     }
 
     /// Wakes the uploader, once until it has looked.

@@ -3,18 +3,20 @@
 //! Asked once after an open, and whenever a name that was to be created is taken already. Where nothing is proved, nothing is sent.
 
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 
 use super::batch::WalFile;
-use super::control::{Acked, Attempt, FullReason};
+use super::control::{Acked, Attempt, FullReason, FullSent};
 use super::database::Database;
 use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
 use crate::fault::fault_point;
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
-use crate::store::{Level, Listed, LtxName};
+use crate::store::{Level, Listed, LtxName, StoreError, StoreErrorKind};
 use crate::types::{PageNo, Txid, WalPos};
 
+/// Header, end of pages, empty index and trailer: no LTX file is shorter.
+const SMALLEST_FILE_BYTES: u64 = 131;
 /// Another tool's file is read to compare one page with the WAL; a larger one proves nothing.
 const MOST_COMPARED_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -28,16 +30,62 @@ pub(crate) enum Exists {
 }
 
 /// The newest object over all levels.
+///
+/// What a listing leaves out would be taken for absent, and its name be given to another state. So the name that would be next is asked for
+/// itself.
 pub(crate) async fn newest(database: &Database) -> Result<Option<Listed>, StepError> {
-    let levels = try_join_all(Level::all().map(|level| database.store.list(level, None))).await?;
+    /// Objects of ours that a listing may lack. None lags as far.
+    const MOST_UNLISTED: usize = 1000;
+    let (mut found, mut failure) = (Vec::new(), None::<StoreError>);
+    for level in join_all(Level::all().map(|level| database.store.list(level, None))).await {
+        match level {
+            Ok(listed) => found.extend(listed),
+            // Of several failures the one that names a time counts: no request may come before it.
+            Err(error) if failure.as_ref().is_none_or(|f| error.retry_after > f.retry_after) => failure = Some(error),
+            Err(_) => {}
+        }
+    }
+    if let Some(failure) = failure {
+        return Err(failure.into());
+    }
     // Of objects that reach equally far the lowest level says most.
-    Ok(levels.into_iter().flatten().max_by_key(|l| (l.name.max_txid, std::cmp::Reverse(l.name.level))))
+    let mut newest = found.into_iter().max_by_key(|l| (l.name.max_txid, std::cmp::Reverse(l.name.level)));
+    for _ in 0..MOST_UNLISTED {
+        let next = newest.map_or(LtxName::snapshot(Txid::FIRST.next()), |l| LtxName::level0(l.name.max_txid.next()));
+        match look(database, &next).await? {
+            Some(unlisted) => newest = Some(unlisted),
+            None => break,
+        }
+    }
+    Ok(newest)
 }
 
-/// The header of an object.
-pub(crate) async fn header(database: &Database, name: &LtxName) -> Result<Header, StepError> {
-    let bytes = database.store.get_range(name, 0..HEADER_BYTES as u64).await?;
-    Ok(Header::decode(&bytes)?)
+/// What an object is by itself, whatever a listing says.
+async fn look(database: &Database, name: &LtxName) -> Result<Option<Listed>, StepError> {
+    match database.store.head(name).await {
+        Ok(listed) => Ok(Some(listed)),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// An object's header. Where there is none the object itself is wrong: trying again for ever would not help.
+pub(crate) async fn header(database: &Database, object: &Listed) -> Result<Header, StepError> {
+    let mut why = format!("it has {} bytes", object.size_bytes);
+    if object.size_bytes >= SMALLEST_FILE_BYTES {
+        // Twice, in case that a proxy in between has answered for the store.
+        for _ in 0..2 {
+            match Header::decode(&database.store.get_range(&object.name, 0..HEADER_BYTES as u64).await?) {
+                Ok(header) => return Ok(header),
+                Err(error) => why = error.to_string(),
+            }
+        }
+    }
+    Err(StepError::Unreadable(format!(
+        "{} in {} is no LTX file ({why}), and nothing is sent over it. Look at what it is; once it is moved away or deleted, open the database again",
+        object.name,
+        database.store.url()
+    )))
 }
 
 /// Finds out, once, whether the store refuses to replace objects.
@@ -70,7 +118,10 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
     let listed = database.store.list(Level::ZERO, Some(acked.txid)).await?;
     let reach = match listed.iter().map(|l| l.name.max_txid).max() {
         Some(reach) => Some(reach),
-        None => newest(database).await?.map(|l| l.name.max_txid),
+        None => match newest(database).await?.map(|l| l.name.max_txid) {
+            reach if reach >= Some(acked.txid) => reach,
+            reach => look(database, &LtxName::level0(acked.txid)).await?.map(|l| l.name.max_txid).or(reach),
+        },
     };
     database.progress.update(|f| f.remote_txid = reach);
     match reach {
@@ -106,6 +157,8 @@ fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
         if reach == Some(attempt.txid) { "; the bucket has it, and this file may not" } else { "" }
     );
     tail.state.attempt = None;
+    // A request for it may still arrive.
+    tail.state.full_sent = Some(FullSent { txid: attempt.txid, again: false });
     database.lose(&mut tail, FullReason::BucketAhead);
     Ok(())
 }
@@ -130,7 +183,7 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
         return give_attempt_up(database, Some(FullReason::Adopted));
     }
     if let Some(newest) = newest(database).await? {
-        let header = header(database, &newest.name).await?;
+        let header = header(database, &newest).await?;
         let proven = proven_end(database, &newest, &header).await?;
         let stamp = database.stamp();
         let (node_id, sending_full, spooled, rebooted) = {
@@ -191,12 +244,16 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
     };
     let reach = newest.name.max_txid;
     database.progress.update(|f| f.remote_txid = Some(reach));
-    let header = header(database, &newest.name).await?;
-    if let Some(end) = proven_end(database, &newest, &header).await? {
+    let header = header(database, &newest).await?;
+    // Where one of several states may end up under that name, none of them is gone on from.
+    let settled = !database.lock_tail().state.full_sent.is_some_and(|sent| sent.again && sent.txid == reach);
+    if let Some(end) = proven_end(database, &newest, &header).await?.filter(|_| settled) {
+        // At once, before SQLite begins another generation. Where the marker cannot be written, increments follow that say as much.
+        continue_from(database, reach, end)?;
         if newest.name.level != Level::ZERO && database.store.list(Level::ZERO, None).await?.is_empty() {
             write_marker(database, reach, &header).await?;
         }
-        return continue_from(database, reach, end);
+        return Ok(());
     }
     let mut tail = database.lock_tail();
     let ours = header.node_id != 0 && header.node_id == tail.state.node_id;
@@ -222,11 +279,21 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
 /// The WAL holds what the bucket's newest file ends with: go on from there.
 fn continue_from(database: &Database, txid: Txid, end: WalPos) -> Result<(), StepError> {
     let mut tail = database.lock_tail();
-    tail.state.acked = Some(Acked { txid, end });
+    if tail.has_failed() {
+        return Ok(());
+    }
+    let live = database.published().end;
+    if live.salts != end.salts || live.frame < end.frame || !tail.wal().is_ok_and(|wal| wal.holds(&end)) {
+        // SQLite has begun another generation since that was looked at, and what came between is captured as of another moment.
+        database.lose(&mut tail, FullReason::Unfinished);
+        return Ok(());
+    }
+    (tail.state.acked, tail.state.full_sent) = (Some(Acked { txid, end }), None);
     let captured = tail.state.captured.unwrap_or_default();
     let covers = captured.salts == end.salts && captured.frame >= end.frame;
     if tail.state.full.take().is_some() || !covers && tail.spool.is_empty() {
-        tail.state.captured = Some(end);
+        // A seal of what was captured before is none of this.
+        (tail.state.captured, tail.state.sealed, tail.state.next_salts) = (Some(end), false, None);
     }
     tail.mode = Mode::Running;
     tail.save()?;
@@ -252,7 +319,8 @@ async fn proven_end(database: &Database, newest: &Listed, header: &Header) -> Re
         return Ok(None);
     }
     let bytes = database.store.get_range(&newest.name, 0..newest.size_bytes).await?;
-    Ok(has_page(&bytes, page, &content)?.then_some(at))
+    // A file that cannot be read proves nothing.
+    Ok(has_page(&bytes, page, &content).unwrap_or(false).then_some(at))
 }
 
 fn has_page(file: &Bytes, number: PageNo, content: &[u8]) -> Result<bool, LtxError> {
@@ -281,8 +349,11 @@ fn litestream_position(database: &Database) -> Option<Txid> {
 
 /// Compares an object that was there before us with the batch that we were to send.
 pub(crate) async fn compare(database: &Database, name: &LtxName, attempt: &Attempt) -> Result<Exists, StepError> {
-    let theirs = header(database, name).await?;
     let listed = database.store.head(name).await?;
+    let theirs = match header(database, &listed).await {
+        Err(StepError::Unreadable(message)) => return Ok(Exists::Foreign(message)),
+        other => other?,
+    };
     let last8 = listed.size_bytes.saturating_sub(8)..listed.size_bytes;
     let checksum = database.store.get_range(name, last8).await?;
     let same_bytes = listed.size_bytes == attempt.size_bytes && checksum.as_ref() == attempt.checksum.to_be_bytes();

@@ -8,7 +8,8 @@
 //! | `tail` | which frames are captured, and where |
 //! | `batch` | from frames to an LTX file |
 //! | `control`, `local` | what is kept beside the database |
-//! | `uploader`, `send`, `budget` | when what is sent |
+//! | `uploader`, `send`, `budget`, `clock` | when what is sent |
+//! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
 //! | `progress`, `durability` | how far it is, for those who wait, and which commits do |
@@ -17,6 +18,7 @@
 
 mod batch;
 mod budget;
+pub(crate) mod clock;
 pub(crate) mod control;
 pub(crate) mod database;
 pub(crate) mod durability;
@@ -24,6 +26,7 @@ mod file_header;
 mod hub;
 mod lineage;
 pub(crate) mod local;
+mod outage;
 pub(crate) mod outside;
 mod pages;
 pub(crate) mod preserve;
@@ -34,4 +37,4 @@ mod send;
 mod snapshot;
 mod stamp;
 mod tail;
-mod uploader;
+pub(crate) mod uploader;

@@ -39,6 +39,8 @@ pub(crate) struct Outside {
     active: bool,
     /// It is SQLite rolling back what a dead process left.
     rolls_back: bool,
+    /// What the header says once it is rolled back, where it says something else once it is committed.
+    undone_words: Option<[u32; 2]>,
 }
 
 /// The state after a commit, for `Database::publish`.
@@ -81,12 +83,13 @@ impl Database {
     pub(crate) fn changes_file(&self, change: FileChange, writer: Writer, read: &mut ReadFile<'_>) {
         let mut outside = self.outside.lock();
         if writer.rolls_back && !outside.active {
-            self.lock_tail().rolled_back = true;
+            let now = stamp::take(&self.paths.database, &read_header(read), self.is_file_synced());
+            self.lock_tail().rolls_back_in_file(now);
             outside.rolls_back = true;
         } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
             // A rollback that has come to its end under an exclusive lock, without a word.
             outside.rolls_back = false;
-            self.begin_in_file(writer, read);
+            outside.undone_words = self.begin_in_file(writer, read);
         }
         if !std::mem::replace(&mut outside.active, true) {
             self.writes_file(true);
@@ -106,13 +109,16 @@ impl Database {
         }
     }
 
-    /// A transaction writes for the first time, with nobody else writing.
-    fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) {
+    /// A transaction writes for the first time, with nobody else writing. Returns the header's words where a commit changes them.
+    fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) -> Option<[u32; 2]> {
         let header = read_header(read);
         let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
         let mut tail = self.lock_tail();
         if !self.is_known() {
             self.see_file(&header, now);
+        }
+        if let Some(page_size) = header.page_size {
+            self.note_size_before(page_size, header.pages(now.map_or(0, |s| s.size_bytes)));
         }
         let live = self.published().live();
         tail.resolve(&live.end, &|| now);
@@ -128,6 +134,7 @@ impl Database {
         if !begun.unwrap_or(false) {
             self.lose_unless_stopped(&mut tail, FullReason::ContinuityLost);
         }
+        (transaction == OpenTransaction::Journaled).then(|| header.words())
     }
 
     fn lose_unless_stopped(&self, tail: &mut Tail, reason: FullReason) {
@@ -194,8 +201,45 @@ impl Database {
             // In the second case the next handle rolls it back.
             return;
         }
-        let header = read_header(read);
-        let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
+        self.was_rolled_back(&mut outside, &read_header(read));
+    }
+
+    /// Under exclusive locking nobody tells of a rollback. Where the journal has gone and the header is what it was, there was one. For the
+    /// uploader, which cannot read the full state while a transaction is open.
+    pub(super) fn end_if_rolled_back(&self) {
+        let mut outside = self.outside.lock();
+        if !outside.active || self.has_hot_journal() {
+            return;
+        }
+        let Ok(header) = self.file_header() else { return };
+        if outside.rolls_back || outside.undone_words == Some(header.words()) {
+            self.was_rolled_back(&mut outside, &header);
+        }
+    }
+
+    /// Whether somebody else has a transaction open that may have written to the database file: a hot journal which is not this process's.
+    pub(super) fn awaits_others(&self) -> bool {
+        self.is_in_file() && self.has_hot_journal() && !self.outside.lock().active
+    }
+
+    /// Whether somebody else has written to the database file since it was last noted what it looks like, or is about to.
+    pub(super) fn is_touched_by_others(&self) -> bool {
+        let outside = self.outside.lock();
+        if outside.active || !self.is_in_file() {
+            return false;
+        }
+        let (now, tail) = (self.stamp(), self.lock_tail());
+        let is_touched = |then: Stamp, now: Stamp| !then.is_wal && !then.is_same_file(&now);
+        tail.state.sealed && (self.has_hot_journal() || matches!((tail.state.stamp, now), (Some(then), Some(now)) if is_touched(then, now)))
+    }
+
+    /// Whether the database file alone is the newest state, in a rollback-journal mode.
+    fn is_in_file(&self) -> bool {
+        self.published().end.frame == 0 && self.file_header().is_ok_and(|header| !header.is_wal)
+    }
+
+    fn was_rolled_back(&self, outside: &mut Outside, header: &FileHeader) {
+        let now = stamp::take(&self.paths.database, header, self.is_file_synced());
         let mut tail = self.lock_tail();
         // The pages stay noted: SQLite does not put back what free pages held.
         if tail.state.open_transaction != Some(OpenTransaction::Unprotected)
@@ -204,7 +248,7 @@ impl Database {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
         }
         drop(tail);
-        (outside.active, outside.rolls_back) = (false, false);
+        (outside.active, outside.rolls_back, outside.undone_words) = (false, false, None);
         self.writes_file(false);
     }
 

@@ -4,6 +4,7 @@
 //! inherited one is left alone for ever.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -109,10 +110,14 @@ impl Process {
         let registry: &'static Registry = Box::leak(Box::default());
         let thread_hub = Arc::clone(&hub);
         start_thread(Box::new(move || {
-            if let Err(error) = uploader::run(&thread_hub, receiver, registry) {
-                log::error!(target: "replicated", "the uploader ended: {error}; nothing is replicated any more by this process");
-                registry.fail_all(&error.to_string());
-            }
+            let ended = catch_unwind(AssertUnwindSafe(|| uploader::run(&thread_hub, receiver, registry)));
+            let error = match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(panic) => uploader::panic_text(&*panic),
+            };
+            log::error!(target: "replicated", "the uploader ended: {error}; nothing is replicated any more by this process");
+            registry.fail_all(&error);
         }))?;
         Ok(Self { hub, registry, next_id: AtomicU64::new(1) })
     }
@@ -152,8 +157,10 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     database.handles.store(1, Ordering::Release);
     databases.insert(identity, Arc::clone(&database));
     drop(databases);
+    if !process.hub.notify(Notice::Opened(Arc::clone(&database))) {
+        database.poison("the uploader has ended");
+    }
     fault_point!("open.registered");
-    process.hub.notify(Notice::Opened(Arc::clone(&database)));
     Ok(database)
 }
 
@@ -179,6 +186,8 @@ pub(crate) fn close(database: &Arc<Database>) {
         }
         database.flushing.fetch_add(1, Ordering::AcqRel);
     }
+    // Also where the flush panics: else nobody could ever open the database afresh.
+    let _flushing = Flushing { database, process };
     fault_point!("close.flush");
     let limit = database.options.close_timeout;
     if database.is_known()
@@ -193,15 +202,27 @@ pub(crate) fn close(database: &Arc<Database>) {
         );
     }
     fault_point!("close.flushed");
-    {
-        let _registry = process.registry.databases.lock();
-        // Opened again meanwhile, or closed by another who is still flushing: then it is theirs.
-        if database.flushing.fetch_sub(1, Ordering::AcqRel) != 1 || database.handles.load(Ordering::Acquire) > 0 {
-            return;
+}
+
+/// The last handle is being closed.
+struct Flushing<'a> {
+    database: &'a Arc<Database>,
+    process: &'a Process,
+}
+
+impl Drop for Flushing<'_> {
+    fn drop(&mut self) {
+        let database = self.database;
+        {
+            let _registry = self.process.registry.databases.lock();
+            // Opened again meanwhile, or closed by another who is still flushing: then it is theirs.
+            if database.flushing.fetch_sub(1, Ordering::AcqRel) != 1 || database.handles.load(Ordering::Acquire) > 0 {
+                return;
+            }
+            database.closing.store(true, Ordering::Release);
         }
-        database.closing.store(true, Ordering::Release);
+        database.wait_forgotten();
     }
-    database.wait_forgotten();
 }
 
 /// Whether this process replicates that file.
@@ -297,13 +318,6 @@ fn saved_for(saved: Option<State>, identity: Identity, url: &str, database: &str
 }
 
 impl Registry {
-    /// Forgets a database whose task failed.
-    pub(crate) fn forget(&self, database: &Arc<Database>) {
-        let mut databases = self.databases.lock();
-        database.release();
-        databases.retain(|_, d| !Arc::ptr_eq(d, database));
-    }
-
     /// Forgets a database that nobody has open; false where somebody has opened it again.
     pub(crate) fn forget_if_closed(&self, database: &Arc<Database>) -> bool {
         let mut databases = self.databases.lock();
@@ -317,7 +331,7 @@ impl Registry {
 
     fn fail_all(&self, error: &str) {
         for database in self.databases.lock().values() {
-            uploader::stop(database, StopKind::Failed, format!("the uploader ended: {error}"));
+            database.poison(&format!("the uploader ended: {error}"));
         }
     }
 }

@@ -12,17 +12,18 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::batch::{BatchError, FramePages, WalFile};
-use super::control::{Acked, FullReason};
+use super::control::{Acked, FullReason, FullSent};
 use super::database::{Database, Published, now_ms};
 use super::lineage;
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::Facts;
 use super::progress::ReplicationState;
+use super::send;
 use super::tail::{Mode, TailError};
 use super::uploader::{Next, StepError};
 use crate::fault::fault_point;
 use crate::ltx::{Encoder, Header};
-use crate::store::{Created, Level, LtxName, Upload};
+use crate::store::{Created, Level, Listed, LtxName, StoreError, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// How long to wait for a checkpoint or a restart that is under way just now.
@@ -34,7 +35,7 @@ const RUN_BYTES: usize = 256 * 1024;
 
 /// Sends it. `Again` after success, or where the snapshot must start over.
 pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result<Next, StepError> {
-    if database.awaits_writers() {
+    if database.awaits_writers() || database.awaits_others() {
         return Ok(Next::After(TRANSACTION_PAUSE));
     }
     let newest = lineage::newest(database).await?;
@@ -50,7 +51,7 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         }
     };
     let _ends = Preserving(database);
-    send_moment(database, reason, newest.map(|l| l.name), &moment).await
+    send_moment(database, reason, newest, &moment).await
 }
 
 /// Ends preserving, also where the snapshot is cut off.
@@ -93,8 +94,8 @@ impl From<io::Error> for BeginError {
     }
 }
 
-/// Page size and pages of the database by its own header.
-fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
+/// Page size and pages of the database by its own header, and whether that says WAL.
+fn size_of(database: &Database) -> Result<(Option<PageSize>, u32, bool), BeginError> {
     let size_bytes = std::fs::metadata(&database.paths.database)?.len();
     if size_bytes == 0 {
         return Err(BeginError::Empty);
@@ -102,7 +103,7 @@ fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
     let header = database.file_header()?;
     match header.pages(size_bytes) {
         0 => Err(BeginError::Empty),
-        pages => Ok((header.page_size, pages)),
+        pages => Ok((header.page_size, pages, header.is_wal)),
     }
 }
 
@@ -116,12 +117,10 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
             let start = WalPos { frame: 0, ..published.end };
             tail.wal()?.pages(&start, published.end.frame)?
         } else {
-            // A WAL-index that was made for an empty WAL knows neither.
-            if published.page_size.is_none() || published.database_pages == 0 {
-                (published.page_size, published.database_pages) = size_of(database)?;
-            } else if std::fs::metadata(&database.paths.database)?.len() == 0 {
-                // SQLite takes a WAL beside an empty file for a stale one, and deletes it.
-                return Err(BeginError::Empty);
+            // A WAL-index that was made for an empty WAL knows neither; in a rollback-journal mode somebody else may have changed both.
+            let (page_size, pages, is_wal) = size_of(database)?;
+            if !is_wal || published.page_size.is_none() || published.database_pages == 0 {
+                (published.page_size, published.database_pages) = (page_size, pages);
             }
             FramePages::none(published.page_size.ok_or(BeginError::Empty)?, published.database_pages, published.end)
         };
@@ -156,17 +155,17 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     Ok(Begin::Moment(published))
 }
 
-async fn send_moment(database: &Database, reason: FullReason, newest: Option<LtxName>, moment: &Published) -> Result<Next, StepError> {
+async fn send_moment(database: &Database, reason: FullReason, newest: Option<Listed>, moment: &Published) -> Result<Next, StepError> {
     let Some(page_size) = moment.page_size else { return Ok(Next::Idle) };
-    let txid = newest.map_or(Txid::FIRST, |name| name.max_txid).next();
+    let txid = newest.map_or(Txid::FIRST, |l| l.name.max_txid).next();
     // Files of two page sizes cannot follow each other: with another one a new line of increments begins, as with the first.
     let begins = match newest {
         None => true,
         Some(newest) => {
             let last = lineage::header(database, &newest).await?;
-            if newest.level != Level::ZERO {
+            if newest.name.level != Level::ZERO {
                 // A snapshot that was cut off from its marker.
-                lineage::write_marker(database, newest.max_txid, &last).await?;
+                lineage::write_marker(database, newest.name.max_txid, &last).await?;
             }
             last.page_size != page_size
         }
@@ -190,16 +189,22 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<Ltx
             lineage::verify(database).await?;
             return Ok(Next::Again);
         }
-        Streamed::StartOver(why) => {
-            log::info!(target: "replicated", "{log_name}: the snapshot starts over: {why}");
-            return Ok(Next::Again);
-        }
+        Streamed::StartOver(why) => return Err(StepError::StartOver(why)),
     }
     if begins {
         lineage::write_marker(database, txid, &header).await?;
     }
     let mut tail = database.lock_tail();
-    if tail.state.captured.is_none() {
+    if tail.state.full_sent.is_some_and(|sent| sent.txid == txid && sent.again) {
+        // An earlier request may still put another state there. With every page under the next name that harms nothing.
+        tail.state.full_sent = None;
+        tail.save()?;
+        log::info!(target: "replicated", "{log_name}: the full state is sent once more: an earlier request for TXID {txid} may still arrive");
+        database.progress.update(|f| f.snapshots += 1);
+        return Ok(Next::Again);
+    }
+    tail.state.full_sent = None;
+    if tail.state.captured.is_none() || tail.has_failed() {
         // Continuity was lost while the last request was under way.
         return Ok(Next::Again);
     }
@@ -273,26 +278,54 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         abort(upload).await;
         return Ok(Streamed::StartOver("the WAL was restarted by someone we did not see".to_owned()));
     }
-    encoder.finish()?;
+    if database.is_touched_by_others() {
+        abort(upload).await;
+        return Ok(Streamed::StartOver("the database file was written to by someone we did not see".to_owned()));
+    }
+    let finished = encoder.finish()?;
     while let Some(part) = buffer.take(part_bytes) {
         send_part(database, name, timestamp, &mut upload, part).await?;
     }
     let rest = buffer.take_all();
-    fault_point!("full.put");
-    let Some(mut upload) = upload else {
-        let created = database.store.create(name, rest, timestamp).await?;
-        fault_point!("full.put-done");
-        return Ok(Streamed::Sent(created));
-    };
-    if !rest.is_empty()
-        && let Err(error) = upload.part(rest).await
+    if let Some(current) = &mut upload
+        && !rest.is_empty()
+        && let Err(error) = current.part(rest.clone()).await
     {
-        upload.abort().await;
+        give_up(upload, &error).await;
         return Err(error.into());
     }
-    let created = upload.finish().await?;
-    fault_point!("full.put-done");
-    Ok(Streamed::Sent(created))
+    fault_point!("full.put");
+    let in_parts = upload.is_some();
+    let before = note_sent(database, name.max_txid, in_parts)?;
+    let sent = match upload {
+        None => database.store.create(name, rest, timestamp).await,
+        Some(upload) => upload.finish().await,
+    };
+    match sent {
+        Ok(created) => {
+            fault_point!("full.put-done");
+            Ok(Streamed::Sent(created))
+        }
+        Err(error) if !error.may_have_been_done() => {
+            database.lock_tail().state.full_sent = before;
+            Err(error.into())
+        }
+        // The answer got lost, and it is a whole upload that would have to be made again.
+        Err(error) if send::has_landed(database, name, &finished, in_parts, &error).await => Ok(Streamed::Sent(Created::New)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Remembers a request that could replace what is there, before it is made: on stores that know no conditions, and for objects in parts,
+/// whose end is not conditional everywhere. Returns what was remembered before.
+fn note_sent(database: &Database, txid: Txid, in_parts: bool) -> Result<Option<FullSent>, StepError> {
+    let mut tail = database.lock_tail();
+    let before = tail.state.full_sent;
+    if in_parts || tail.state.fencing != Some(true) {
+        tail.state.full_sent = Some(FullSent { txid, again: before.is_some_and(|sent| sent.txid == txid) });
+        tail.save()?;
+    }
+    Ok(before)
 }
 
 async fn send_part(
@@ -308,11 +341,18 @@ async fn send_part(
     };
     fault_point!("full.part");
     if let Err(error) = current.part(part).await {
-        abort(upload.take()).await;
+        give_up(upload.take(), &error).await;
         return Err(error.into());
     }
     fault_point!("full.part-sent");
     Ok(())
+}
+
+/// Gives the parts back, unless the store has asked for no more requests: then a rule of the bucket's removes them one day.
+async fn give_up(upload: Option<Box<dyn Upload>>, error: &StoreError) {
+    if error.retry_after.is_none() {
+        abort(upload).await;
+    }
 }
 
 async fn abort(upload: Option<Box<dyn Upload>>) {

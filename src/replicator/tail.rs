@@ -10,10 +10,12 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::MutexGuard;
 
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, Attempt, Control, FullReason, OpenTransaction, Stamp, State};
@@ -48,6 +50,23 @@ pub(crate) enum TailError {
     /// A page of the database file cannot be read.
     #[error("page {page} of the database cannot be read")]
     Page { page: PageNo },
+}
+
+impl TailError {
+    /// There is no room on the local disk, or none for this file.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            // An error that shows as its own cause is not a link of the chain.
+            let inner = error.downcast_ref::<LtxError>().and_then(|e| if let LtxError::Io(e) = e { Some(e) } else { None });
+            if let Some(error) = error.downcast_ref::<std::io::Error>().or(inner) {
+                return matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge);
+            }
+            cause = error.source();
+        }
+        false
+    }
 }
 
 impl From<LtxError> for TailError {
@@ -119,6 +138,39 @@ pub(crate) struct FileCommit {
 /// Reads a page of the database file; false where that fails.
 pub(crate) type ReadPage<'a> = dyn FnMut(PageNo, &mut [u8]) -> bool + 'a;
 
+/// The tail, locked. A panic while it is held leaves it half changed: then it has failed, before anybody else sees it.
+#[derive(Debug)]
+pub(crate) struct TailGuard<'a>(MutexGuard<'a, Tail>);
+
+impl<'a> TailGuard<'a> {
+    pub(crate) const fn new(guard: MutexGuard<'a, Tail>) -> Self {
+        Self(guard)
+    }
+}
+
+impl Deref for TailGuard<'_> {
+    type Target = Tail;
+
+    fn deref(&self) -> &Tail {
+        &self.0
+    }
+}
+
+impl DerefMut for TailGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Tail {
+        &mut self.0
+    }
+}
+
+impl Drop for TailGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Why is told by whoever catches the panic.
+            self.0.mode = Mode::Stopped(StopKind::Failed, String::new());
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Tail {
@@ -138,8 +190,10 @@ pub(crate) struct Tail {
     refuse_lost_tail: bool,
     /// Saved since the last sync to disk.
     unsynced: bool,
+    /// The last attempt to save failed.
+    unsaved: bool,
     /// SQLite has rolled a dead process's transaction back, through us: it had not been committed.
-    pub(crate) rolled_back: bool,
+    rolled_back: bool,
 }
 
 impl Tail {
@@ -156,16 +210,31 @@ impl Tail {
             memory_batch_bytes,
             refuse_lost_tail: false,
             unsynced: false,
+            unsaved: false,
             rolled_back: false,
         }
     }
 
     pub(crate) fn save(&mut self) -> Result<(), TailError> {
+        if self.has_failed() {
+            // What it was at is half done.
+            return Ok(());
+        }
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<(), TailError> {
         self.state.spool_first = self.spool.first();
         self.state.spool_next = self.spool.next();
         self.unsynced = true;
         let saved = self.control.as_mut().map_or(Ok(()), |control| control.save(&self.state));
+        self.unsaved = saved.is_err();
         saved.map_err(|source| TailError::Control { path: self.paths.control(), source })
+    }
+
+    /// Saves what could not be saved before.
+    pub(crate) fn save_if_unsaved(&mut self) -> Result<(), TailError> {
+        if self.unsaved { self.save() } else { Ok(()) }
     }
 
     /// The file to be synced so that what was saved survives a power loss, without this lock: a writer that restarts the WAL would wait for
@@ -350,8 +419,25 @@ impl Tail {
         )
     }
 
+    /// Whether a fault of ours has ended it. That lasts until the database is opened anew.
+    pub(crate) const fn has_failed(&self) -> bool {
+        matches!(self.mode, Mode::Stopped(StopKind::Failed, _))
+    }
+
+    /// A fault of ours: nothing that is known here is trusted any more, and the next open sends the full state.
+    pub(crate) fn fail(&mut self, message: String) {
+        self.stop(StopKind::Failed, message);
+        self.give_up(FullReason::Fault);
+        if let Err(error) = self.write() {
+            log::warn!(target: "replicated", "{error}");
+        }
+    }
+
     /// Gives continuity up: the full state will be sent.
     pub(crate) fn lose(&mut self, reason: FullReason) {
+        if self.has_failed() {
+            return;
+        }
         let level = if reason == FullReason::First { log::Level::Debug } else { log::Level::Warn };
         let newest = self.state.attempt.map(|a| a.txid).or(self.state.acked.map(|a| a.txid));
         let lost_tail = newest.filter(|_| reason == FullReason::BucketAhead);
@@ -364,11 +450,7 @@ impl Tail {
             lost_tail.map_or_else(String::new, |txid| format!("; they can be restored with TXID {txid}"))
         );
         self.mode = Mode::Full(reason);
-        self.state.full = Some(reason);
-        self.state.captured = None;
-        self.state.sealed = false;
-        self.state.next_salts = None;
-        self.spool.clear();
+        self.give_up(reason);
         fault_point!("lose.save");
         self.save_or_warn();
         fault_point!("lose.saved");
@@ -377,7 +459,18 @@ impl Tail {
         }
     }
 
+    fn give_up(&mut self, reason: FullReason) {
+        self.state.full = Some(reason);
+        self.state.captured = None;
+        self.state.sealed = false;
+        self.state.next_salts = None;
+        self.spool.clear();
+    }
+
     pub(crate) fn stop(&mut self, kind: StopKind, message: String) {
+        if self.has_failed() && kind != StopKind::Failed {
+            return;
+        }
         log::error!(target: "replicated", "{}: replication stopped: {message}", self.paths.database.display());
         self.mode = Mode::Stopped(kind, message);
     }
@@ -502,6 +595,17 @@ impl Tail {
         self.save()
     }
 
+    /// SQLite is about to roll back what a dead process left in the database file, which looks as given.
+    pub(crate) fn rolls_back_in_file(&mut self, now: Option<Stamp>) {
+        self.rolled_back = true;
+        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if !now.is_wal && then.still_holds(&now));
+        if self.mode == Mode::Unresolved && self.state.sealed && untouched && self.state.open_transaction.is_none() {
+            // It died when it had synced its journal and not written to the database yet. From here on the file's times tell nothing.
+            self.state.open_transaction = Some(OpenTransaction::Journaled);
+            self.save_or_warn();
+        }
+    }
+
     /// A transaction that wrote to the database file was rolled back, by its journal: the file holds what it held before.
     pub(crate) fn rolled_back_in_file(&mut self, now: Option<Stamp>) -> Result<(), TailError> {
         if self.mode == Mode::Unresolved {
@@ -615,13 +719,22 @@ impl Tail {
             in_file: pages.content_bytes() > self.memory_batch_bytes,
         };
         let header = attempt_header(&attempt, &pages, self.state.node_id);
-        let body = if attempt.in_file {
+        let mut file = None;
+        if attempt.in_file {
             let path = self.spool.attempt_path(txid);
-            self.spool.create(&path, |out| {
+            let created = self.spool.create(&path, |out| {
                 let finished = wal.encode(&pages, &header, out)?;
                 (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
                 Ok::<_, TailError>(())
-            })?;
+            });
+            match created {
+                Ok(_) => file = Some(path),
+                // Sending is what makes room again, for SQLite too: what `max_memory` allows does not wait for the disk.
+                Err(error) if error.is_disk_full() && pages.content_bytes() <= 8 * self.memory_batch_bytes => attempt.in_file = false,
+                Err(error) => return Err(error),
+            }
+        }
+        let body = if let Some(path) = file {
             Body::File(path)
         } else {
             let finished = wal.encode(&pages, &header, Vec::new())?;

@@ -4,6 +4,7 @@
 //! accumulate. While it cannot send, it turns frames into spool entries as the WAL grows, so that SQLite finds little left to do when it wants
 //! to restart the WAL. One request is under way per database.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::Future;
@@ -17,9 +18,11 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use super::budget::{Backoff, Budget, Siblings};
+use super::clock;
 use super::database::{Database, now_ms};
 use super::hub::{Hub, HubReceiver, Notice};
 use super::lineage::{self, Exists};
+use super::outage::{Outages, Over, Tell};
 use super::process::Registry;
 use super::progress::{Facts, ReplicationState};
 use super::send;
@@ -47,6 +50,12 @@ pub(crate) enum StepError {
     /// The last handle was closed meanwhile.
     #[error("closed")]
     Closed,
+    /// What the full state is made of was lost while it was read.
+    #[error("the snapshot starts over: {0}")]
+    StartOver(String),
+    /// An object of the bucket is no LTX file, however often it is read.
+    #[error("{0}")]
+    Unreadable(String),
 }
 
 /// What to do after a step.
@@ -58,6 +67,8 @@ pub(crate) enum Next {
     Idle,
     /// Nothing until something is committed, or the time has passed.
     Quiet(Duration),
+    /// Nothing for a moment, in real time, unless another commit waits or there is much to spool.
+    Moment(Duration),
     /// Nothing, whatever is committed, until somebody acts.
     Stopped,
     /// Nothing until a commit waits, or the time has passed.
@@ -73,6 +84,12 @@ struct Heard {
     calls: u64,
 }
 
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic").to_owned()
+}
+
 /// Runs the uploader's thread; returns when the process has no hub any more, that is never.
 pub(crate) fn run(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Registry) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().thread_stack_size(MEMORY_STACK_BYTES).build()?;
@@ -85,6 +102,7 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
     let HubReceiver { commits, notices, wake } = receiver;
     let wake = UnixStream::from_std(wake)?;
     let mailboxes: Rc<RefCell<HashMap<u64, Rc<Mailbox>>>> = Rc::default();
+    let left_alone = LeftAlone::default();
     loop {
         wake.readable().await?;
         let mut bytes = [0; 64];
@@ -96,7 +114,7 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
                 Notice::Opened(database) => {
                     let mailbox = Rc::new(Mailbox::default());
                     mailboxes.borrow_mut().insert(database.id, Rc::clone(&mailbox));
-                    let task = Task::new(database, mailbox);
+                    let task = Task::new(database, mailbox, Rc::clone(&left_alone));
                     let mailboxes = Rc::clone(&mailboxes);
                     tokio::task::spawn_local(async move {
                         let id = task.database.id;
@@ -130,6 +148,9 @@ struct Mailbox {
     notify: Notify,
 }
 
+/// Until when stores have asked to be left alone, by their URL: closing a database and opening it again is no way around that.
+type LeftAlone = Rc<RefCell<HashMap<String, Instant>>>;
+
 /// One database's task.
 struct Task {
     database: Arc<Database>,
@@ -139,15 +160,13 @@ struct Task {
     siblings: Siblings,
     /// The bucket has been compared with what the control file says.
     verified: bool,
-    failing_since: Option<Instant>,
-    /// Causes that were told since replication last worked, and when.
-    reported: Vec<(String, Instant)>,
-    failures: u64,
+    outages: RefCell<Outages>,
+    left_alone: LeftAlone,
 }
 
 impl Task {
-    fn new(database: Arc<Database>, mailbox: Rc<Mailbox>) -> Self {
-        let budget = Budget::new(database.options.sync_interval, database.options.burst, Instant::now());
+    fn new(database: Arc<Database>, mailbox: Rc<Mailbox>, left_alone: LeftAlone) -> Self {
+        let budget = Budget::new(database.options.sync_interval, database.options.burst, clock::now());
         Self {
             database,
             mailbox,
@@ -155,20 +174,21 @@ impl Task {
             backoff: Backoff::default(),
             siblings: Siblings::default(),
             verified: false,
-            failing_since: None,
-            reported: Vec::new(),
-            failures: 0,
+            outages: RefCell::default(),
+            left_alone,
         }
     }
 
     /// A panic ends the replication of this database, says so in its status, and harms nothing else.
     async fn run_guarded(self, registry: &'static Registry) {
-        let database = Arc::clone(&self.database);
-        let result = tokio::task::spawn_local(self.run(registry)).await;
-        if let Err(error) = result {
-            database.end_preserving();
-            stop(&database, StopKind::Failed, format!("a fault in the extension ({error}); reopening the database recovers it"));
-            registry.forget(&database);
+        let (database, mailbox) = (Arc::clone(&self.database), Rc::clone(&self.mailbox));
+        let Err(error) = tokio::task::spawn_local(self.run(registry)).await else { return };
+        let why = error.try_into_panic().map_or_else(|error| error.to_string(), |panic| panic_text(&*panic));
+        database.poison(&why);
+        database.end_preserving();
+        // Its handles go on without replication. Another open begins afresh, but not before they are closed: what they write would not be seen.
+        while !(database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database)) {
+            mailbox.notify.notified().await;
         }
     }
 
@@ -187,22 +207,26 @@ impl Task {
                 Next::Again => tokio::task::yield_now().await,
                 Next::Idle => {
                     if self.database.doze(heard.calls) && self.database.arm(1) {
-                        self.mailbox.notify.notified().await;
+                        clock::rest(self.mailbox.notify.notified()).await;
                     } else {
                         tokio::task::yield_now().await;
                     }
                 }
-                Next::Quiet(pause) => {
-                    if self.database.doze(heard.calls) && self.database.arm(1) {
+                Next::Quiet(pause) | Next::Moment(pause) => {
+                    let wake_frames = if matches!(next, Next::Quiet(_)) { 1 } else { ENCODE_AHEAD_FRAMES };
+                    if self.database.doze(heard.calls) && self.database.arm(wake_frames) {
                         // Woken or not, there is something to do.
-                        let _ = tokio::time::timeout(pause, self.mailbox.notify.notified()).await;
+                        tokio::select! {
+                            () = clock::sleep_until(clock::now() + pause) => {}
+                            () = self.mailbox.notify.notified() => {}
+                        }
                     } else {
                         tokio::task::yield_now().await;
                     }
                 }
                 Next::Stopped => {
                     let _ = self.database.arm(u32::MAX);
-                    self.mailbox.notify.notified().await;
+                    clock::rest(self.mailbox.notify.notified()).await;
                 }
                 Next::After(pause) => self.pause(pause, None, heard).await,
                 Next::Backoff(pause, while_waited_for) => self.pause(pause, Some(while_waited_for), heard).await,
@@ -231,6 +255,9 @@ impl Task {
             report_stop(&database, kind, message);
             return Ok(Next::Stopped);
         }
+        if let Some(wait) = self.left_alone_for() {
+            return Ok(Next::After(wait));
+        }
         if !self.verified {
             fault_point!("verify.begin");
             self.meanwhile(lineage::verify(&database)).await??;
@@ -243,10 +270,14 @@ impl Task {
             return self.send_inflight().await;
         }
         if let Mode::Full(reason) = mode {
+            let before = database.progress.facts().snapshots;
             let next = self.meanwhile(snapshot::send_full(&database, reason)).await??;
-            if next == Next::Again {
-                self.budget.take(Instant::now());
+            if database.progress.facts().snapshots > before {
+                self.budget.take(clock::now());
                 self.succeeded();
+            } else if next == Next::Again && matches!(database.lock_tail().mode, Mode::Full(_)) {
+                // The name was taken, and nothing but another try came of it.
+                return Ok(self.back_off(true, None));
             }
             return Ok(next);
         }
@@ -273,16 +304,19 @@ impl Task {
             return Ok(Next::Idle);
         }
         database.progress.update(Facts::under_way);
-        let (now, acked) = (Instant::now(), database.progress.acked_sequence());
+        let (now, acked) = (clock::now(), database.progress.acked_sequence());
         let urgent = database.urgent.load(Ordering::Acquire) > acked;
         let wait = self.budget.wait(now);
-        let pause = if urgent {
-            self.siblings.still_to_come(database.progress.committers_behind(), now)
+        if urgent {
+            let pause = self.siblings.still_to_come(database.progress.committers_behind(), Instant::now());
+            if !pause.is_zero() {
+                return Ok(Next::Moment(pause));
+            }
         } else {
-            database.due_in(acked).map_or(wait, |due| due.min(wait))
-        };
-        if !pause.is_zero() {
-            return Ok(Next::After(pause));
+            let pause = database.due_in(acked).map_or(wait, |due| due.min(wait));
+            if !pause.is_zero() {
+                return Ok(Next::After(pause));
+            }
         }
         let frozen = tail.freeze(&published.live());
         database.note_captured(&tail);
@@ -292,16 +326,22 @@ impl Task {
         Ok(if tail.inflight.is_some() || matches!(tail.mode, Mode::Full(_)) {
             Next::Again
         } else {
-            Next::After(wait.max(self.budget.wait(Instant::now())))
+            Next::After(wait.max(self.budget.wait(clock::now())))
         })
     }
 
     /// Sends the frozen batch; frames that arrive meanwhile are spooled where the WAL grows.
     async fn send_inflight(&mut self) -> Result<Next, StepError> {
         let database = Arc::clone(&self.database);
-        let Some(inflight) = database.lock_tail().inflight.clone() else { return Ok(Next::Again) };
+        let inflight = {
+            let mut tail = database.lock_tail();
+            // What may be in the bucket must be known to a successor.
+            tail.save_if_unsaved()?;
+            tail.inflight.clone()
+        };
+        let Some(inflight) = inflight else { return Ok(Next::Again) };
         let began = Instant::now();
-        self.budget.take(began);
+        self.budget.take(clock::now());
         let name = LtxName::level0(inflight.attempt.txid);
         fault_point!("send.put");
         let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
@@ -364,23 +404,35 @@ impl Task {
         }
     }
 
+    /// How long the store is still to be left alone.
+    fn left_alone_for(&self) -> Option<Duration> {
+        let until = *self.left_alone.borrow().get(self.database.store.url())?;
+        Some(until.saturating_duration_since(clock::now())).filter(|wait| !wait.is_zero())
+    }
+
     /// Waits for a token or the end of a backoff, unless somebody has asked for a flush since the step before began; not as long where a commit
-    /// waits.
+    /// waits. Where the store has asked to be left alone nobody's flush or commit ends that.
     async fn pause(&self, pause: Duration, while_waited_for: Option<Duration>, mut heard: Heard) {
-        let began = tokio::time::Instant::now();
-        let mut sleep = pin!(tokio::time::sleep_until(began + pause));
+        let began = clock::now();
+        let mut until = began + pause;
         let mut wake_frames = ENCODE_AHEAD_FRAMES;
-        while !self.database.closing.load(Ordering::Acquire) && self.database.asked.load(Ordering::Acquire) == heard.asked {
-            let called = !self.database.doze(heard.calls);
-            match while_waited_for {
-                None if called => return,
-                Some(shorter) if self.database.progress.committers_behind() > 0 => sleep.as_mut().reset(began + shorter),
-                _ => {}
+        while !self.database.closing.load(Ordering::Acquire) {
+            let alone = self.left_alone_for();
+            if alone.is_none() {
+                if self.database.asked.load(Ordering::Acquire) != heard.asked {
+                    return;
+                }
+                let called = !self.database.doze(heard.calls);
+                match while_waited_for {
+                    None if called => return,
+                    Some(shorter) if self.database.progress.committers_behind() > 0 => until = until.min(began + shorter),
+                    _ => {}
+                }
+                heard.calls = self.database.calls.load(Ordering::SeqCst);
             }
-            heard.calls = self.database.calls.load(Ordering::SeqCst);
             if self.database.arm(wake_frames) {
                 tokio::select! {
-                    () = &mut sleep => return,
+                    () = clock::sleep_until(alone.map_or(until, |wait| clock::now() + wait)) => if alone.is_none() { return },
                     () = self.mailbox.notify.notified() => {}
                 }
             }
@@ -401,7 +453,10 @@ impl Task {
         let spooled = if much { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
         database.note_captured(&tail);
         let Err(error) = spooled else { return ENCODE_AHEAD_FRAMES };
-        if let Err(error) = recover(database, &mut tail, error) {
+        if let Err(error) = recover(database, &mut tail, error)
+            // A disk that is full fails at every try, and with every commit comes one.
+            && self.outages.borrow_mut().is_news("encode ahead", clock::now())
+        {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
         }
         u32::MAX
@@ -409,49 +464,58 @@ impl Task {
 
     fn succeeded(&mut self) {
         self.backoff.succeeded();
-        self.reported.clear();
-        if let Some(since) = self.failing_since.take() {
-            log::info!(
+        let name = self.database.paths.database.display();
+        match self.outages.borrow_mut().succeeded(clock::now()) {
+            Over::Nothing => {}
+            Over::Works { after, failures } => log::info!(
                 target: "replicated",
-                "{}: replication works again after {:.1} s and {} failures",
-                self.database.paths.database.display(), since.elapsed().as_secs_f64(), self.failures
-            );
-            self.failures = 0;
-            self.database.progress.update(|f| {
-                f.last_error = None;
-                f.state = ReplicationState::Uploading;
-            });
+                "{name}: replication works again after {:.1} s and {failures} failures",
+                after.as_secs_f64()
+            ),
+            Over::Flapped { outages, failures, within } => log::warn!(
+                target: "replicated",
+                "{name}: the store fails and works again in turn: {outages} more times and {failures} failures in {:.0} s",
+                within.as_secs_f64()
+            ),
         }
+        self.database.progress.update(|f| {
+            if f.last_error.take().is_some() {
+                f.state = ReplicationState::Uploading;
+            }
+        });
     }
 
     /// Reports a failure, once for each cause of an outage, and says how long to wait.
     fn failed(&mut self, error: &StepError) -> Next {
-        const SUMMARY: Duration = Duration::from_secs(600);
-        /// An outage with more causes than this is told by its first ones.
-        const MOST_CAUSES: usize = 8;
-        self.failing_since.get_or_insert_with(Instant::now);
-        self.failures += 1;
+        if let StepError::Unreadable(message) = error {
+            stop(&self.database, StopKind::Diverged, message.clone());
+            return Next::Again;
+        }
         let (transient, retry_after, key) = match error {
             StepError::Store(e) => (e.is_transient(), e.retry_after, format!("{:?} {}", e.kind, e.operation)),
             other => (true, None, other.to_string()),
         };
         let name = self.database.paths.database.display();
-        let room = self.reported.len() < MOST_CAUSES;
-        match self.reported.iter_mut().find(|(reported, _)| *reported == key) {
-            Some((_, at)) if at.elapsed() >= SUMMARY => {
-                log::warn!(target: "replicated", "{name}: still failing, {} times so far: {error}", self.failures);
-                *at = Instant::now();
-            }
-            None if room => {
-                log::error!(target: "replicated", "{name}: not replicated: {error}. The application goes on; it is tried again");
-                self.reported.push((key, Instant::now()));
-            }
-            _ => {}
+        match self.outages.borrow_mut().failed(&key, clock::now()) {
+            Tell::Nothing => {}
+            Tell::Cause if matches!(error, StepError::StartOver(_)) => log::info!(target: "replicated", "{name}: {error}"),
+            Tell::Cause => log::error!(target: "replicated", "{name}: not replicated: {error}. The application goes on; it is tried again"),
+            Tell::Still(failures) => log::warn!(target: "replicated", "{name}: still failing, {failures} times so far: {error}"),
         }
         self.database.progress.update(|f| {
             f.state = ReplicationState::Offline;
             f.last_error = Some(error.to_string());
         });
+        if let Some(wait) = retry_after {
+            let now = clock::now();
+            let mut left_alone = self.left_alone.borrow_mut();
+            left_alone.retain(|_, until| *until > now);
+            left_alone.insert(self.database.store.url().to_owned(), now + wait.min(Backoff::LONGEST_ASKED));
+        }
+        self.back_off(transient, retry_after)
+    }
+
+    fn back_off(&mut self, transient: bool, retry_after: Option<Duration>) -> Next {
         let pause = self.backoff.failed(transient, retry_after, fastrand::f64());
         Next::Backoff(pause, Backoff::while_waited_for(pause, transient, retry_after))
     }

@@ -158,6 +158,11 @@ impl Spool {
         self.next
     }
 
+    /// Whether entries wait to be merged.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.entries.len() > MOST_ENTRIES
+    }
+
     /// Bytes of all entries.
     pub(crate) fn bytes(&self) -> u64 {
         self.entries.iter().map(|e| e.bytes).sum()
@@ -192,7 +197,7 @@ impl Spool {
 
     /// Merges the newest entries while that is cheap: each byte is rewritten a number of times logarithmic in the backlog.
     pub(crate) fn merge_waiting(&mut self) -> Result<(), SpoolError> {
-        if self.entries.len() <= MOST_ENTRIES {
+        if !self.is_crowded() {
             return Ok(());
         }
         let mut run_bytes = 0;

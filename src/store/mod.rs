@@ -9,6 +9,7 @@ mod folder;
 mod http;
 mod keys;
 mod open;
+mod parts;
 mod profile;
 mod remote;
 mod remote_error;
@@ -26,7 +27,7 @@ pub use self::url::{ReplicaUrl, UrlError};
 use crate::types::{TimestampMs, Txid};
 
 /// The size of all parts of a multipart upload but the last. S3 allows 10,000 parts: 78 GiB.
-const PART_SIZE_BYTES: usize = if cfg!(feature = "fault-injection") { 256 * 1024 } else { 8 * 1024 * 1024 };
+const PART_SIZE_BYTES: usize = 8 * 1024 * 1024;
 
 /// The level of full snapshots.
 pub const SNAPSHOT_LEVEL: Level = Level(9);
@@ -147,7 +148,8 @@ pub trait Upload: Send {
 
 /// A bucket, or a folder of one: where one database's LTX files are.
 ///
-/// Implementations make one attempt per call and never retry on their own, so that the caller's budget and backoff are the only ones.
+/// Implementations make one attempt per call and do not retry on their own, so that the caller's budget and backoff are the only ones; but
+/// for the parts of an upload, of which a broken one must not cost all the others.
 pub trait Store: fmt::Debug + Send + Sync {
     /// The URL as the user gave it, without secrets.
     fn url(&self) -> &str;
@@ -229,6 +231,15 @@ pub struct StoreError {
 }
 
 impl StoreError {
+    /// Whether the store may have done, or may still do, what was asked for. Where it refused, or could not be reached, it has not.
+    #[must_use]
+    pub const fn may_have_been_done(&self) -> bool {
+        matches!(
+            self.kind,
+            StoreErrorKind::Timeout | StoreErrorKind::Server | StoreErrorKind::Truncated | StoreErrorKind::Protocol | StoreErrorKind::Io
+        )
+    }
+
     /// Whether trying again soon may help by itself.
     #[must_use]
     pub const fn is_transient(&self) -> bool {

@@ -24,6 +24,7 @@ use super::env::Env;
 use super::http::{Refusal, traced, traced_conditionally};
 use super::keys::Keys;
 use super::open::StoreOptions;
+use super::parts::PartRetries;
 use super::remote_error::Context;
 use super::url::ReplicaUrl;
 use super::{Created, Level, Listed, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload, clients};
@@ -331,6 +332,7 @@ impl Store for RemoteStore {
             let context = inner.context("upload", name);
             let path = inner.path(&context, &inner.keys.file(name))?;
             let options = PutMultipartOptions { attributes: inner.attributes(timestamp), ..Default::default() };
+            let options = options.with_retry_policy(Arc::new(PartRetries));
             let upload = inner.check(&context, traced(inner.bucket().put_multipart_opts(&path, options)).await)?;
             Ok(Box::new(RemoteUpload { store: Arc::clone(inner), name: *name, path, upload }) as Box<dyn Upload>)
         }
@@ -394,7 +396,7 @@ impl RemoteUpload {
                 let definite = refusal.is_some();
                 let error = store.clean(context.failure(&e, refusal.as_ref()));
                 // Without an answer the upload may just have been completed, and the network is the likelier cause anyway.
-                if definite {
+                if definite && error.retry_after.is_none() {
                     self.give_up().await;
                 }
                 Err(error)

@@ -1,5 +1,6 @@
 //! Open files of ours: the database and its WAL. Everything is forwarded; the few methods with a behaviour of their own are `main_*` and `wal_*`.
 
+use std::any::Any;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::replicator::database::Database;
 use crate::replicator::durability::{self, NotAcknowledged, Policy};
 use crate::replicator::outside::{FileChange, Writer};
 use crate::replicator::process;
+use crate::replicator::uploader::panic_text;
 use crate::wal::{FRAME_HEADER_BYTES, INDEX_HEADER_BYTES, IndexHeader};
 
 /// What SQLite allocates for a file of ours; the base's file follows at once.
@@ -228,12 +230,17 @@ unsafe fn base_of(file: *mut File) -> (*mut File, &'static IoMethods) {
     (base, unsafe { &*(*base).methods })
 }
 
+/// A panic was caught.
+pub(crate) fn poison(database: &Database, panic: &(dyn Any + Send)) {
+    // Should the panic repeat here, it is caught as well; there is nothing left to do.
+    let _ = catch_unwind(AssertUnwindSafe(|| database.poison(&panic_text(panic))));
+}
+
 /// Runs a callback's own part. A panic ends the replication of the database and nothing else.
 fn guarded<T>(main: &MainFile, after_panic: T, body: impl FnOnce() -> T) -> T {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         if let Some(database) = &main.database {
-            // Should the panic repeat here, it is caught as well; there is nothing left to do.
-            let _ = catch_unwind(AssertUnwindSafe(|| database.poison()));
+            poison(database, &*panic);
         }
         after_panic
     })
@@ -300,10 +307,16 @@ unsafe extern "C" fn shm_barrier(file: *mut File) {
 unsafe extern "C" fn close(file: *mut File) -> c_int {
     // SAFETY: see above; the state is freed once, and the methods are cleared so that nobody comes back.
     let (rc, state) = unsafe {
-        if let Some(FileState::Main(main)) = state_of(file)
-            && main.database().is_some()
-        {
-            group::closes(main);
+        match state_of(file) {
+            Some(FileState::Main(main)) if main.database().is_some() => group::closes(main),
+            // SQLite deletes it next.
+            Some(FileState::Wal(wal)) => {
+                let main = &*wal.main;
+                if let Some(database) = main.database() {
+                    guarded(main, (), || main.before_unlocked_end(database));
+                }
+            }
+            _ => {}
         }
         let (base, methods) = base_of(file);
         let rc = methods.close.map_or(SQLITE_OK, |close| close(base));
@@ -380,6 +393,15 @@ impl MainFile {
             own
         } else {
             (published > 0).then_some(published)
+        }
+    }
+
+    /// The WAL is about to be destroyed, under exclusive locking. A transaction over several databases of which another one has failed is committed in
+    /// this one all the same, and no `COMMIT_PHASETWO` has told so.
+    fn before_unlocked_end(&self, database: &Arc<Database>) {
+        if self.wrote_unlocked.load(Ordering::Relaxed) && !self.wal_failed.load(Ordering::Relaxed) && self.index_header().is_none() {
+            // Its number is for those who wait for it, and nobody does.
+            let _ = database.commits_exclusively(self.unlocked_end.load(Ordering::Relaxed));
         }
     }
 
@@ -669,6 +691,7 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
             {
                 let salts = [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])];
                 if unlocked {
+                    main.before_unlocked_end(database);
                     database.restarts_exclusively(salts);
                 }
                 database.generation_begins(salts);
@@ -734,7 +757,12 @@ unsafe extern "C" fn wal_truncate(file: *mut File, bytes: i64) -> c_int {
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
     if let Some(database) = main.database() {
-        guarded(main, (), || database.wal_shrinks(bytes.cast_unsigned()));
+        guarded(main, (), || {
+            if bytes == 0 {
+                main.before_unlocked_end(database);
+            }
+            database.wal_shrinks(bytes.cast_unsigned());
+        });
     }
     // SAFETY: see above.
     unsafe { truncate(file, bytes) }

@@ -313,7 +313,9 @@ unsafe extern "C" fn delete(vfs: *mut Vfs, name: *const c_char, sync_directory: 
     let database = catch_unwind(|| process::find_by_wal(path)).unwrap_or_default();
     if let Some(database) = &database {
         // A panic leaves the database poisoned; the deletion goes on, as SQLite must be able to.
-        let _ = catch_unwind(AssertUnwindSafe(|| database.wal_vanishes())).map_err(|_| database.poison());
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| database.wal_vanishes())) {
+            file::poison(database, &*panic);
+        }
     }
     // SAFETY: passed on.
     unsafe {

@@ -19,6 +19,8 @@ pub enum Program {
     Python,
     /// A Rust program that links the bundled SQLite and the library.
     Rust,
+    /// The same with fail points, and with a log where `REPLICATED_TEST_LOG` names a file.
+    Faulty,
 }
 
 /// One row; blobs are shown in hexadecimal.
@@ -46,7 +48,7 @@ fn build() {
 ///
 /// # Panics
 /// Where it cannot be built.
-pub(crate) fn cargo_build(what: &[&str]) {
+fn cargo_build(what: &[&str]) {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet"]).args(what);
@@ -76,6 +78,25 @@ pub fn extension() -> PathBuf {
 pub fn program(name: &str) -> PathBuf {
     build();
     binaries().join(name)
+}
+
+/// A program with what tests need of the library, which nothing else is built with.
+#[must_use]
+pub fn faulty_program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let programs = ["crash-host", "fault-host", "clock-host"].map(|name| ["--bin", name]);
+        let mut what = vec!["-p", "replicated-testkit", "--features", "replicated-testkit/fault-injection"];
+        what.extend(programs.as_flattened());
+        cargo_build(&what);
+    });
+    binaries().join(name)
+}
+
+/// The program whose uploader's clock stands until it is told to move.
+#[must_use]
+pub fn clock_host() -> PathBuf {
+    faulty_program("clock-host")
 }
 
 /// The Python whose SQLite loads extensions.
@@ -121,15 +142,23 @@ impl Host {
     /// Where it cannot be started.
     #[must_use]
     pub fn start(which: Program, env: &[(String, String)]) -> Self {
-        let mut command = match which {
-            Program::Python => {
-                let mut command = command(python(), env);
-                command.args(["-c", PYTHON]).arg(extension());
-                command
-            }
-            Program::Rust => command(program("sql-host"), env),
+        Self::start_by(&[], which, env)
+    }
+
+    /// Starts one by another command, which is given the host's own and runs it in its place.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    #[must_use]
+    pub fn start_by(wrapper: &[&str], which: Program, env: &[(String, String)]) -> Self {
+        let of_host = match which {
+            Program::Python => vec![python().into(), "-c".into(), PYTHON.into(), extension().into_os_string()],
+            Program::Rust => vec![program("sql-host").into_os_string()],
+            Program::Faulty => vec![faulty_program("fault-host").into_os_string()],
         };
-        Self::of(&mut command)
+        let mut words = wrapper.iter().map(std::ffi::OsString::from).chain(of_host);
+        let Some(first) = words.next() else { unreachable!("there is at least the host's") };
+        Self::of(command(first, env).args(words))
     }
 
     /// Starts Python without the extension.
@@ -140,7 +169,12 @@ impl Host {
         Self::of(&mut command)
     }
 
-    fn of(command: &mut Command) -> Self {
+    /// Starts a program that was chosen and prepared by the caller.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    #[must_use]
+    pub fn of(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the host starts");
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { unreachable!("both are pipes") };
         Self { child, to: Some(to), from: BufReader::new(from) }
@@ -179,7 +213,11 @@ impl Host {
         }
     }
 
-    fn ask(&mut self, request: &Value) -> Result<Value, String> {
+    /// Sends a request and reads its answer.
+    ///
+    /// # Errors
+    /// What SQLite said, or that the host is gone.
+    pub fn ask(&mut self, request: &Value) -> Result<Value, String> {
         self.send(request).map_err(|e| e.to_string())?;
         self.answer()
     }

@@ -2,7 +2,9 @@
 //!
 //! * [`s3::Server`]: an S3 server in the process that checks signatures and counts requests;
 //! * [`net::Proxy`]: a network that refuses, hangs, cuts and delays on demand;
+//! * [`faulty::Endpoint`]: an S3 endpoint that misbehaves request by request, as a plan says;
 //! * [`bucket`]: what is in a bucket;
+//! * [`life`]: an application whose every state can be told by itself;
 //! * [`host`]: programs with a SQLite of their own;
 //! * [`committers`]: threads that say what was acknowledged;
 //! * [`sqlite`]: comparing databases;
@@ -15,9 +17,12 @@
 pub mod bucket;
 pub mod committers;
 pub mod crash;
+pub mod faulty;
 mod google;
 pub mod host;
+pub mod life;
 pub mod net;
 pub mod s3;
+pub mod serve;
 pub mod sqlite;
 pub mod tools;

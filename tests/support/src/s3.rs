@@ -19,7 +19,7 @@ use s3s::Body;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Notify, RwLock};
 
 use crate::google;
 
@@ -50,6 +50,8 @@ pub struct Options {
     pub delay: Duration,
     /// Whose language it speaks.
     pub dialect: Dialect,
+    /// Whether it replaces objects even when asked not to, as some stores do that take the condition and say nothing.
+    pub ignores_conditions: bool,
 }
 
 impl Default for Options {
@@ -62,6 +64,7 @@ impl Default for Options {
             secret_key: "testkit-secret-key".to_owned(),
             delay: Duration::ZERO,
             dialect: Dialect::S3,
+            ignores_conditions: false,
         }
     }
 }
@@ -156,7 +159,8 @@ impl Server {
         let handler = Handler {
             service: service.build(),
             requests: Arc::clone(&requests),
-            writes: Mutex::new(()),
+            writes: RwLock::new(()),
+            ignores_conditions: options.ignores_conditions,
             delay: options.delay,
             root: root.clone(),
             dialect: options.dialect,
@@ -252,8 +256,9 @@ impl Drop for Server {
 struct Handler {
     service: S3Service,
     requests: Arc<Counters>,
-    /// The file system behind the server looks and then writes: one write at a time makes that one step.
-    writes: Mutex<()>,
+    /// The file system behind the server looks and then writes: one write at a time, and no read meanwhile, makes that one step.
+    writes: RwLock<()>,
+    ignores_conditions: bool,
     delay: Duration,
     root: PathBuf,
     dialect: Dialect,
@@ -271,7 +276,12 @@ impl Handler {
         let Ok(body) = body.collect().await else { return refusal(StatusCode::BAD_REQUEST, "") };
         let is_write = !matches!(parts.method, Method::GET | Method::HEAD);
         let request = Request::from_parts(parts, Body::from(body.to_bytes()));
-        let _one_at_a_time = if is_write { Some(self.writes.lock().await) } else { None };
+        let _alone = if is_write { Some(self.writes.write().await) } else { None };
+        let _with_others = if is_write { None } else { Some(self.writes.read().await) };
+        if self.ignores_conditions && request.headers().contains_key("if-none-match") {
+            // The condition is among the signed headers and cannot be taken out; that nothing is there makes it hold.
+            let _ = std::fs::remove_file(self.root.join(request.uri().path().trim_start_matches('/')));
+        }
         // The file system behind the server would make the bucket.
         if self.lacks_bucket(request.uri().path()) {
             return refusal(StatusCode::NOT_FOUND, NO_SUCH_BUCKET);

@@ -10,6 +10,10 @@ use replicated_testkit::crash::session::{Session, run};
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = arguments.first().map_or("", String::as_str);
+    if argument == "points" {
+        let _ = writeln!(std::io::stdout(), "{}", replicated::fault::POINTS.join("\n"));
+        return;
+    }
     if argument == "committers" {
         return finish(committers::run(arguments.get(1..).unwrap_or_default()).map_err(|error| error.to_string()));
     }

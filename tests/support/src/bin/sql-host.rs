@@ -1,69 +1,8 @@
 //! A Rust program that links its own SQLite and the library, and does as `host::Host` tells it.
 
-use std::collections::HashMap;
-use std::io::{self, BufRead, Write};
-
-use rusqlite::Connection;
-use rusqlite::types::ValueRef;
-use serde_json::{Value, json};
+use std::io;
 
 fn main() -> io::Result<()> {
     replicated::register!(rusqlite::ffi).map_err(io::Error::other)?;
-    let mut connections = HashMap::new();
-    let mut opened = 0_u64;
-    for line in io::stdin().lock().lines() {
-        let request: Value = serde_json::from_str(&line?)?;
-        let answer = match carry_out(&request, &mut connections, &mut opened) {
-            Ok(answer) => json!({"ok": answer}),
-            Err(error) => json!({"error": error.to_string()}),
-        };
-        writeln!(io::stdout(), "{answer}")?;
-    }
-    Ok(())
-}
-
-fn carry_out(request: &Value, connections: &mut HashMap<u64, Connection>, opened: &mut u64) -> rusqlite::Result<Value> {
-    let text = |name: &str| request[name].as_str().unwrap_or_default();
-    let db = request["db"].as_u64().unwrap_or_default();
-    match text("op") {
-        "open" => {
-            let connection = Connection::open(text("uri"))?;
-            connection.busy_timeout(std::time::Duration::from_secs(30))?;
-            *opened += 1;
-            connections.insert(*opened, connection);
-            Ok(json!(*opened))
-        }
-        "close" => {
-            if let Some(connection) = connections.remove(&db) {
-                connection.close().map_err(|(_, error)| error)?;
-            }
-            Ok(Value::Null)
-        }
-        _ => match connections.get(&db) {
-            Some(connection) => query(connection, text("sql")),
-            None => Err(rusqlite::Error::InvalidQuery),
-        },
-    }
-}
-
-fn query(connection: &Connection, sql: &str) -> rusqlite::Result<Value> {
-    let mut statement = connection.prepare(sql)?;
-    let columns = statement.column_count();
-    let mut rows = statement.query([])?;
-    let mut answer = Vec::new();
-    while let Some(row) = rows.next()? {
-        let values: rusqlite::Result<Vec<Value>> = (0..columns).map(|i| Ok(shown(row.get_ref(i)?))).collect();
-        answer.push(Value::from(values?));
-    }
-    Ok(answer.into())
-}
-
-fn shown(value: ValueRef<'_>) -> Value {
-    match value {
-        ValueRef::Null => Value::Null,
-        ValueRef::Integer(number) => number.into(),
-        ValueRef::Real(number) => number.into(),
-        ValueRef::Text(text) => String::from_utf8_lossy(text).into(),
-        ValueRef::Blob(blob) => blob.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into(),
-    }
+    replicated_testkit::serve::serve(|_| None)
 }

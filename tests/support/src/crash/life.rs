@@ -9,7 +9,6 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -78,19 +77,11 @@ pub struct Life {
     pub options: Vec<(String, String)>,
     /// So many things a process does.
     pub steps: u32,
+    /// Processes begin with a flush, after which the bucket is compared with the database.
+    pub flushes_first: bool,
     /// How often the power failed: since then the bucket may have what the file lost.
     pub power_losses: u32,
     reproduction: String,
-}
-
-/// The program `crash-host`, built with the fail points and so apart from everything else.
-#[must_use]
-pub fn crash_host() -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        host::cargo_build(&["-p", "replicated-testkit", "--bin", "crash-host", "--features", "replicated-testkit/fault-injection"]);
-    });
-    host::binaries().join("crash-host")
 }
 
 /// A number from the environment.
@@ -124,6 +115,7 @@ impl Life {
             style,
             options: options.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
             steps: 60,
+            flushes_first: true,
             power_losses: 0,
             reproduction: String::new(),
         }
@@ -189,7 +181,7 @@ impl Life {
             end,
             power,
             closes,
-            waits: true,
+            flushes_first: self.flushes_first,
             may_fail: false,
         }
     }
@@ -224,7 +216,7 @@ impl Life {
             env.push(("REPLICATED_TEST_FAULT".to_owned(), rules.clone()));
         }
         self.reproduction = format!("{ending:?}\n{json}");
-        let mut command: Command = host::command(crash_host(), &env);
+        let mut command: Command = host::command(host::faulty_program("crash-host"), &env);
         let piped = command.arg(&json).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = piped.spawn().expect("the host starts");
         let (Some(mut to), Some(from), Some(mut errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take()) else {
@@ -397,7 +389,7 @@ impl Life {
     /// # Panics
     /// Where something does not hold.
     pub fn end(&mut self) -> Outcome {
-        self.steps = self.steps.min(20);
+        (self.steps, self.flushes_first) = (self.steps.min(20), true);
         let outcome = self.round(&Ending::Itself { closes: true });
         if outcome.killed || !outcome.synced {
             self.fail(&format!("the last process did not end as it should: {outcome:?}"));
@@ -417,6 +409,21 @@ impl Life {
         if !outcome.synced && !self.logged("not replicated").is_empty() {
             self.fail(&format!("what is left was not sent: {outcome:?}"));
         }
+    }
+
+    /// Somebody without the extension writes to the database and restarts its WAL: replication has to send the full state. The rows stay as they are.
+    ///
+    /// # Panics
+    /// Where that does not work.
+    pub fn disturb(&mut self) {
+        let version = self.random.i32(1..);
+        let disturbed = rusqlite::Connection::open(self.database()).and_then(|plain| {
+            plain.execute_batch(&format!("PRAGMA user_version = {version}"))?;
+            plain.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            // A new generation of the WAL, by a connection that knows the one before.
+            plain.execute_batch(&format!("PRAGMA user_version = {}", version - 1))
+        });
+        disturbed.unwrap_or_else(|error| self.fail(&error.to_string()));
     }
 
     /// The user declares the file the truth.

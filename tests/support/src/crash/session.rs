@@ -96,8 +96,8 @@ pub struct Session {
     pub power: Option<Power>,
     /// At the end connections are closed; else the process just exits.
     pub closes: bool,
-    /// Waits for a line of its input once the bucket has everything, before it goes on.
-    pub waits: bool,
+    /// Begins with a flush, and waits for a line of its input once the bucket has everything, before it goes on.
+    pub flushes_first: bool,
     /// Replication may have stopped: then nothing is waited for.
     pub may_fail: bool,
 }
@@ -162,7 +162,11 @@ impl log::Log for FileLog {
     fn flush(&self) {}
 }
 
-fn log_to(path: &Path) -> std::io::Result<()> {
+/// Has the extension's log lines written to a file.
+///
+/// # Errors
+/// Where it cannot be opened.
+pub fn log_to(path: &Path) -> std::io::Result<()> {
     let file = std::fs::File::options().append(true).create(true).open(path)?;
     if log::set_boxed_logger(Box::new(FileLog { file })).is_ok() {
         log::set_max_level(log::LevelFilter::Debug);
@@ -215,18 +219,8 @@ impl Player {
             Err(error) if self.session.style.may_be_damaged && is_damage(&error) => self.damaged = true,
             other => other?,
         }
-        let synced = self.writers[0].query_row("PRAGMA replicated_sync='60s'", [], |row| row.get::<_, String>(0));
-        let status: String = self.writers[0].query_row("PRAGMA replicated_status", [], |row| row.get(0))?;
-        match synced {
-            Ok(txid) => say(&json!({"synced": txid, "status": status})),
-            Err(error) => {
-                self.session.may_fail = true;
-                say(&json!({"stopped": error.to_string(), "status": status}));
-            }
-        }
-        if self.session.waits {
-            let mut line = String::new();
-            let _ = std::io::stdin().lock().read_line(&mut line);
+        if self.session.flushes_first {
+            self.flush_first()?;
         }
         if self.damaged {
             say(&json!({"damaged": "before it was opened"}));
@@ -253,6 +247,22 @@ impl Player {
             // As a program that just ends: no destructor of a connection runs.
             std::process::exit(0);
         }
+        Ok(())
+    }
+
+    fn flush_first(&mut self) -> rusqlite::Result<()> {
+        let synced = self.writers[0].query_row("PRAGMA replicated_sync='60s'", [], |row| row.get::<_, String>(0));
+        let status: String = self.writers[0].query_row("PRAGMA replicated_status", [], |row| row.get(0))?;
+        match synced {
+            Ok(txid) => say(&json!({"synced": txid, "status": status})),
+            Err(error) => {
+                self.session.may_fail = true;
+                say(&json!({"stopped": error.to_string(), "status": status}));
+            }
+        }
+        let mut line = String::new();
+        // Where the harness is gone, so is the pipe.
+        let _ = std::io::stdin().lock().read_line(&mut line);
         Ok(())
     }
 
