@@ -17,7 +17,7 @@ use super::database::{Database, Host};
 use super::hub::{Hub, Notice};
 use super::local::{OwnerMode, Paths, identity};
 use super::progress::WaitError;
-use super::tail::{Mode, Tail};
+use super::tail::{Mode, StopKind, Tail};
 use super::uploader;
 use crate::config::Options;
 use crate::fault::fault_point;
@@ -134,6 +134,13 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     let mut databases = process.registry.databases.lock();
     if let Some(database) = databases.get(&identity) {
         return join(database, &url);
+    }
+    if let Some(gone) = databases.values().find(|d| d.paths.database == path).cloned() {
+        // SQLite lets an application delete or replace a file that it still has open; what is beside it now belongs to the new one.
+        let message = "the file was deleted or replaced while a connection had it open: what that connection commits is not replicated";
+        uploader::stop(&gone, StopKind::Failed, message.to_owned());
+        gone.release();
+        databases.retain(|_, d| !Arc::ptr_eq(d, &gone));
     }
     let url_text = url.to_string();
     if let Some(other) = databases.values().find(|d| d.store.url() == url_text) {

@@ -35,7 +35,11 @@ namespace eval ::replicated_test {
     if {$keep} {
       note replaced $path
     } else {
-      ::tcl::file::delete -force $path-replicated $bucket/[::tcl::file::tail $path]
+      # A database that is open is still written to: files come while they are deleted.
+      for {set try 0} {$try < 100} {incr try} {
+        if {![catch {::tcl::file::delete -force $path-replicated $bucket/[::tcl::file::tail $path]}]} break
+        after 5
+      }
     }
   }
 

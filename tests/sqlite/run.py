@@ -29,7 +29,7 @@ NOBODY = 65534
 LIMIT_S = 600
 
 # Files that need the page of SQLite's locks at 64 KiB, where the suite puts it: see prelude.tcl.
-LOW_LOCK_PAGE = {"autovacuum", "backup", "backup_ioerr", "corrupt2", "pager1", "tkt4018", "wal"}
+LOW_LOCK_PAGE = {"autovacuum", "backup", "backup_ioerr", "corrupt2", "pager1", "tkt4018", "wal", "wal2"}
 LOW_LOCK_PAGE_BYTES = 0x10000
 
 CASE = re.compile(r"^(\S+?)\.\.\.( Ok$)?", re.M)
@@ -353,18 +353,20 @@ def read_settled(output):
 
 
 def bytes_differ(path, restored):
-    """None where both files are equal, else where they differ first."""
-    one, other = path.stat().st_size, restored.stat().st_size
-    at = 0
-    with open(path, "rb") as a, open(restored, "rb") as b:
-        while True:
-            left, right = a.read(1 << 20), b.read(1 << 20)
-            if left != right:
-                at += next((i for i, (x, y) in enumerate(zip(left, right)) if x != y), min(len(left), len(right)))
-                return f"byte {at} differs, sizes {one} and (restored) {other}"
-            if not left:
-                return None
-            at += len(left)
+    """None where both are the same database, else where they differ first."""
+    one, other = path.read_bytes(), restored.read_bytes()
+    # A file may be longer than its database: then the header says where that ends, if its two counters agree.
+    if len(one) > len(other) and one[24:28] == one[92:96] and int.from_bytes(one[28:32], "big") * page_bytes(one) == len(other):
+        one = one[: len(other)]
+    if one == other:
+        return None
+    at = next((i for i, (x, y) in enumerate(zip(one, other)) if x != y), min(len(one), len(other)))
+    return f"byte {at} differs, sizes {len(one)} and (restored) {len(other)}"
+
+
+def page_bytes(database):
+    size = int.from_bytes(database[16:18], "big")
+    return 65536 if size == 1 else size
 
 
 def report(results, expected, options, seconds, out):
@@ -402,6 +404,19 @@ def report(results, expected, options, seconds, out):
     print("databases: " + (", ".join(f"{n} {outcome}" for outcome, n in databases.most_common()) or "none"), file=out)
     print(f"differences: {unexplained} unexplained, {sum(map(len, explained.values()))} expected", file=out)
     return unexplained == 0 and (options.mode != "ours" or databases["equal"] > 0)
+
+
+def shortened(text, most_lines=6):
+    """The report without its table, and with few lines of each file."""
+    lines, of_file = [], Counter()
+    for line in text[text.index("\nDifferences that are not") :].splitlines():
+        file = line.split()[0] if line.startswith("  ") and line.split() else ""
+        of_file[file] += 1
+        if not file or of_file[file] <= most_lines:
+            lines.append(line[:400])
+        elif of_file[file] == most_lines + 1:
+            lines.append(f"  {file} ... more in the report")
+    return "\n".join(lines)
 
 
 def chosen(options):
@@ -465,6 +480,9 @@ def main():
                 unexplained = sum(expected.reason(result.name, case) is None for case, _ in result.differences)
                 mark = f"{unexplained} DIFFERENCES" if unexplained else "as expected" if result.differences else "equal"
                 print(f"[{len(results)}/{len(names)}] {result.name}: {result.plain.word}, {result.plain.seconds:.1f} s / {result.ours.word}, {result.ours.seconds:.1f} s: {mark}", flush=True)
+                with open(work / "differences.txt", "a") as out:
+                    for case, what in result.differences:
+                        print(f"{result.name} {case}: {what}", file=out)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             runner.stop()
@@ -473,8 +491,7 @@ def main():
     path = options.work / "report.txt"
     with open(path, "w") as out:
         fine = report(results, expected, options, seconds, out)
-    text = path.read_text()
-    print(text[text.index("\nDifferences that are not") :])
+    print(shortened(path.read_text()))
     print(f"the whole report: {path}\nthe directories of the runs: {work}")
     if fine and not options.keep:
         shutil.rmtree(work)
