@@ -7,7 +7,7 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
-use super::abi::{File, IoMethods, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_SYNC_NORMAL, Vfs};
+use super::abi::{File, IoMethods, SQLITE_IOERR_SHORT_READ, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_SYNC_NORMAL, Vfs};
 use crate::replicator::database::Host;
 use crate::replicator::preserve::DatabaseFile;
 
@@ -106,5 +106,8 @@ impl Drop for BaseFile {
 }
 
 fn sqlite_error(operation: &str, rc: c_int) -> io::Error {
+    if rc == SQLITE_IOERR_SHORT_READ {
+        return io::Error::other("the file ends before that: it is no database, or it was cut off");
+    }
     io::Error::other(format!("SQLite's VFS: {operation} failed with code {rc}"))
 }

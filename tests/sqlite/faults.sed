@@ -2,8 +2,9 @@
 # VFS. The suite counts I/O errors, failing system calls and failing allocations down in plain globals, and knows of one thread only: a fault that
 # it means for a statement would hit that thread, and the statement would succeed.
 
-# I/O errors and full disks: one counter a thread; the suite sees its own.
-s/^( *)(SQLITE_API )?(extern )?int (sqlite3_io_error_[a-z]+|sqlite3_diskfull[a-z_]*)( = 0)?;/\1\2\3_Thread_local int \4\5;/
+# I/O errors, full disks and syncs: one counter a thread; the suite sees its own.
+s/^( *)(SQLITE_API )?(extern )?int (sqlite3_io_error_[a-z]+|sqlite3_diskfull[a-z_]*|sqlite3_(full)?sync_count)( = 0)?;/\1\2\3_Thread_local int \4\6;/
+s/^( *)extern int sqlite3_sync_count, sqlite3_fullsync_count;/\1extern _Thread_local int sqlite3_sync_count, sqlite3_fullsync_count;/
 # Two threads that open and close count right.
 s/^( *)(SQLITE_API )?(extern )?int sqlite3_open_file_count/\1\2\3_Atomic int sqlite3_open_file_count/
 # Allocations and system calls fail in the suite's threads only.
