@@ -44,7 +44,8 @@ impl FileHeader {
     /// The database's size in pages, as SQLite counts it: what the header says where that holds, else what the file has.
     pub(crate) fn pages(&self, file_bytes: u64) -> u32 {
         let Some(page_size) = self.page_size else { return 0 };
-        let there = u32::try_from(file_bytes / u64::from(page_size.get())).unwrap_or(u32::MAX);
+        // A page that is there in part counts: a backup of an empty database into one of larger pages leaves such a file.
+        let there = u32::try_from(file_bytes.div_ceil(u64::from(page_size.get()))).unwrap_or(u32::MAX);
         if self.stored_pages > 0 && self.stored_pages <= there && self.change_counter == self.version_valid_for {
             self.stored_pages
         } else {

@@ -13,6 +13,7 @@ use super::abi::{
     SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
+use super::base::begins_within;
 use super::group::{self, FileName, Refusal};
 use super::pragma::{self, Answer};
 use crate::replicator::database::Database;
@@ -477,7 +478,10 @@ unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
 unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
     let (Ok(bytes), Ok(at)) = (c_int::try_from(page.len()), i64::try_from(at)) else { return false };
     // SAFETY: the buffer has that many bytes.
-    unsafe { read(file, page.as_mut_ptr().cast(), bytes, at) == SQLITE_OK }
+    unsafe {
+        let rc = read(file, page.as_mut_ptr().cast(), bytes, at);
+        rc == SQLITE_OK || begins_within(base_at(file), rc, at)
+    }
 }
 
 /// Keeps account of the lock: one that goes from SHARED straight to EXCLUSIVE with a journal there is about to roll that back.
