@@ -32,9 +32,8 @@ namespace eval ::replicated_test {
     variable bucket
     variable keep
     if {![is_replicated $path]} return
-    if {$keep} {
-      note replaced $path
-    } else {
+    note replaced $path
+    if {!$keep} {
       # A database that is open is still written to: files come while they are deleted.
       for {set try 0} {$try < 100} {incr try} {
         if {![catch {::tcl::file::delete -force $path-replicated $bucket/[::tcl::file::tail $path]}]} break

@@ -32,7 +32,8 @@ LIMIT_S = 600
 LOW_LOCK_PAGE = {"autovacuum", "backup", "backup_ioerr", "corrupt2", "pager1", "tkt4018", "wal", "wal2"}
 LOW_LOCK_PAGE_BYTES = 0x10000
 
-CASE = re.compile(r"^(\S+?)\.\.\.( Ok$)?", re.M)
+# Files about threads print dots on the way.
+CASE = re.compile(r"^\.*([^\s.]\S*?)\.\.\.( Ok$)?", re.M)
 TOTAL = re.compile(r"^(\d+) errors out of (\d+) tests", re.M)
 FAILURES = re.compile(r"^!Failures on these tests: (.*)$", re.M)
 LEFT_OPEN = re.compile(r"^(\d+) files were left open", re.M)
@@ -74,6 +75,8 @@ class Result:
     plain: Run = None
     ours: Run = None
     databases: list = field(default_factory=list)
+    # How often the suite deleted or replaced a replicated database, and its replica was begun anew.
+    replaced: int = 0
     differences: list = field(default_factory=list)
 
 
@@ -273,9 +276,12 @@ class Runner:
             for database in result.databases:
                 if database.outcome not in FINE:
                     result.differences.append((f"database:{database.name}", f"{database.outcome}: {database.detail}"))
+            result.replaced = replaced(directory)
         log = directory / "extension.log"
-        if log.exists() and "a fault in the extension" in log.read_text(errors="replace"):
-            result.differences.append(("extension", "a fault in the extension, see extension.log"))
+        log = log.read_text(errors="replace") if log.exists() else ""
+        for what, text in (("fault", "a fault in the extension"), ("slow-close", "closed with commits that are not in the bucket")):
+            if text in log:
+                result.differences.append((f"extension:{what}", f"{log.count(text)} times {text}, see extension.log"))
         self.tidy(directory, not result.differences)
         return result
 
@@ -293,6 +299,11 @@ class Runner:
     def tidy(self, directory, fine):
         if fine and not self.options.keep:
             shutil.rmtree(directory)
+
+
+def replaced(directory):
+    notes = directory / "notes"
+    return sum(line.startswith("replaced\t") for line in notes.read_text().splitlines()) if notes.exists() else 0
 
 
 def parse(output, code, seconds):
@@ -411,8 +422,20 @@ def report(results, expected, options, seconds, out):
     print(f"cases: {sum(r.plain.cases for r in results)} without, {sum(r.ours.cases for r in results)} with the extension", file=out)
     print(f"time: {sum(r.plain.seconds for r in results):.0f} s without, {sum(r.ours.seconds for r in results):.0f} s with the extension", file=out)
     print("databases: " + (", ".join(f"{n} {outcome}" for outcome, n in databases.most_common()) or "none"), file=out)
+    if options.mode == "ours":
+        print(f"not compared: {sum(r.replaced for r in results)} times a database was deleted or replaced by the suite before the end of its file", file=out)
+        bare = sorted(r.name for r in results if r.ours.cases and not any(d.outcome == "equal" for d in r.databases))
+        print(f"files that left no database to compare: {len(bare)}{': ' + ' '.join(bare) if bare else ''}", file=out)
     print(f"differences: {unexplained} unexplained, {sum(map(len, explained.values()))} expected", file=out)
     return unexplained == 0 and (options.mode != "ours" or databases["equal"] > 0)
+
+
+def table(expected):
+    """expected.txt for docs/testing.md: a row for each reason, in the order of the file."""
+    where = defaultdict(list)
+    for file, case, reason, _ in expected.lines:
+        where[reason].append(f"`{file}` `{case}`")
+    return "".join(["| where | why |\n|---|---|\n", *(f"| {', '.join(places)} | {reason} |\n" for reason, places in where.items())])
 
 
 def shortened(text, most_lines=6):
@@ -455,6 +478,9 @@ def may_reach(directory):
 
 
 def main():
+    if sys.argv[1:] == ["--table"]:
+        print(table(Expected(HERE / "expected.txt")), end="")
+        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fixture", type=Path, required=True)
     parser.add_argument("--source", type=Path, required=True)
