@@ -109,3 +109,27 @@ impl Stamp {
         self.boot != now.boot && (rolled_back || now.ctime_ns <= self.ctime_ns)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_after_a_stamp_never_looks_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        file.write_all_at(&[0; 4096], 0).unwrap();
+        let read = |header: &mut [u8; HEADER_BYTES]| file.read_exact_at(header, 0);
+        for round in 0..100_u8 {
+            file.write_all_at(&[round], 2000).unwrap();
+            let stamp = settled(&path, &read, true).unwrap();
+            // At once, within the tick that the stamp was taken in.
+            file.write_all_at(&[round], 2000).unwrap();
+            let now = settled(&path, &read, true).unwrap();
+            assert!(stamp.too_fresh || !stamp.is_same_file(&now), "round {round}");
+        }
+    }
+}
