@@ -152,7 +152,8 @@ class Runner:
             REPLICATED_TEST_BUCKET=str(bucket),
             REPLICATED_TEST_NOTES=str(directory / "notes"),
             REPLICATED_SYNC_INTERVAL="50ms",
-            REPLICATED_CLOSE_TIMEOUT="3s",
+            # Long, so that a close which waits in vain is no matter of how busy the machine is.
+            REPLICATED_CLOSE_TIMEOUT="20s",
         )
         if self.options.keep_replicas:
             clean.update(REPLICATED_TEST_KEEP="1")
