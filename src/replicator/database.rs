@@ -621,6 +621,7 @@ impl Database {
             return Err(WaitError::NotRead);
         }
         let sequence = self.published.lock().sequence;
+        self.progress.look_again();
         self.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
         self.asked.fetch_add(1, Ordering::AcqRel);
         self.hub.notify(Notice::Look(self.id));

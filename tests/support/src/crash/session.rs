@@ -208,11 +208,18 @@ impl Player {
         if self.session.style.auto_vacuum > 0 && !self.session.database.exists() {
             self.make_plainly()?;
         }
-        let first = self.open()?;
-        self.writers.push(first);
-        match self.begin() {
+        let may_be_damaged = self.session.style.may_be_damaged;
+        match self.open() {
+            // No statement is for it.
+            Err(error) if may_be_damaged && is_damage(&error) => {
+                self.damaged = true;
+                self.writers.push(Connection::open(&self.uri)?);
+            }
+            first => self.writers.push(first?),
+        }
+        match if self.damaged { Ok(()) } else { self.begin() } {
             // It is sent as it is.
-            Err(error) if self.session.style.may_be_damaged && is_damage(&error) => self.damaged = true,
+            Err(error) if may_be_damaged && is_damage(&error) => self.damaged = true,
             other => other?,
         }
         if self.session.flushes_first {
