@@ -59,6 +59,11 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         }
     };
     let _ends = Preserving(database);
+    if reason == FullReason::First {
+        // After a loss of power nothing else may tell that what is sent now is of this database.
+        database.paths.sync_directories();
+    }
+    database.sync_control();
     send_moment(database, reason, newest, &moment).await
 }
 

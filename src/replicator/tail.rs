@@ -562,8 +562,8 @@ impl Tail {
     }
 
     /// A rollback-mode transaction is about to write to the database file, which looks as given. False where somebody else has written to it
-    /// since the last captured commit.
-    pub(crate) fn begins_in_file(&mut self, transaction: OpenTransaction, now: Option<Stamp>) -> Result<bool, TailError> {
+    /// since the last captured commit. `outlasts_power`: what it writes can be undone after a loss of power, too.
+    pub(crate) fn begins_in_file(&mut self, transaction: OpenTransaction, now: Option<Stamp>, outlasts_power: bool) -> Result<bool, TailError> {
         if let Mode::Stopped(..) = self.mode {
             // See `seal`.
             if self.state.sealed {
@@ -579,7 +579,8 @@ impl Tail {
         if !self.state.sealed || self.state.stamp.is_some() && words(self.state.stamp) != words(now) {
             return Ok(false);
         }
-        self.state.stamp = self.state.stamp.or(now);
+        let stamp = self.state.stamp.or(now);
+        self.state.stamp = stamp.map(|stamp| Stamp { synced: stamp.synced && outlasts_power, ..stamp });
         self.state.next_salts = None;
         // What one without a journal left, and nothing has captured since, no later journal can undo.
         let left = self.state.open_transaction.filter(|&left| left == OpenTransaction::Unprotected);
