@@ -381,6 +381,32 @@ fn a_last_page_that_is_not_whole_counts() {
     host.quit();
 }
 
+/// As a process leaves it that was killed before it cut off what a VACUUM had left over. A commit to a WAL tells of as many pages as the file has, and
+/// writes those only that it changes.
+#[test]
+fn a_file_that_is_longer_than_its_header_tells() {
+    for mode in ["WAL", "DELETE"] {
+        let place = Place::new("first");
+        place.unreplicated();
+        let bytes = std::fs::metadata(place.database()).unwrap().len();
+        cut(&place.database(), bytes + 5 * 4096);
+        let (mut host, db) = place.open_only();
+        host.query(db, &format!("PRAGMA journal_mode={mode}"));
+        host.sync(db);
+        host.run(db, "INSERT INTO t VALUES (2, 'first', zeroblob(9000))");
+        host.sync(db);
+        host.query(db, "PRAGMA journal_mode=WAL");
+        host.run(db, "UPDATE n SET n = 2");
+        host.sync(db);
+        place.assert_equal();
+        host.run(db, "VACUUM");
+        host.sync(db);
+        host.close(db);
+        host.quit();
+        place.assert_equal();
+    }
+}
+
 // The WAL.
 
 #[test]

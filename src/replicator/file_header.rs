@@ -47,10 +47,12 @@ impl FileHeader {
         [self.change_counter, self.version_valid_for]
     }
 
-    /// The database's size in pages, as SQLite counts it: what the header says where that holds, else what the file has.
+    /// The database's size in pages as SQLite's pager counts it, by the file. The header may tell of fewer: where SQLite was killed before it cut off what a
+    /// commit had left over, or has the file grow in chunks. But the next commit to a WAL tells of as many as there are.
+    ///
+    /// A last one that is not whole counts: SQLite reads zeros beyond the end of a file.
     pub(crate) fn pages(&self, file_bytes: u64) -> u32 {
-        let there = self.pages_there(file_bytes);
-        self.pages_told().filter(|told| *told <= there).unwrap_or(there)
+        self.page_size.map_or(0, |size| u32::try_from(file_bytes.div_ceil(u64::from(size.get()))).unwrap_or(u32::MAX))
     }
 
     /// What SQLite finds wrong with a file that begins like this, so that it reads nothing of it; only where there is no WAL with another first page.
@@ -58,16 +60,8 @@ impl FileHeader {
         if !self.is_database || self.page_size.is_none() {
             return Some("it does not begin as a database does (one that is encrypted does not, either)".to_owned());
         }
-        let (there, told) = (self.pages_there(file_bytes), self.pages_told().unwrap_or(0));
-        (told > there).then(|| format!("its header tells of {told} pages and it has {there}"))
-    }
-
-    fn pages_told(&self) -> Option<u32> {
-        (self.stored_pages > 0 && self.change_counter == self.version_valid_for).then_some(self.stored_pages)
-    }
-
-    /// A last one that is not whole counts: SQLite reads zeros beyond the end of a file.
-    fn pages_there(&self, file_bytes: u64) -> u32 {
-        self.page_size.map_or(0, |size| u32::try_from(file_bytes.div_ceil(u64::from(size.get()))).unwrap_or(u32::MAX))
+        let there = self.pages(file_bytes);
+        let is_told = self.change_counter == self.version_valid_for;
+        (is_told && self.stored_pages > there).then(|| format!("its header tells of {} pages and it has {there}", self.stored_pages))
     }
 }

@@ -138,12 +138,18 @@ impl Database {
             (Some(_), true) => OpenTransaction::Uncounted,
             (Some(_), false) => OpenTransaction::Journaled,
         };
-        let begun = tail.begins_in_file(transaction, now, journal == Some(Journal::Synced));
+        let undone = journal == Some(Journal::Unsynced) && tail.file_may_be_lost();
+        let begun = tail.begins_in_file(transaction, now);
         if let Err(error) = &begun {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
         }
         if !begun.unwrap_or(false) {
             self.lose_unless_stopped(&mut tail, FullReason::ContinuityLost);
+        }
+        drop(tail);
+        if undone {
+            // Once: from then on nothing counts as being on disk.
+            self.sync_control();
         }
         (transaction == OpenTransaction::Journaled).then(|| header.words())
     }

@@ -190,6 +190,8 @@ pub(crate) struct Tail {
     refuse_lost_tail: bool,
     /// The database file was another than the last checkpoint left, when it was first looked at.
     pub(crate) exchanged: bool,
+    /// The machine was started again since the file was noted, and there was nothing in the WAL when it was first looked at.
+    pub(crate) rebooted_without_wal: bool,
     /// Saved since the last sync to disk.
     unsynced: bool,
     /// The last attempt to save failed.
@@ -212,6 +214,7 @@ impl Tail {
             memory_batch_bytes,
             refuse_lost_tail: false,
             exchanged: false,
+            rebooted_without_wal: false,
             unsynced: false,
             unsaved: false,
             rolled_back: false,
@@ -258,6 +261,8 @@ impl Tail {
             self.paths.database.display(), self.state.captured, self.state.sealed, self.state.next_salts, self.state.stamp, stamp()
         );
         self.exchanged = self.was_exchanged(stamp);
+        let rebooted = matches!((self.state.stamp, stamp()), (Some(then), Some(now)) if then.boot != now.boot);
+        self.rebooted_without_wal = rebooted && live.frame == 0;
         self.mode = match self.judge(live, stamp) {
             Mode::Full(FullReason::BucketAhead) if self.state.full.is_none() && self.refuse_lost_tail => self.lost_tail_refused(),
             mode => mode,
@@ -561,9 +566,18 @@ impl Tail {
         Ok(())
     }
 
+    /// What is noted of the database file will not be true of it after a loss of power; whether it would have been until now.
+    pub(crate) fn file_may_be_lost(&mut self) -> bool {
+        let was_safe = self.state.stamp.as_mut().is_some_and(|stamp| std::mem::take(&mut stamp.synced));
+        if was_safe {
+            self.save_or_warn();
+        }
+        was_safe
+    }
+
     /// A rollback-mode transaction is about to write to the database file, which looks as given. False where somebody else has written to it
-    /// since the last captured commit. `outlasts_power`: what it writes can be undone after a loss of power, too.
-    pub(crate) fn begins_in_file(&mut self, transaction: OpenTransaction, now: Option<Stamp>, outlasts_power: bool) -> Result<bool, TailError> {
+    /// since the last captured commit.
+    pub(crate) fn begins_in_file(&mut self, transaction: OpenTransaction, now: Option<Stamp>) -> Result<bool, TailError> {
         if let Mode::Stopped(..) = self.mode {
             // See `seal`.
             if self.state.sealed {
@@ -579,8 +593,7 @@ impl Tail {
         if !self.state.sealed || self.state.stamp.is_some() && words(self.state.stamp) != words(now) {
             return Ok(false);
         }
-        let stamp = self.state.stamp.or(now);
-        self.state.stamp = stamp.map(|stamp| Stamp { synced: stamp.synced && outlasts_power, ..stamp });
+        self.state.stamp = self.state.stamp.or(now);
         self.state.next_salts = None;
         // What one without a journal left, and nothing has captured since, no later journal can undo.
         let left = self.state.open_transaction.filter(|&left| left == OpenTransaction::Unprotected);

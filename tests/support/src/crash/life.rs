@@ -82,6 +82,8 @@ pub struct Life {
     /// How often the power failed: since then the bucket may have what the file lost.
     pub power_losses: u32,
     reproduction: String,
+    /// What was noted before the last process.
+    noted_before: Notes,
 }
 
 /// A number from the environment.
@@ -118,6 +120,7 @@ impl Life {
             flushes_first: true,
             power_losses: 0,
             reproduction: String::new(),
+            noted_before: Notes::default(),
         }
     }
 
@@ -172,7 +175,7 @@ impl Life {
         Session {
             database: self.database(),
             replica: self.bucket.url.clone(),
-            options: self.options.clone(),
+            options: self.options.iter().cloned().chain([("durability".to_owned(), self.style.durability.clone())]).collect(),
             style: self.style.clone(),
             seed: self.random.u64(..),
             steps: self.steps,
@@ -192,6 +195,7 @@ impl Life {
     /// Where something does not hold.
     pub fn round(&mut self, ending: &Ending) -> Outcome {
         let session = self.session(ending);
+        self.noted_before = self.notes();
         let outcome = self.run(&session, ending);
         if let Some(error) = &outcome.failed {
             self.fail(&format!("the process failed: {error}"));
@@ -341,6 +345,20 @@ impl Life {
         let Some(remote) = self.check_bucket() else { return };
         if self.power_losses == 0 && (remote.number > local.number || remote.number == local.number && remote.sum != local.sum) {
             self.fail(&format!("the bucket has {remote:?}, the file only {local:?}"));
+        }
+    }
+
+    /// After a process with `durability=remote`, on a fresh machine: every commit that returned is there.
+    ///
+    /// # Panics
+    /// Where that is not so.
+    pub fn check_acknowledged(&self) {
+        let notes = self.notes();
+        let Some(acknowledged) = notes.last_done.filter(|_| notes.done.len() > self.noted_before.done.len()) else { return };
+        let remote = self.check_bucket();
+        // One more may have been committed, and the process have died before it heard of it.
+        if remote != Some(acknowledged) && remote != notes.last_begun {
+            self.fail(&format!("{acknowledged:?} was acknowledged, and the bucket has {remote:?}"));
         }
     }
 
