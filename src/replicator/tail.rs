@@ -407,7 +407,8 @@ impl Tail {
     fn is_unchanged(&self, stamp: &dyn Fn() -> Option<Stamp>) -> bool {
         let (true, Some(then), Some(now)) = (self.state.sealed, self.state.stamp, stamp()) else { return false };
         // A transaction that was cut off has touched the file. It left nothing where SQLite rolled it back, which it does unless it was committed.
-        let left_nothing = |told: bool| told && !now.is_wal && then.has_same_content(&now) && then.is_durable(&now);
+        // A commit to a WAL need not count the change counter up: in that mode somebody else may have rolled it back, and committed since.
+        let left_nothing = |told: bool| told && (self.rolled_back || !now.is_wal) && then.has_same_content(&now) && then.is_durable(&now);
         match self.state.open_transaction {
             None => then.still_holds(&now),
             Some(OpenTransaction::Journaled) => left_nothing(true),
@@ -651,7 +652,7 @@ impl Tail {
     /// SQLite is about to roll back what a dead process left in the database file, which looks as given.
     pub(crate) fn rolls_back_in_file(&mut self, now: Option<Stamp>) {
         self.rolled_back = true;
-        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if !now.is_wal && then.still_holds(&now));
+        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if then.still_holds(&now));
         if self.mode == Mode::Unresolved && self.state.sealed && untouched && self.state.open_transaction.is_none() {
             // It died when it had synced its journal and not written to the database yet. From here on the file's times tell nothing.
             self.state.open_transaction = Some(OpenTransaction::Journaled);
