@@ -7,8 +7,8 @@
 //! A batch that was sent, or may have been, is kept apart as `attempt-<txid>.ltx`, byte for byte, and never merged.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Seek as _};
 use std::path::{Path, PathBuf};
 
 use crate::fault::{fault_io, fault_point};
@@ -22,6 +22,10 @@ const MOST_ENTRIES: usize = 8;
 /// descriptors that a merge, or building a batch, needs.
 const MOST_UNMERGED: usize = 32;
 const IO_BUFFER_BYTES: usize = 64 * 1024;
+const LEAST_BUFFER_BYTES: usize = 4 * 1024;
+/// Files that are kept to be written over, and how large one may be: 2 MiB beside what `max_local` counts.
+const MOST_SPARES: usize = MOST_UNMERGED;
+const MOST_SPARE_BYTES: u64 = 64 * 1024;
 
 /// What went wrong in the spool.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +93,9 @@ pub(crate) struct Spool {
     limit_bytes: u64,
     entries: VecDeque<Entry>,
     next: u64,
+    /// Files of entries that were merged into others, to be written over: where commits are spooled one by one, making a file and removing it costs
+    /// more than filling it. They keep their names, under which the next open removes them.
+    spare: Vec<PathBuf>,
 }
 
 impl Spool {
@@ -123,7 +130,7 @@ impl Spool {
                 found.push(Entry { first: a, last: b, bytes });
             }
         }
-        let mut spool = Self { directory: directory.to_owned(), owner, limit_bytes, entries: VecDeque::new(), next };
+        let mut spool = Self { directory: directory.to_owned(), owner, limit_bytes, entries: VecDeque::new(), next, spare: Vec::new() };
         spool.adopt_found(found, first)?;
         Ok(spool)
     }
@@ -192,6 +199,10 @@ impl Spool {
         let entry = Entry { first: self.next, last: self.next, bytes: 0 };
         // Nobody looks at it before the control file names its number, so that it needs no rename to be there as a whole.
         let path = self.path(&entry);
+        if let Some(spare) = self.spare.pop() {
+            // Where it has gone one is made.
+            let _ = std::fs::rename(spare, &path);
+        }
         let bytes = self.write_file(&path, write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         self.entries.push_back(Entry { bytes, ..entry });
         self.next += 1;
@@ -241,7 +252,12 @@ impl Spool {
         self.entries.push_back(Entry { bytes, ..output });
         // One that cannot be removed is removed at the next open.
         inputs.iter().try_for_each(|input| {
-            remove(&self.path(input))?;
+            let path = self.path(input);
+            if input.bytes <= MOST_SPARE_BYTES && self.spare.len() < MOST_SPARES {
+                self.spare.push(path);
+            } else {
+                remove(&path)?;
+            }
             fault_point!("merge.removed");
             Ok(())
         })
@@ -289,13 +305,18 @@ impl Spool {
 
     fn write_file<E: From<SpoolError>>(&self, path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>) -> Result<u64, E> {
         fault_io!("spool.create").map_err(|source| io_error(path, source))?;
-        let file = File::create(path).map_err(|source| io_error(path, source))?;
+        // One that is written over is cut at its end only: a file that was cut to nothing, ext4 sends to the disk when it is closed.
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(|source| io_error(path, source))?;
         self.owner.apply(&file).map_err(|source| io_error(path, source))?;
         let mut out = BufWriter::with_capacity(IO_BUFFER_BYTES, file);
         write(&mut out)?;
-        let file = out.into_inner().map_err(|e| io_error(path, e.into_error()))?;
+        let mut file = out.into_inner().map_err(|e| io_error(path, e.into_error()))?;
         fault_io!("spool.written").map_err(|source| io_error(path, source))?;
-        Ok(file.metadata().map_err(|source| io_error(path, source))?.len())
+        let bytes = file.stream_position().map_err(|source| io_error(path, source))?;
+        if file.metadata().map_err(|source| io_error(path, source))?.len() != bytes {
+            file.set_len(bytes).map_err(|source| io_error(path, source))?;
+        }
+        Ok(bytes)
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {
@@ -305,7 +326,9 @@ impl Spool {
     fn reader(&self, entry: &Entry) -> Result<Reader<BufReader<File>>, SpoolError> {
         let path = self.path(entry);
         let file = File::open(&path).map_err(|source| io_error(&path, source))?;
-        Ok(Reader::new(BufReader::with_capacity(IO_BUFFER_BYTES, file)))
+        // A small entry costs a small buffer: many are merged at once.
+        let capacity = usize::try_from(entry.bytes).unwrap_or(usize::MAX).clamp(LEAST_BUFFER_BYTES, IO_BUFFER_BYTES);
+        Ok(Reader::new(BufReader::with_capacity(capacity, file)))
     }
 }
 

@@ -81,8 +81,12 @@ impl DatabaseFile for BaseFile {
         };
         // SAFETY: the file is open, and the buffer has that many bytes.
         let rc = unsafe { read(pointer, buf.as_mut_ptr().cast::<c_void>(), bytes, offset) };
-        // SAFETY: the file is open.
-        if rc == SQLITE_OK || unsafe { begins_within(pointer, rc, offset) } { Ok(()) } else { Err(sqlite_error("read", rc)) }
+        match rc {
+            SQLITE_OK => Ok(()),
+            // Every VFS fills up with zeros: SQLite's pager relies on it.
+            SQLITE_IOERR_SHORT_READ => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Err(sqlite_error("read", rc)),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -106,24 +110,6 @@ impl Drop for BaseFile {
     }
 }
 
-/// Whether a read came back short because the file ends within what was read: SQLite takes a page that is there in part for a whole one, with
-/// zeros, as the VFS below has put them behind what it read.
-///
-/// # Safety
-/// `file` is an open file of the VFS below.
-pub(crate) unsafe fn begins_within(file: *mut File, rc: c_int, offset: i64) -> bool {
-    let mut size = 0;
-    // SAFETY: the file is open.
-    rc == SQLITE_IOERR_SHORT_READ
-        && unsafe {
-            (*file).methods.as_ref().and_then(|m| m.file_size).is_some_and(|file_size| file_size(file, &raw mut size) == SQLITE_OK)
-        }
-        && offset < size
-}
-
 fn sqlite_error(operation: &str, rc: c_int) -> io::Error {
-    if rc == SQLITE_IOERR_SHORT_READ {
-        return io::Error::other("the file ends before that: it is no database, or it was cut off");
-    }
     io::Error::other(format!("SQLite's VFS: {operation} failed with code {rc}"))
 }

@@ -11,11 +11,10 @@ use parking_lot::Mutex;
 use super::abi::{
     File, IoMethods, SQLITE_AUTH, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO,
     SQLITE_FCNTL_PDB, SQLITE_FCNTL_PRAGMA, SQLITE_FCNTL_SYNC, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_IOERR_COMMIT_ATOMIC,
-    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
-    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
+    SQLITE_IOERR_SHORT_READ, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
-use super::base::begins_within;
 use super::group::{self, FileName, Refusal};
 use super::pragma::{self, Answer};
 use crate::replicator::database::Database;
@@ -66,6 +65,8 @@ pub(super) struct MainFile {
     holds_checkpoint: AtomicBool,
     /// It has written to the database file under that lock.
     checkpoints: AtomicBool,
+    /// A checkpoint has begun, and the WAL was not synced since.
+    checkpoints_unsynced: AtomicBool,
     /// It has its WAL open, so that only checkpoints write to the database file.
     pub(super) in_wal_mode: AtomicBool,
     /// Frames were written without the WAL's write lock: there is no shared memory.
@@ -145,6 +146,7 @@ pub(crate) unsafe fn become_main(
         holds_write: AtomicBool::new(false),
         holds_checkpoint: AtomicBool::new(false),
         checkpoints: AtomicBool::new(false),
+        checkpoints_unsynced: AtomicBool::new(false),
         in_wal_mode: AtomicBool::new(false),
         wrote_unlocked: AtomicBool::new(false),
         unlocked_end: AtomicU64::new(0),
@@ -362,6 +364,9 @@ impl MainFile {
         let read = &mut |page: &mut [u8], at| unsafe { read_base(file, page, at) };
         guarded(self, (), || {
             database.note_synced(false);
+            if self.checkpoints_unsynced.swap(false, Ordering::Relaxed) {
+                database.checkpoint_outruns_wal();
+            }
             if !self.in_wal_mode.load(Ordering::Relaxed) {
                 self.writes_file.store(true, Ordering::Relaxed);
                 let writer = Writer {
@@ -477,6 +482,21 @@ unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
         database.note_synced(true);
     }
     rc
+}
+
+/// Whether a read came back short because the file ends within what was read: SQLite takes a page that is there in part for a whole one, with
+/// zeros, as the VFS below has put them behind what it read.
+///
+/// # Safety
+/// `base` is an open file of the VFS below.
+unsafe fn begins_within(base: *mut File, rc: c_int, offset: i64) -> bool {
+    let mut size = 0;
+    // SAFETY: the file is open.
+    rc == SQLITE_IOERR_SHORT_READ
+        && unsafe {
+            (*base).methods.as_ref().and_then(|m| m.file_size).is_some_and(|file_size| file_size(base, &raw mut size) == SQLITE_OK)
+        }
+        && offset < size
 }
 
 /// Reads the base's file; false on failure.
@@ -642,9 +662,13 @@ unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argume
             }
             SQLITE_FCNTL_CKPT_START => guarded(main, (), || {
                 main.checkpoints.store(true, Ordering::Relaxed);
+                main.checkpoints_unsynced.store(true, Ordering::Relaxed);
                 database.checkpoint_begins();
             }),
-            SQLITE_FCNTL_CKPT_DONE => guarded(main, (), || database.writes_file(false)),
+            SQLITE_FCNTL_CKPT_DONE => {
+                main.checkpoints_unsynced.store(false, Ordering::Relaxed);
+                guarded(main, (), || database.writes_file(false));
+            }
             // The last that is heard of a rollback under an exclusive lock.
             SQLITE_FCNTL_SYNC => main.rolls_back.store(false, Ordering::Relaxed),
             // SAFETY: see above.
@@ -754,6 +778,7 @@ unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int {
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
     } else if let Some(database) = main.database() {
+        main.checkpoints_unsynced.store(false, Ordering::Relaxed);
         guarded(main, (), || database.wal_synced());
     }
     rc
