@@ -242,7 +242,8 @@ class Runner:
 
     def compare(self, directory, path, name, state, facts, notes, low_lock_page):
         size = path.stat().st_size
-        if state != "idle" and "file is not a database" in facts.get("read", []):
+        no_database = "file is not a database" in facts.get("read", [])
+        if state != "idle" and no_database:
             return Database(name, "no database to SQLite either")
         if state != "idle":
             return Database(name, state, "; ".join(facts["status"] + sorted(notes)))
@@ -261,6 +262,8 @@ class Runner:
             difference = bytes_differ(path, restored)
         if difference is None:
             return Database(name, "equal")
+        if no_database:
+            return Database(name, "no database to SQLite either", difference)
         if low_lock_page and size > LOW_LOCK_PAGE_BYTES:
             return Database(name, "reaches a lock page that was moved", difference)
         if "written" in notes:
