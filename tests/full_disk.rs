@@ -81,6 +81,16 @@ impl Drop for Disk {
     }
 }
 
+/// A row for each of 200 pages.
+fn filled_table() -> String {
+    "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 200) INSERT INTO t SELECT i, randomblob(3000) FROM c".to_owned()
+}
+
+/// Changes ten of them in place.
+fn change(nth: u32) -> String {
+    format!("UPDATE t SET x = randomblob(3000) WHERE (id - 1) / 10 = {}", nth * 7 % 20)
+}
+
 struct Site {
     endpoint: Endpoint,
     direct: Bucket,
@@ -123,6 +133,16 @@ impl Site {
             ("close_timeout", "0s"),
         ];
         let db = host.open(&host::replicated(&dir.join("disk/app.db"), url, &options));
+        (host, db)
+    }
+
+    /// A database without replication on the same disk.
+    fn plain(&self, journal_mode: &str) -> (Host, Db) {
+        let wrapper = self.disk.wrapper();
+        let mut host = Host::start_by(&wrapper.iter().map(String::as_str).collect::<Vec<_>>(), Program::Python, &[]);
+        let db = host.open(self.disk.folder.join("plain.db").to_str().unwrap());
+        assert_eq!(host.value(db, &format!("PRAGMA journal_mode={journal_mode}")), json!(journal_mode));
+        host.run(db, "CREATE TABLE t(id INTEGER PRIMARY KEY, x BLOB)");
         (host, db)
     }
 
@@ -261,6 +281,40 @@ fn a_full_disk_in_an_outage_loses_nothing() {
         }
         site.check();
         assert_eq!(site.host.status(site.db, "state"), "idle");
+    }
+}
+
+/// Rows that are changed in place take no more room, so that SQLite goes on for ever on a full disk: so it does with us, whether or not the store is there.
+#[test]
+fn changes_in_place_go_on_as_without_us() {
+    for journal_mode in ["wal", "delete", "persist", "truncate", "memory"] {
+        let Some(mut site) = Site::new(16 << 10, journal_mode) else { return };
+        let (mut plain, plain_db) = site.plain(journal_mode);
+        for (host, db) in [(&mut plain, plain_db), (&mut site.host, site.db)] {
+            host.run(db, &filled_table());
+            // The WAL has been as long as it gets before it is restarted, and a journal that stays is there.
+            for nth in 0..150 {
+                host.run(db, &change(nth));
+            }
+        }
+        site.rows = 200;
+        site.check();
+        for outage in [false, true] {
+            if outage {
+                site.endpoint.follow(Box::new(|_| Fault::ResetBefore));
+            }
+            site.fill();
+            let mut results = Vec::new();
+            for (host, db) in [(&mut plain, plain_db), (&mut site.host, site.db)] {
+                results.push((0..300).map(|nth| host.try_query(db, &change(nth)).err()).collect::<Vec<_>>());
+            }
+            let failed = |of: &[Option<String>]| of.iter().filter(|result| result.is_some()).count();
+            eprintln!("{journal_mode} {outage}: {} {} snapshots {}", failed(&results[0]), failed(&results[1]), site.host.status(site.db, "snapshots"));
+            site.endpoint.behave();
+            site.check();
+            site.make_room();
+        }
+        eprintln!("{}", site.log());
     }
 }
 

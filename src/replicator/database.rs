@@ -298,11 +298,10 @@ impl Database {
     pub(crate) fn may_restart(&self, index: &IndexHeader, asked_for: bool) -> bool {
         self.observe(index);
         fault_point!("gate.asked");
-        let page_bytes = index.page_size.unwrap_or(PageSize::MIN).get();
         let (tail, most_frames) = if asked_for {
             (Some(self.lock_tail()), u32::MAX)
         } else {
-            (self.tail.try_lock_for(GATE_PATIENCE).map(TailGuard::new), GATE_BYTES / page_bytes)
+            (self.tail.try_lock_for(GATE_PATIENCE).map(TailGuard::new), self.most_gate_frames())
         };
         let Some(mut tail) = tail else { return false };
         match self.secure(&mut tail, most_frames) {
@@ -314,6 +313,11 @@ impl Database {
                 false
             }
         }
+    }
+
+    /// How many frames a writer encodes itself that wants to restart the WAL.
+    pub(crate) fn most_gate_frames(&self) -> u32 {
+        GATE_BYTES / self.published().page_size.unwrap_or(PageSize::MIN).get()
     }
 
     /// SQLite is about to destroy the WAL and cannot be refused. What cannot be saved costs a full upload later.
@@ -478,8 +482,10 @@ impl Database {
         }
         self.preserve_wal(tail);
         let result = tail.seal(&live, most_frames, self.stamp());
-        if let Err(error @ TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
-            // The user's limit: the WAL must not grow instead.
+        if let Err(error) = &result
+            && error.is_out_of_room()
+        {
+            // The user's limit, or the disk's: the WAL must not grow instead, where it can grow at all.
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(tail, FullReason::SpoolLost);
             return Ok(());

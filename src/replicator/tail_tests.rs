@@ -5,6 +5,7 @@ use rusqlite::Connection;
 use super::*;
 use crate::replicator::control::RestoredEarlier;
 use crate::replicator::local::OwnerMode;
+use crate::spool::Limits;
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -55,7 +56,7 @@ impl Fixture {
         paths.create_directory(&owner).unwrap();
         let (control, _) = Control::open(&paths.control(), &owner).unwrap().unwrap();
         let spool =
-            Spool::open(&paths.directory, owner, u64::MAX, state.spool_first, state.spool_next, state.attempt.map(|a| a.txid)).unwrap();
+            Spool::open(&paths.directory, owner, Limits { disk_bytes: u64::MAX, memory_bytes: 0 }, state.spool_first, state.spool_next, state.attempt.map(|a| a.txid)).unwrap();
         Tail::new(paths, control, state, spool, Mode::Unresolved, 1 << 20)
     }
 

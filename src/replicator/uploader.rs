@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 
 use super::budget::{Backoff, Budget, Siblings};
 use super::clock;
+use super::control::FullReason;
 use super::database::{Database, now_ms};
 use super::hub::{Hub, HubReceiver, Notice};
 use super::lineage::{self, Exists};
@@ -462,10 +463,17 @@ impl Task {
         }
         database.note_looked();
         let live = database.published().live();
-        let much = tail.uncaptured_frames(&live.end) >= ENCODE_AHEAD_FRAMES;
-        let spooled = if much { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
+        let frames = tail.uncaptured_frames(&live.end);
+        let spooled =
+            if frames >= ENCODE_AHEAD_FRAMES { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
         database.note_captured(&tail);
         let Err(error) = spooled else { return ENCODE_AHEAD_FRAMES };
+        if error.is_out_of_room() && frames > database.most_gate_frames() {
+            // A writer that wants to restart the WAL would not try it, and the WAL would grow without end.
+            log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
+            database.lose(&mut tail, FullReason::SpoolLost);
+            return u32::MAX;
+        }
         if let Err(error) = recover(database, &mut tail, error)
             // A disk that is full fails at every try, and with every commit comes one.
             && self.outages.borrow_mut().is_news("encode ahead", clock::now())
@@ -536,7 +544,6 @@ impl Task {
 
 /// What a local failure means: the full state where something is lost, another try where it may pass.
 fn recover(database: &Database, tail: &mut super::tail::Tail, error: TailError) -> Result<Next, StepError> {
-    use super::control::FullReason;
     match &error {
         TailError::Spool(lost) if lost.is_lasting() => {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
