@@ -501,8 +501,8 @@ fn a_spool_over_its_limit_costs_one_full_state() {
         most = most.max(spooled());
         wal = wal.max(std::fs::metadata(site.dir.path().join("app.db-wal")).unwrap().len());
     }
-    // An attempt, an entry that was one too many, and the control file come on top.
-    assert!(most < 2 * LIMIT_BYTES, "{most}");
+    // Half of it is for what is made of that: a merge, or the batch that is sent. The control file comes on top.
+    assert!(most > LIMIT_BYTES / 4 && most <= LIMIT_BYTES + 4096, "{most}");
     assert!(wal < 4 * 1000 * 4120, "{wal}");
     let log = site.log().split_off(log_before);
     let given_up = |log: &str| log.lines().filter(|line| line.contains("max_local")).count();

@@ -33,6 +33,8 @@ use crate::wal::IndexHeader;
 const GATE_PATIENCE: Duration = Duration::from_millis(20);
 /// And encodes at the most this many bytes itself.
 const GATE_BYTES: u32 = 16 * 1024 * 1024;
+/// With less room on the disk it does as an explicit checkpoint does: what it would append might not fit.
+const NEARLY_FULL_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What the replicator needs of SQLite: the database file by a handle of SQLite's own.
 pub(crate) trait Host: Send + Sync + std::fmt::Debug {
@@ -298,7 +300,8 @@ impl Database {
     pub(crate) fn may_restart(&self, index: &IndexHeader, asked_for: bool) -> bool {
         self.observe(index);
         fault_point!("gate.asked");
-        let (tail, most_frames) = if asked_for {
+        // Nor does a writer that cannot append instead.
+        let (tail, most_frames) = if asked_for || self.is_disk_nearly_full() {
             (Some(self.lock_tail()), u32::MAX)
         } else {
             (self.tail.try_lock_for(GATE_PATIENCE).map(TailGuard::new), self.most_gate_frames())
@@ -313,6 +316,11 @@ impl Database {
                 false
             }
         }
+    }
+
+    /// Whether the WAL may find no room to grow. A disk that does not say has room.
+    fn is_disk_nearly_full(&self) -> bool {
+        rustix::fs::statvfs(&self.paths.database).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < NEARLY_FULL_BYTES)
     }
 
     /// How many frames a writer encodes itself that wants to restart the WAL.

@@ -657,12 +657,12 @@ impl Tail {
         }
         fault_point!("seal.begin");
         self.capture_to_spool(live, most_frames)?;
-        self.spool.settle();
         if self.inflight.is_none() && !matches!(self.mode, Mode::Full(_)) {
             // A predecessor's, which the uploader has not come to yet: its frames go now. Where it cannot be built the uploader finds that out.
             self.rebuild_attempt()?;
         }
         self.save_attempt()?;
+        self.spool.settle();
         if self.state.captured.is_some() {
             self.state.sealed = true;
             self.stamp(stamp);
@@ -845,16 +845,31 @@ impl Tail {
         fault_point!("ack.save");
         self.save()?;
         fault_point!("ack.saved");
-        if let Body::File(path) = &inflight.body {
-            self.spool.remove_attempt(path);
+        if inflight.attempt.in_file {
+            self.spool.remove_attempt(inflight.attempt.txid);
         }
         Ok(Some(inflight))
     }
 
     /// Merges waiting spool entries.
     pub(crate) fn merge_waiting(&mut self) -> Result<(), TailError> {
+        self.settle();
         self.spool.merge_waiting()?;
         Ok(())
+    }
+
+    /// Puts what a full disk did not take there, if it has room now. The control file speaks of it already.
+    fn settle(&mut self) {
+        self.spool.settle();
+        if let Some(Inflight { attempt: Attempt { in_file: true, txid, .. }, body: Body::Memory(bytes), .. }) = &self.inflight
+            && !self.spool.has_attempt()
+        {
+            let path = self.spool.attempt_path(*txid);
+            let io = |source| SpoolError::Io { path: path.clone(), source };
+            if let Err(error) = self.spool.create_attempt(*txid, |out| out.write_all(bytes).map_err(io)) {
+                log::debug!(target: "replicated", "{error}");
+            }
+        }
     }
 
     pub(crate) fn wal(&mut self) -> Result<&WalFile, BatchError> {
@@ -863,7 +878,7 @@ impl Tail {
 
     /// Lets the control file and its lock go.
     pub(crate) fn release(&mut self) {
-        self.spool.settle();
+        self.settle();
         self.control = None;
     }
 
