@@ -26,7 +26,7 @@ use super::lineage::{self, Exists};
 use super::outage::{Outages, Over, Tell};
 use super::process::Registry;
 use super::progress::{Facts, ReplicationState};
-use super::send;
+use super::send::{self, Patience};
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
 use crate::fault::fault_point;
@@ -161,6 +161,7 @@ struct Task {
     budget: Budget,
     backoff: Backoff,
     siblings: Siblings,
+    patience: Patience,
     /// The bucket has been compared with what the control file says.
     verified: bool,
     outages: RefCell<Outages>,
@@ -178,6 +179,7 @@ impl Task {
             budget,
             backoff: Backoff::default(),
             siblings: Siblings::default(),
+            patience: Patience::default(),
             verified: false,
             outages: RefCell::default(),
             left_alone,
@@ -357,11 +359,11 @@ impl Task {
         self.budget.take(clock::now());
         let name = LtxName::level0(inflight.attempt.txid);
         fault_point!("send.put");
-        let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
+        let created = self.patiently(&database, &inflight, send::send(&database, &name, &inflight)).await?;
         fault_point!("send.done");
         if created == Created::AlreadyExists {
             fault_point!("send.compare");
-            match self.meanwhile(lineage::compare(&database, &name, &inflight.attempt)).await?? {
+            match self.patiently(&database, &inflight, lineage::compare(&database, &name, &inflight.attempt)).await? {
                 Exists::Ours => {}
                 Exists::Foreign(whose) => {
                     stop(&database, StopKind::Fenced, whose);
@@ -398,6 +400,23 @@ impl Task {
         );
         self.succeeded();
         Ok(())
+    }
+
+    /// Awaits what a batch takes: where that is one request, not as long as requests may take.
+    async fn patiently<T>(
+        &mut self,
+        database: &Database,
+        inflight: &Inflight,
+        request: impl Future<Output = Result<T, StepError>>,
+    ) -> Result<T, StepError> {
+        let (name, bytes) = (LtxName::level0(inflight.attempt.txid), inflight.attempt.size_bytes);
+        if bytes > database.store.part_size_bytes() as u64 {
+            return self.meanwhile(request).await?;
+        }
+        let mut patience = std::mem::take(&mut self.patience);
+        let done = self.meanwhile(patience.wait(database, &name, bytes, request)).await;
+        self.patience = patience;
+        done?
     }
 
     /// Awaits a request; spools as the WAL grows, and ends early where the last handle is closed.

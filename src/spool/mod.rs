@@ -401,8 +401,8 @@ impl Spool {
     ) -> Result<Stored, E> {
         let mut out = Out::create(path, &self.owner, room).map_err(|source| io_error(path, source))?;
         let written = write(&mut out);
-        if out.is_over_limit() {
-            return Err(self.over_limit(out.bytes()).into());
+        if let Some(bytes) = out.over_limit_bytes() {
+            return Err(self.over_limit(bytes).into());
         }
         written?;
         Ok(out.finish().map_err(|source| io_error(path, source))?)

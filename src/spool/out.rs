@@ -53,7 +53,8 @@ pub(crate) struct Out {
     /// What the file has; the buffer comes behind it.
     flushed_bytes: u64,
     room: Room,
-    is_over_limit: bool,
+    /// How large the file would have become at least, where that is more than it may be.
+    over_limit_bytes: Option<u64>,
 }
 
 /// There is no room on the disk, or none for this file or its owner.
@@ -73,17 +74,17 @@ impl Out {
             Err(error) if !is_disk_full(&error) => return Err(error),
             made => made.ok(),
         };
-        Ok(Self { path: path.to_owned(), file, buffer: Vec::new(), flushed_bytes: 0, room, is_over_limit: false })
+        Ok(Self { path: path.to_owned(), file, buffer: Vec::new(), flushed_bytes: 0, room, over_limit_bytes: None })
     }
 
     /// Bytes written so far.
-    pub(super) const fn bytes(&self) -> u64 {
+    const fn bytes(&self) -> u64 {
         self.flushed_bytes + self.buffer.len() as u64
     }
 
-    /// The file would have become larger than it may be.
-    pub(super) const fn is_over_limit(&self) -> bool {
-        self.is_over_limit
+    /// How large the file would have become at least, where that is more than it may be.
+    pub(super) const fn over_limit_bytes(&self) -> Option<u64> {
+        self.over_limit_bytes
     }
 
     pub(super) fn finish(mut self) -> io::Result<Stored> {
@@ -127,7 +128,7 @@ impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let after = self.bytes().saturating_add(bytes.len() as u64);
         if self.file.is_some() && after > self.room.disk_bytes {
-            self.is_over_limit = true;
+            self.over_limit_bytes = Some(after);
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
         if self.file.is_none() && after > self.room.memory_bytes {
