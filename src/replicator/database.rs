@@ -22,7 +22,7 @@ use super::outside::{NewestState, Outside};
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::{Facts, Progress, WaitError};
 use super::stamp;
-use super::tail::{LiveEnd, MOST_RESTARTS, Mode, StopKind, Tail, TailError, TailGuard};
+use super::tail::{LiveEnd, Mode, StopKind, Tail, TailError, TailGuard, restarted_from};
 use crate::config::Options;
 use crate::fault::{fault_io, fault_point};
 use crate::store::Store;
@@ -514,7 +514,7 @@ impl Database {
         tail.resolve(&live.end, &|| self.stamp());
         self.preserve_wal(&mut tail);
         // A restart by a connection that knows the log counts the first salt up; others choose it by chance.
-        let follows = tail.state.captured.is_some_and(|captured| salts[0].wrapping_sub(captured.salts[0]) < MOST_RESTARTS);
+        let follows = tail.state.captured.is_some_and(|captured| restarted_from(salts, captured.salts));
         self.begins_afresh.store(!follows, Ordering::Relaxed);
         if !tail.generation_begins(salts, &live.end) {
             self.lose(&mut tail, FullReason::ContinuityLost);

@@ -26,7 +26,7 @@ use crate::spool::{Spool, SpoolError, Stored, entry_header, is_disk_full};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// A first salt that is greater by less than this is that of the same WAL, restarted.
-pub(super) const MOST_RESTARTS: u32 = 1 << 20;
+const MOST_RESTARTS: u32 = 1 << 20;
 
 /// Why local capture failed.
 #[derive(Debug, thiserror::Error)]
@@ -408,8 +408,7 @@ impl Tail {
             // There is nothing that this file would have to continue. Whether the bucket has something else is asked there.
             return Mode::Full(FullReason::ContinuityLost);
         }
-        // Each restart by a connection that knows the log adds one to the first salt.
-        let follows = |salts: [u32; 2]| (1..MOST_RESTARTS).contains(&live.salts[0].wrapping_sub(salts[0]));
+        let follows = |salts: [u32; 2]| live.salts != salts && restarted_from(live.salts, salts);
         if self.state.captured.is_some_and(|captured| follows(captured.salts)) || self.state.next_salts.is_some_and(follows) {
             return Mode::Full(FullReason::ContinuityLost);
         }
@@ -887,6 +886,12 @@ impl Tail {
             log::warn!(target: "replicated", "{error}");
         }
     }
+}
+
+/// Whether a generation of the WAL is an earlier one, restarted by connections that know the log: each adds one to the first salt, where others choose
+/// it by chance. Salts of zero are those of no WAL at all, outside of WAL mode, and nothing follows on them or from them.
+pub(super) fn restarted_from(salts: [u32; 2], earlier: [u32; 2]) -> bool {
+    salts != [0; 2] && earlier != [0; 2] && salts[0].wrapping_sub(earlier[0]) < MOST_RESTARTS
 }
 
 /// The WAL's start in the generation of a place.
