@@ -519,6 +519,40 @@ fn a_spool_over_its_limit_costs_one_full_state() {
     site.assert_restored_equals();
 }
 
+/// Under an exclusive lock nobody says that a transaction was rolled back which had written to the file. The full state that is due is sent all the same,
+/// while the application does nothing.
+#[test]
+fn a_full_state_does_not_wait_for_the_end_of_what_was_rolled_back() {
+    for journal_mode in ["delete", "persist", "truncate", "memory"] {
+        for ended in ["ROLLBACK", "COMMIT"] {
+            let site = Site::with_database();
+            let mut host = site.host();
+            let db = site.open(&mut host, &[("max_local", "1MiB"), ("request_timeout", "400ms"), ("close_timeout", "0s")]);
+            host.run(db, &format!("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode={journal_mode}; PRAGMA cache_size=10; PRAGMA cache_spill=10"));
+            commit(&mut host, db, 3);
+            host.sync(db);
+            site.proxy.set(Mode::Refuse).unwrap();
+            // More than may wait.
+            insert(&mut host, db, "t(x)", 500, 3500);
+            assert!(site.log().contains("max_local"), "{}", site.log());
+            // By another commit under the same lock, which does not count the change counter up, or none.
+            host.run(db, "BEGIN");
+            host.run(db, "UPDATE base SET x = randomblob(3500)");
+            host.run(db, ended);
+            site.proxy.set(Mode::Forward).unwrap();
+            host.sync(db);
+            assert_eq!(host.status(db, "snapshots"), "2", "{journal_mode} {ended}: {}", site.log());
+            // While it is sent another one begins, is rolled back, and a third one commits.
+            host.run(db, "BEGIN; UPDATE base SET x = randomblob(3400); ROLLBACK");
+            commit(&mut host, db, 2);
+            host.sync(db);
+            host.close(db);
+            host.quit();
+            site.assert_restored_equals();
+        }
+    }
+}
+
 /// The same where the last close passes the limit, and another process takes over.
 #[test]
 fn a_spool_given_up_is_known_to_the_next_process() {

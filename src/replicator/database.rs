@@ -598,6 +598,14 @@ impl Database {
         }
     }
 
+    /// Has the uploader look, where a snapshot waits for a transaction that may have ended.
+    pub(super) fn look_for_snapshot(&self) {
+        if self.snapshot_waits.swap(false, Ordering::AcqRel) {
+            self.asked.fetch_add(1, Ordering::AcqRel);
+            self.hub.notify(Notice::Look(self.id));
+        }
+    }
+
     /// Whether a snapshot could begin now, as far as writes to the database file go; if not, the next end of one wakes the uploader.
     pub(crate) fn awaits_writers(&self) -> bool {
         self.end_if_rolled_back();
