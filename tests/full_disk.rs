@@ -361,7 +361,9 @@ fn changes_in_place_go_on_as_without_us() {
             }
             site.fill();
             let expected = if small == Small::Spool { vec![None; 300] } else { change(&mut plain, plain_db, 300) };
-            assert!(expected.iter().flatten().all(|error| error == FULL) && (journal_mode == "delete" || expected == [const { None }; 300]));
+            assert!(
+                expected.iter().flatten().all(|error| error == FULL) && (journal_mode == "delete" || expected == [const { None }; 300])
+            );
             assert_eq!(change(&mut site.host, site.db, 300), expected, "{journal_mode} {small:?} {outage}");
             site.endpoint.behave();
             // While it is full.

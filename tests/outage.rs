@@ -528,7 +528,10 @@ fn a_full_state_does_not_wait_for_the_end_of_what_was_rolled_back() {
             let site = Site::with_database();
             let mut host = site.host();
             let db = site.open(&mut host, &[("max_local", "1MiB"), ("request_timeout", "400ms"), ("close_timeout", "0s")]);
-            host.run(db, &format!("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode={journal_mode}; PRAGMA cache_size=10; PRAGMA cache_spill=10"));
+            host.run(
+                db,
+                &format!("PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode={journal_mode}; PRAGMA cache_size=10; PRAGMA cache_spill=10"),
+            );
             commit(&mut host, db, 3);
             host.sync(db);
             site.proxy.set(Mode::Refuse).unwrap();

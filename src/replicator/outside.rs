@@ -10,7 +10,8 @@
 //!   xUnlock without one  rolled back: the file holds what it held, but for the content of free pages, which SQLite does not restore
 //! ```
 //!
-//! Under `locking_mode=EXCLUSIVE` there is no xUnlock, so that a transaction that was rolled back looks open until the next one commits. And a WAL has no shared memory that could tell its end: the file itself is read.
+//! Under `locking_mode=EXCLUSIVE` there is no xUnlock, so that a transaction that was rolled back looks open until the next one commits, or until the full
+//! state is to be sent: see `end_if_rolled_back`. And a WAL has no shared memory that could tell its end: the file itself is read.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

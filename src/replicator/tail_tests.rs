@@ -59,8 +59,15 @@ impl Fixture {
         let owner = OwnerMode::of(&paths.database).unwrap();
         paths.create_directory(&owner).unwrap();
         let (control, _) = Control::open(&paths.control(), &owner).unwrap().unwrap();
-        let spool =
-            Spool::open(&paths.directory, owner, Limits { disk_bytes: u64::MAX, memory_bytes: 0 }, state.spool_first, state.spool_next, state.attempt.map(|a| a.txid)).unwrap();
+        let spool = Spool::open(
+            &paths.directory,
+            owner,
+            Limits { disk_bytes: u64::MAX, memory_bytes: 0 },
+            state.spool_first,
+            state.spool_next,
+            state.attempt.map(|a| a.txid),
+        )
+        .unwrap();
         Tail::new(paths, control, state, spool, Mode::Unresolved, 1 << 20)
     }
 

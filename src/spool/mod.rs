@@ -375,12 +375,7 @@ impl Spool {
         self.create_in(path, self.room(1), write)
     }
 
-    fn create_in<E: From<SpoolError>>(
-        &self,
-        path: &Path,
-        room: Room,
-        write: impl FnOnce(&mut Out) -> Result<(), E>,
-    ) -> Result<Stored, E> {
+    fn create_in<E: From<SpoolError>>(&self, path: &Path, room: Room, write: impl FnOnce(&mut Out) -> Result<(), E>) -> Result<Stored, E> {
         let temporary = path.with_extension("tmp");
         let made = self.write_file(&temporary, room, write).and_then(|stored| {
             if let Stored::File(_) = stored {
@@ -393,12 +388,7 @@ impl Spool {
         made.inspect_err(|_| drop(std::fs::remove_file(&temporary)))
     }
 
-    fn write_file<E: From<SpoolError>>(
-        &self,
-        path: &Path,
-        room: Room,
-        write: impl FnOnce(&mut Out) -> Result<(), E>,
-    ) -> Result<Stored, E> {
+    fn write_file<E: From<SpoolError>>(&self, path: &Path, room: Room, write: impl FnOnce(&mut Out) -> Result<(), E>) -> Result<Stored, E> {
         let mut out = Out::create(path, &self.owner, room).map_err(|source| io_error(path, source))?;
         let written = write(&mut out);
         if let Some(bytes) = out.over_limit_bytes() {
@@ -568,10 +558,7 @@ mod tests {
         append(&mut spool, &[(1, 1)]).unwrap();
         append(&mut spool, &[(1, 2)]).unwrap();
         std::fs::write(dir.path().join("half.tmp"), b"x").unwrap();
-        assert!(matches!(
-            open(dir.path(), u64::MAX, 5, 8),
-            Err(SpoolError::Missing { first: 7, last: 7, .. })
-        ));
+        assert!(matches!(open(dir.path(), u64::MAX, 5, 8), Err(SpoolError::Missing { first: 7, last: 7, .. })));
         assert!(!dir.path().join("half.tmp").exists());
         // What the control file does not name never happened.
         let shorter = open(dir.path(), u64::MAX, 5, 6).unwrap();

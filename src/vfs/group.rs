@@ -136,7 +136,9 @@ impl MainFile {
         let is_own = |schema: &Schema| std::ptr::eq(schema.file_name, self.name);
         let connection = self.connection.load(Ordering::Acquire);
         // SAFETY: as above; the list is empty where the connection is not known.
-        schemas.iter().any(is_own) && schemas.iter().all(|schema| is_own(schema) || !schema.is_written) && unsafe { !self.api.writes_temp(*connection) }
+        schemas.iter().any(is_own)
+            && schemas.iter().all(|schema| is_own(schema) || !schema.is_written)
+            && unsafe { !self.api.writes_temp(*connection) }
     }
 
     /// Refuses a transaction, and tells why.
