@@ -1,13 +1,15 @@
 //! From WAL frames to an LTX file: the last version of each page of a frame range, ascending.
 //!
 //! Two passes, so that memory depends on the number of pages and not on their size: the first verifies the checksum chain and notes the
-//! newest frame of each page, the second reads just those frames.
+//! newest frame of each page, the second reads just those frames. Of frames that this process has written itself the first is not needed: see
+//! `frames`.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use super::frames::FrameLog;
 use crate::ltx::{Encoder, Finished, Header, LtxError};
 use crate::types::{PageNo, PageSize, WalPos};
 use crate::wal::{self, WAL_HEADER_BYTES, WalError};
@@ -35,6 +37,9 @@ pub(crate) enum BatchError {
     /// The range does not end with a commit.
     #[error("WAL {path}: frame {frame} is not the end of a transaction")]
     NotACommit { path: PathBuf, frame: u32 },
+    /// A frame is another than was noted when it was written.
+    #[error("WAL {path}: frame {frame} does not hold page {page} as it should")]
+    OtherFrame { path: PathBuf, frame: u32, page: u32 },
     /// The pages could not be encoded.
     #[error("encoding the batch: {0}")]
     Ltx(#[from] LtxError),
@@ -119,6 +124,26 @@ impl WalFile {
         Ok(FramePages { page_size: header.page_size, commit_pages, end, newest })
     }
 
+    /// As `pages`, up to the commit that `to` is the end of. The frames are not read where it was noted what they hold.
+    pub(crate) fn committed_pages(&self, log: &FrameLog, after: &WalPos, to: &WalPos) -> Result<FramePages, BatchError> {
+        if let Some(newest) = log.newest(after, to)
+            && let Some(pages) = self.noted_pages(to, newest)?
+        {
+            return Ok(pages);
+        }
+        log.forget();
+        self.pages(after, to.frame)
+    }
+
+    /// `None` where the WAL does not have that commit.
+    fn noted_pages(&self, end: &WalPos, newest: Vec<(u32, u32)>) -> Result<Option<FramePages>, BatchError> {
+        let header = self.header()?;
+        let last = wal::frame_header(&self.file, &header, end.frame).map_err(|e| self.error(e))?;
+        let is_last = |last: &wal::FrameHeader| last.salts == end.salts && last.checksum == end.checksum && last.is_commit();
+        let Some(last) = last.filter(|last| header.salts == end.salts && is_last(last)) else { return Ok(None) };
+        Ok(Some(FramePages { page_size: header.page_size, commit_pages: last.commit_pages, end: *end, newest }))
+    }
+
     /// Reads the page of a frame that `pages` has verified.
     pub(crate) fn read_page(&self, page_size: PageSize, frame: u32, page: &mut [u8]) -> Result<(), BatchError> {
         let offset = wal::frame_offset(page_size, frame - 1) + wal::FRAME_HEADER_BYTES as u64;
@@ -140,15 +165,19 @@ impl WalFile {
     /// Encodes the pages of a range. `header`'s WAL range must be set by the caller.
     pub(crate) fn encode<W: Write>(&self, pages: &FramePages, header: &Header, out: W) -> Result<Finished<W>, BatchError> {
         let mut encoder = Encoder::new(out, header)?;
-        let mut page = vec![0; pages.page_size.bytes()];
-        for (number, frame) in &pages.newest {
-            let Some(number) = PageNo::new(*number) else { continue };
+        let mut bytes = vec![0; wal::FRAME_HEADER_BYTES + pages.page_size.bytes()];
+        for &(number, frame) in &pages.newest {
+            let Some(number) = PageNo::new(number) else { continue };
             // A page past the end was cut off by a later commit of the range.
             if number.get() > header.commit_pages || number == pages.page_size.lock_page() {
                 continue;
             }
-            self.read_page(pages.page_size, *frame, &mut page)?;
-            encoder.page(number, &page)?;
+            let offset = wal::frame_offset(pages.page_size, frame.saturating_sub(1));
+            self.file.read_exact_at(&mut bytes, offset).map_err(|source| BatchError::Io { path: self.path.clone(), source })?;
+            match bytes.split_first_chunk() {
+                Some((start, page)) if wal::FrameHeader::decode(start).is_of(number, pages.end.salts) => encoder.page(number, page)?,
+                _ => return Err(BatchError::OtherFrame { path: self.path.clone(), frame, page: number.get() }),
+            }
         }
         Ok(encoder.finish()?)
     }

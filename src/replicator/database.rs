@@ -15,6 +15,7 @@ use super::batch::WalFile;
 use super::control::{FullReason, Stamp};
 use super::durability::{Policy, Unacknowledged};
 use super::file_header::{FileHeader, HEADER_BYTES};
+use super::frames::{FrameLog, WrittenFrames};
 use super::hub::{CommittedFrames, Hub, Notice};
 use super::local::Paths;
 use super::mark::{self, Mark};
@@ -121,6 +122,8 @@ pub(crate) struct Database {
     pub(super) snapshot_waits: AtomicBool,
     /// What a transaction has written to the database file.
     pub(super) outside: Mutex<Outside>,
+    /// Which page is in which frame of the WAL.
+    frames: Arc<FrameLog>,
     /// The WAL, where commits have to be read from it.
     pub(super) exclusive_wal: Mutex<Option<WalFile>>,
     /// SQLite has synced the database file since its last write.
@@ -185,11 +188,12 @@ impl Database {
             hub,
             host,
             published: Mutex::new(Published { wake_frames: 1, ..Published::default() }),
-            tail: Mutex::new(tail),
             preserver: Mutex::default(),
             preserving: AtomicBool::new(false),
             snapshot_waits: AtomicBool::new(false),
             outside: Mutex::default(),
+            frames: tail.frames(),
+            tail: Mutex::new(tail),
             exclusive_wal: Mutex::default(),
             file_synced: AtomicBool::new(false),
             marks: Mutex::default(),
@@ -213,6 +217,16 @@ impl Database {
     /// Cheap where nothing was committed; pushes a descriptor where something was, and returns the commit's sequence number.
     pub(crate) fn observe(&self, index: &IndexHeader) -> Option<u64> {
         self.publish(index, Source::Writer)
+    }
+
+    /// As `observe`, after this connection has written these frames.
+    pub(crate) fn commits_in_wal(&self, index: &IndexHeader, written: &mut WrittenFrames) -> Option<u64> {
+        if !written.is_empty() {
+            // Before it is published: whoever captures up to this commit finds them noted.
+            self.frames.append(index, written);
+            written.clear();
+        }
+        self.observe(index)
     }
 
     /// The WAL-index as a reader found it. Commits may have followed, so it counts only while no other is known.

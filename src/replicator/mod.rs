@@ -6,7 +6,7 @@
 //! | `outside`, `pages`, `file_header` | commits that no shared-memory WAL announces: rollback-journal modes, exclusive locking |
 //! | `hub` | the channel and the wake-up |
 //! | `tail` | which frames are captured, and where |
-//! | `batch` | from frames to an LTX file |
+//! | `frames`, `batch` | which page is in which frame; from frames to an LTX file |
 //! | `control`, `local`, `mark` | what is kept beside the database |
 //! | `uploader`, `send`, `budget`, `clock` | when what is sent |
 //! | `outage` | what is told of failures |
@@ -24,6 +24,7 @@ pub(crate) mod control;
 pub(crate) mod database;
 pub(crate) mod durability;
 mod file_header;
+pub(crate) mod frames;
 mod hub;
 mod lineage;
 pub(crate) mod local;

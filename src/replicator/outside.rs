@@ -22,6 +22,7 @@ use super::control::{FullReason, OpenTransaction, Stamp};
 use super::database::{Database, now_ms};
 use super::durability::UNSEEN;
 use super::file_header::{FileHeader, HEADER_BYTES};
+use super::frames::WrittenFrames;
 use super::pages::PageSet;
 use super::stamp;
 use super::tail::{FileCommit, Mode, Tail};
@@ -321,11 +322,16 @@ impl Database {
 
     /// `COMMIT_PHASETWO` after writes to the first `written_bytes` of a WAL that has no shared memory: its own frames tell. Returns the commit's
     /// number, where something was committed.
-    pub(crate) fn commits_exclusively(&self, written_bytes: u64) -> Option<u64> {
+    pub(crate) fn commits_exclusively(&self, written_bytes: u64, written: &mut WrittenFrames) -> Option<u64> {
         let published = self.published();
         if !published.known {
+            written.clear();
             return self.observe_without_index();
         }
+        if let Some(index) = published.page_size.and_then(|size| written.as_committed(&published.end, size)) {
+            return self.commits_in_wal(&index, written);
+        }
+        written.clear();
         let mut file = self.exclusive_wal.lock();
         if file.as_ref().is_none_or(|wal| !wal.is_current()) {
             *file = WalFile::open(&self.paths.wal).ok();

@@ -19,6 +19,7 @@ use parking_lot::MutexGuard;
 
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, Attempt, Control, FullReason, OpenTransaction, Stamp, State};
+use super::frames::FrameLog;
 use super::local::Paths;
 use crate::fault::{fault_io, fault_point};
 use crate::ltx::{Encoder, Header, LtxError, Reader, merge};
@@ -179,6 +180,8 @@ pub(crate) struct Tail {
     /// The commits that are captured.
     pub(crate) captured_sequence: u64,
     wal: Option<WalFile>,
+    /// What is known of the WAL's frames without reading them.
+    frames: Arc<FrameLog>,
     /// A batch of up to this many bytes of pages is kept in memory; a larger one goes through a file.
     memory_batch_bytes: u64,
     /// Commits that a power loss took and the bucket has stop replication.
@@ -194,7 +197,7 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    pub(crate) const fn new(paths: Paths, control: Control, state: State, spool: Spool, mode: Mode, memory_batch_bytes: u64) -> Self {
+    pub(crate) fn new(paths: Paths, control: Control, state: State, spool: Spool, mode: Mode, memory_batch_bytes: u64) -> Self {
         Self {
             paths,
             control: Some(control),
@@ -204,6 +207,7 @@ impl Tail {
             inflight: None,
             captured_sequence: 0,
             wal: None,
+            frames: Arc::default(),
             memory_batch_bytes,
             refuse_lost_tail: false,
             exchanged: false,
@@ -523,6 +527,11 @@ impl Tail {
         0
     }
 
+    /// What is known of the WAL's frames, for those who write them.
+    pub(crate) fn frames(&self) -> Arc<FrameLog> {
+        Arc::clone(&self.frames)
+    }
+
     fn begin_at(&mut self, live: &WalPos) {
         self.state.captured = Some(start_of(live));
         self.state.sealed = false;
@@ -540,7 +549,7 @@ impl Tail {
         {
             fault_point!("capture.begin");
             let wal = open_wal(&mut self.wal, &self.paths)?;
-            let pages = wal.pages(&captured, live.end.frame)?;
+            let pages = wal.committed_pages(&self.frames, &captured, &live.end)?;
             let mut header =
                 entry_header(pages.page_size, pages.commit_pages, TimestampMs(live.committed_ms), self.state.node_id, self.spool.next());
             header.set_wal_range(captured.frame, &pages.end);
@@ -733,7 +742,7 @@ impl Tail {
         }
         let Some(captured) = self.state.captured else { return Ok(()) };
         let wal = open_wal(&mut self.wal, &self.paths)?;
-        let pages = wal.pages(&captured, live.end.frame)?;
+        let pages = wal.committed_pages(&self.frames, &captured, &live.end)?;
         let mut attempt = Attempt {
             txid,
             start: captured,

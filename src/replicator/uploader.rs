@@ -563,13 +563,14 @@ impl Task {
 
 /// What a local failure means: the full state where something is lost, another try where it may pass.
 fn recover(database: &Database, tail: &mut super::tail::Tail, error: TailError) -> Result<Next, StepError> {
+    use super::batch::BatchError;
     match &error {
         TailError::Spool(lost) if lost.is_lasting() => {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
             database.lose(tail, FullReason::SpoolLost);
             Ok(Next::Again)
         }
-        TailError::Batch(super::batch::BatchError::Wal { .. } | super::batch::BatchError::OtherGeneration { .. }) => {
+        TailError::Batch(BatchError::Wal { .. } | BatchError::OtherGeneration { .. } | BatchError::OtherFrame { .. }) => {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
             database.lose(tail, FullReason::ContinuityLost);
             Ok(Next::Again)

@@ -6,6 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 use super::abi::{
     File, IoMethods, SQLITE_AUTH, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO,
     SQLITE_FCNTL_PDB, SQLITE_FCNTL_PRAGMA, SQLITE_FCNTL_SYNC, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_IOERR_COMMIT_ATOMIC,
@@ -17,10 +19,11 @@ use super::group::{self, FileName, Refusal};
 use super::pragma::{self, Answer};
 use crate::replicator::database::Database;
 use crate::replicator::durability::{self, NotAcknowledged, Policy};
+use crate::replicator::frames::WrittenFrames;
 use crate::replicator::outside::{FileChange, Writer};
 use crate::replicator::process;
 use crate::replicator::uploader::panic_text;
-use crate::wal::{FRAME_HEADER_BYTES, INDEX_HEADER_BYTES, IndexHeader};
+use crate::wal::{FRAME_HEADER_BYTES, FrameHeader, INDEX_HEADER_BYTES, IndexHeader};
 
 /// What SQLite allocates for a file of ours; the base's file follows at once.
 #[repr(C)]
@@ -68,6 +71,8 @@ pub(super) struct MainFile {
     wrote_unlocked: AtomicBool,
     /// How far they reach, in bytes of the file.
     unlocked_end: AtomicU64,
+    /// The frames that were written since the transaction began.
+    frames: Mutex<WrittenFrames>,
     /// A write or sync of the WAL has failed since the transaction began: what lies there is not committed.
     wal_failed: AtomicBool,
     /// The lock that it holds on the database file, of SQLite's five levels.
@@ -144,6 +149,7 @@ pub(crate) unsafe fn become_main(
         in_wal_mode: AtomicBool::new(false),
         wrote_unlocked: AtomicBool::new(false),
         unlocked_end: AtomicU64::new(0),
+        frames: Mutex::default(),
         wal_failed: AtomicBool::new(false),
         lock_level: AtomicI32::new(SQLITE_LOCK_NONE),
         rolls_back: AtomicBool::new(false),
@@ -383,12 +389,14 @@ impl MainFile {
         let published = self.own_commit.swap(0, Ordering::Relaxed);
         if self.wrote_unlocked.swap(false, Ordering::Relaxed) {
             let written_bytes = self.unlocked_end.swap(0, Ordering::Relaxed);
+            let mut frames = self.frames.lock();
             if self.wal_failed.swap(false, Ordering::Relaxed) {
+                frames.clear();
                 return None;
             }
             match self.index_header() {
-                Some(index) => database.observe(&index),
-                None => database.commits_exclusively(written_bytes),
+                Some(index) => database.commits_in_wal(&index, &mut frames),
+                None => database.commits_exclusively(written_bytes, &mut frames),
             }
         } else if !self.in_wal_mode.load(Ordering::Relaxed) {
             // SAFETY: passed on.
@@ -407,7 +415,7 @@ impl MainFile {
     fn before_unlocked_end(&self, database: &Arc<Database>) {
         if self.wrote_unlocked.load(Ordering::Relaxed) && !self.wal_failed.load(Ordering::Relaxed) && self.index_header().is_none() {
             // Its number is for those who wait for it, and nobody does.
-            let _ = database.commits_exclusively(self.unlocked_end.load(Ordering::Relaxed));
+            let _ = database.commits_exclusively(self.unlocked_end.load(Ordering::Relaxed), &mut self.frames.lock());
         }
     }
 
@@ -571,7 +579,7 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
         return unsafe { shm_lock(file, offset, n, flags) };
     };
     let observe = || match main.index_header() {
-        Some(index) => database.observe(&index).unwrap_or_default(),
+        Some(index) => database.commits_in_wal(&index, &mut main.frames.lock()).unwrap_or_default(),
         None => durability::UNSEEN,
     };
     match (flags, offset, n) {
@@ -600,6 +608,7 @@ unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, fla
         match (flags, offset) {
             (TAKE, WAL_WRITE_LOCK) => {
                 main.holds_write.store(true, Ordering::Relaxed);
+                main.frames.lock().clear();
                 main.own_commit.store(0, Ordering::Relaxed);
                 if !database.has_seen_index() {
                     guarded(main, 0, observe);
@@ -717,6 +726,7 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
                     database.restarts_exclusively(salts);
                 }
                 database.generation_begins(salts);
+                main.frames.lock().clear();
             }
         });
     }
@@ -730,7 +740,12 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
         main.unlocked_end.fetch_max(offset.cast_unsigned() + u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
         if guarded(main, false, || database.begins_in_wal(offset.cast_unsigned())) {
             main.wal_failed.store(false, Ordering::Relaxed);
+            main.frames.lock().clear();
         }
+    }
+    // SAFETY: see above; SQLite passes as many bytes as it says.
+    if let Some(header) = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0)) }.as_array() {
+        main.frames.lock().note(offset.cast_unsigned(), FrameHeader::decode(header));
     }
     // SAFETY: see above.
     let rc = unsafe { write(file, from, bytes, offset) };

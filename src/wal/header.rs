@@ -1,7 +1,7 @@
 //! The header of a log and of its frames, and where they are.
 
 use super::{WalError, checksum};
-use crate::types::{PageSize, WalPos};
+use crate::types::{PageNo, PageSize, WalPos};
 
 /// The size of a log's header in bytes.
 pub const WAL_HEADER_BYTES: usize = 32;
@@ -93,6 +93,12 @@ impl FrameHeader {
     pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES]) -> Self {
         let [pgno, commit_pages, salt1, salt2, sum1, sum2] = big_endian_words(bytes);
         Self { pgno, commit_pages, salts: [salt1, salt2], checksum: [sum1, sum2] }
+    }
+
+    /// Whether it is a frame of that page and that log.
+    #[must_use]
+    pub const fn is_of(&self, page: PageNo, salts: [u32; 2]) -> bool {
+        self.pgno == page.get() && self.salts[0] == salts[0] && self.salts[1] == salts[1]
     }
 
     /// Whether the frame ends a transaction.

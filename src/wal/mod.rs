@@ -17,4 +17,4 @@ pub use checksum::checksum;
 pub use error::WalError;
 pub use header::{FRAME_HEADER_BYTES, FrameHeader, Header, WAL_HEADER_BYTES, end_offset, frame_offset};
 pub use index_header::{INDEX_HEADER_BYTES, IndexHeader};
-pub use reader::{OnFrame, ReadAt, Scan, read_frames, scan, scan_to, verify_at};
+pub use reader::{OnFrame, ReadAt, Scan, frame_header, read_frames, scan, scan_to, verify_at};

@@ -93,7 +93,7 @@ pub fn verify_at(file: &dyn ReadAt, header: &Header, pos: &WalPos) -> Result<boo
     if pos.salts != header.salts {
         return Ok(false);
     }
-    let stored = stored_frame_header(file, header, pos.frame)?;
+    let stored = frame_header(file, header, pos.frame)?;
     Ok(match stored {
         _ if pos.frame == 0 => *pos == header.start(),
         Some(frame) => frame.salts == pos.salts && frame.checksum == pos.checksum,
@@ -126,7 +126,7 @@ pub fn scan(file: &dyn ReadAt, header: &Header, from: &WalPos) -> Result<Scan, W
 /// As [`scan`].
 pub fn scan_to(file: &dyn ReadAt, header: &Header, from: &WalPos, to_frame: u32) -> Result<Scan, WalError> {
     check_salts(header, from.frame, from.salts)?;
-    let commit_pages = stored_frame_header(file, header, from.frame)?.map_or(0, |frame| frame.commit_pages);
+    let commit_pages = frame_header(file, header, from.frame)?.map_or(0, |frame| frame.commit_pages);
     let mut found = Scan { last_commit: *from, commit_pages, frames_beyond: 0 };
     let outcome = read_frames(file, header, from, to_frame, &mut |frame, decoded, _| {
         if decoded.is_commit() {
@@ -142,8 +142,11 @@ pub fn scan_to(file: &dyn ReadAt, header: &Header, from: &WalPos, to_frame: u32)
     }
 }
 
-/// The header of a frame as it is stored; `None` for frame 0 and where the log is too short for the whole header.
-fn stored_frame_header(file: &dyn ReadAt, header: &Header, frame: u32) -> Result<Option<FrameHeader>, WalError> {
+/// The header of a frame as it is stored, not verified; `None` for frame 0 and where the log is too short for the whole header.
+///
+/// # Errors
+/// `Io`.
+pub fn frame_header(file: &dyn ReadAt, header: &Header, frame: u32) -> Result<Option<FrameHeader>, WalError> {
     let Some(index) = frame.checked_sub(1) else { return Ok(None) };
     let mut bytes = [0; FRAME_HEADER_BYTES];
     let read = read_fully(file, &mut bytes, frame_offset(header.page_size, index))?;
