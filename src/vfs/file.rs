@@ -85,6 +85,8 @@ pub(super) struct MainFile {
     writes_file: AtomicBool,
     /// It has committed to the database file under the lock that it holds.
     has_committed: AtomicBool,
+    /// It is about to sync the database file at the end of a transaction that changes nothing else.
+    ends_alone: AtomicBool,
 }
 
 /// A WAL, with the database that it belongs to. SQLite closes it before that.
@@ -156,6 +158,7 @@ pub(crate) unsafe fn become_main(
         rolls_back: AtomicBool::new(false),
         writes_file: AtomicBool::new(false),
         has_committed: AtomicBool::new(false),
+        ends_alone: AtomicBool::new(false),
     };
     // SAFETY: passed on; what has become ours has its state.
     unsafe {
@@ -480,6 +483,9 @@ unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
         && let Some(database) = main.database()
     {
         database.note_synced(true);
+        if main.ends_alone.swap(false, Ordering::Relaxed) {
+            guarded(main, (), || database.ends_with_sync());
+        }
     }
     rc
 }
@@ -652,7 +658,12 @@ unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argume
                 guarded(main, (), || database.writes_file(false));
             }
             // The last that is heard of a rollback under an exclusive lock.
-            SQLITE_FCNTL_SYNC => main.rolls_back.store(false, Ordering::Relaxed),
+            SQLITE_FCNTL_SYNC => {
+                main.rolls_back.store(false, Ordering::Relaxed);
+                // SAFETY: see above.
+                let alone = guarded(main, false, || database.is_unprotected() && unsafe { main.changes_alone() });
+                main.ends_alone.store(alone, Ordering::Relaxed);
+            }
             // SAFETY: see above.
             SQLITE_FCNTL_COMMIT_PHASETWO => {
                 // SAFETY: see above.
