@@ -172,7 +172,8 @@ impl Spool {
         keep_attempt: Option<Txid>,
     ) -> Result<Self, SpoolError> {
         let (found, attempt_bytes) = sweep(directory, first, next, keep_attempt)?;
-        let mut spool = Self { directory: directory.to_owned(), owner, limits, entries: VecDeque::new(), next, attempt_bytes, spare: Vec::new() };
+        let mut spool =
+            Self { directory: directory.to_owned(), owner, limits, entries: VecDeque::new(), next, attempt_bytes, spare: Vec::new() };
         spool.adopt_found(found, first)?;
         Ok(spool)
     }
