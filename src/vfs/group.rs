@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 
 use super::abi::{File, SQLITE_AUTH, SQLITE_LOCK_RESERVED, SQLITE_OK};
 use super::api::Schema;
-use super::file::MainFile;
+use super::main_file::MainFile;
 use crate::replicator::process;
 
 /// The open files of each process of a chain of forks: a lock that is inherited may be held by nobody.
