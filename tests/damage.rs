@@ -142,6 +142,12 @@ impl Place {
         same_but_for_free_pages(&flattened(&self.database(), self.dir.path()), &restored).unwrap();
     }
 
+    fn rows(&self) -> i64 {
+        let restored = self.path("restored.db");
+        self.bucket.restore(&restored);
+        Connection::open(restored).unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap()
+    }
+
     /// Every TXID is a whole state of one history.
     fn assert_history(&self) {
         self.bucket
@@ -476,6 +482,23 @@ fn a_frame_of_the_wal_damaged() {
     std::fs::write(place.path("damaged"), &wal).unwrap();
     copy_over(&place.path("damaged"), &place.wal());
     place.opens(Outcome::FullState, &format!("they can be restored with TXID {lost}"));
+}
+
+/// A commit of somebody without the extension, who is killed: a new WAL with frames, and the database file as it was.
+#[test]
+fn a_new_wal_of_somebody_else_beside_an_unchanged_file() {
+    let place = Place::new("first");
+    let (mut host, db) = place.begin();
+    host.close(db);
+    host.quit();
+    assert!(!place.wal().exists());
+    let mut plain = Host::plain(&[]);
+    let db = plain.open(&host::uri(&place.database(), &[]));
+    place.commit(&mut plain, db, 1);
+    plain.kill();
+    assert!(std::fs::metadata(place.wal()).unwrap().len() > 0);
+    place.opens(Outcome::GoesOn, "");
+    assert_eq!(place.rows(), 13);
 }
 
 // The spool.

@@ -156,7 +156,9 @@ pub fn end_at(end: End, last_act: LastAct) {
 /// # Panics
 /// Where the VFS is not registered.
 pub fn set_hook(hook: Option<Hook>) {
-    *lock(&STATE.get().expect("the VFS is registered").hook) = hook;
+    let before = std::mem::replace(&mut *lock(&STATE.get().expect("the VFS is registered").hook), hook);
+    // Not under the lock: it may have a connection, whose end comes by here.
+    drop(before);
 }
 
 /// How many calls there were: all, and those that change something.
