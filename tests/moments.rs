@@ -66,6 +66,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         vfs::set_hook(None);
+        vfs::set_refusal(None);
     }
 }
 
@@ -132,4 +133,34 @@ fn somebody_commits_between_the_last_unlock_and_the_close() {
     same_but_for_free_pages(&flattened(&place.path(), place.dir.path()), &restored).unwrap();
     let rows: i64 = Connection::open(restored).unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, 3);
+}
+
+/// Under exclusive locking nothing but its WAL tells of a commit, and one whose sync has failed lies there as if it were one. What comes next may have
+/// changed nothing, and is told of all the same.
+#[test]
+fn a_commit_that_could_not_be_synced_is_not_sent() {
+    let place = Place::new();
+    let exclusive = |connection: &Connection| connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=FULL").unwrap();
+    drop(place.open(&[]));
+    let uri = host::replicated(&place.path(), &place.bucket.url, &[("sync_interval", "10ms"), ("burst", "100")]);
+    let connection = Connection::open_with_flags(uri, OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI).unwrap();
+    exclusive(&connection);
+    connection.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+    sync(&connection);
+    vfs::set_refusal(Some(Arc::new(|call| call.method == Method::Sync && call.kind == Kind::Wal)));
+    connection.execute_batch("INSERT INTO t VALUES (2)").unwrap_err();
+    vfs::set_refusal(None);
+    connection.execute_batch("BEGIN IMMEDIATE; COMMIT").unwrap();
+    sync(&connection);
+    let rows = || {
+        let restored = place.dir.path().join("restored.db");
+        place.bucket.restore(&restored);
+        let restored = Connection::open(restored).unwrap();
+        let mut statement = restored.prepare("SELECT x FROM t").unwrap();
+        statement.query_map([], |row| row.get::<_, i64>(0)).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    assert_eq!(rows(), [1]);
+    connection.execute_batch("INSERT INTO t VALUES (3)").unwrap();
+    sync(&connection);
+    assert_eq!(rows(), [1, 3]);
 }

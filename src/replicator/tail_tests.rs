@@ -163,6 +163,24 @@ fn after_a_clean_close_an_unchanged_file_is_continued() {
     let mut tail = resolved(&fixture, closed(stamp(7)), Some(stamp(7)));
     assert_eq!(tail.mode, Mode::Running);
     assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
+    // Whatever of the file is another.
+    let seven = stamp(7);
+    for other in [
+        Stamp { size_bytes: 8192, ..seven },
+        Stamp { mtime_ns: 99, ..seven },
+        Stamp { ctime_ns: 99, ..seven },
+        Stamp { header_words: [7, 8], ..seven },
+        Stamp { header_words: [8, 7], ..seven },
+        Stamp { boot: 2, ..seven },
+    ] {
+        let mut tail = fixture.tail(closed(seven));
+        tail.resolve(&WalPos::default(), &|| Some(other));
+        assert_ne!(tail.mode, Mode::Running, "{other:?}");
+    }
+    // What was synced outlives a loss of power.
+    let mut tail = fixture.tail(closed(Stamp { synced: true, ..seven }));
+    tail.resolve(&WalPos::default(), &|| Some(Stamp { boot: 2, ..seven }));
+    assert_eq!(tail.mode, Mode::Running);
 }
 
 /// A change of the journal mode that was cut off, with its WAL deleted: before or after it has written to the database file, which SQLite puts back.
