@@ -281,6 +281,8 @@ time.sleep(3600)
     let mut said = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(parent.stdout.take().unwrap()), &mut said).unwrap();
     assert_eq!(said, "forked\n");
+    // The child's input, too: it goes on for as long as this is open.
+    let input = parent.stdin.take();
     parent.kill().unwrap();
     parent.wait().unwrap();
     let mut host = Host::start(Program::Rust, &bucket.env);
@@ -290,8 +292,7 @@ time.sleep(3600)
     host.close(db);
     host.quit();
     restored_equals(&bucket, &path);
-    // Ends the child, whose input it is.
-    drop(parent.stdin.take());
+    drop(input);
 }
 
 /// Many connections on several threads: what is in the bucket is what they committed.
