@@ -94,7 +94,8 @@ impl Database {
         let mut outside = self.outside.lock();
         if writer.rolls_back && !outside.active {
             let now = stamp::take(&self.paths.database, &read_header(read), self.is_file_synced());
-            self.lock_tail().rolls_back_in_file(now);
+            let was_synced = self.hot_journal() == Some(Journal::Synced);
+            self.lock_tail().rolls_back_in_file(now, was_synced);
             outside.rolls_back = true;
         } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
             // A rollback that has come to its end under an exclusive lock, without a word.

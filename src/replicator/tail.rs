@@ -649,10 +649,11 @@ impl Tail {
         self.save()
     }
 
-    /// SQLite is about to roll back what a dead process left in the database file, which looks as given.
-    pub(crate) fn rolls_back_in_file(&mut self, now: Option<Stamp>) {
+    /// SQLite is about to roll back what a dead process left in the database file, which looks as given. A journal that was not synced may hold anything after a
+    /// loss of power.
+    pub(crate) fn rolls_back_in_file(&mut self, now: Option<Stamp>, journal_was_synced: bool) {
         self.rolled_back = true;
-        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if then.still_holds(&now));
+        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if then.still_holds(&now) && (journal_was_synced || then.boot == now.boot));
         if self.mode == Mode::Unresolved && self.state.sealed && untouched && self.state.open_transaction.is_none() {
             // It died when it had synced its journal and not written to the database yet. From here on the file's times tell nothing.
             self.state.open_transaction = Some(OpenTransaction::Journaled);

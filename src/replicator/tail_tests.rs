@@ -190,14 +190,15 @@ fn a_change_of_the_journal_mode_that_is_rolled_back_left_nothing() {
     let sealed = State { sealed: true, stamp: Some(stamp(7)), ..captured(fixture.live()) };
     fixture.remove_wal();
     let (rolled_back, written) = (Stamp { mtime_ns: 99, ctime_ns: 99, ..stamp(7) }, Stamp { mtime_ns: 98, ..stamp(8) });
-    let judge = |begun: Option<OpenTransaction>, found: Option<Stamp>, now: Stamp| {
+    let judge_after = |begun: Option<OpenTransaction>, found: Option<Stamp>, now: Stamp, synced: bool| {
         let mut tail = fixture.tail(State { open_transaction: begun, ..sealed.clone() });
         if found.is_some() {
-            tail.rolls_back_in_file(found);
+            tail.rolls_back_in_file(found, synced);
         }
         tail.resolve(&WalPos::default(), &|| Some(now));
         tail.mode == Mode::Running
     };
+    let judge = |begun, found, now| judge_after(begun, found, now, true);
     let journaled = Some(OpenTransaction::Journaled);
     assert!(judge(None, Some(stamp(7)), rolled_back));
     assert!(judge(journaled, Some(written), rolled_back));
@@ -207,6 +208,14 @@ fn a_change_of_the_journal_mode_that_is_rolled_back_left_nothing() {
     assert!(!judge(journaled, Some(written), stamp(9)));
     // Somebody else has rolled it back, and may have committed to a WAL since.
     assert!(!judge(journaled, None, rolled_back));
+    // The journal was never synced, and the power has failed: it may have held anything.
+    let safe = State { stamp: Some(Stamp { synced: true, ..stamp(7) }), ..sealed.clone() };
+    for (synced, boot) in [(true, 1), (false, 1), (true, 2), (false, 2)] {
+        let mut tail = fixture.tail(safe.clone());
+        tail.rolls_back_in_file(Some(Stamp { boot, ..stamp(7) }), synced);
+        tail.resolve(&WalPos::default(), &|| Some(Stamp { boot, ..rolled_back }));
+        assert_eq!(tail.mode == Mode::Running, synced || boot == 1);
+    }
 }
 
 #[test]
