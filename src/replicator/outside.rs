@@ -140,7 +140,7 @@ impl Database {
             (Some(_), true) => OpenTransaction::Uncounted,
             (Some(_), false) => OpenTransaction::Journaled,
         };
-        let undone = journal == Some(Journal::Unsynced) && tail.file_may_be_lost();
+        let undone = journal != Some(Journal::Synced) && tail.file_may_be_lost();
         let begun = tail.begins_in_file(transaction, now);
         if let Err(error) = &begun {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());

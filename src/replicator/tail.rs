@@ -619,7 +619,7 @@ impl Tail {
         pages: impl Iterator<Item = u32>,
         read: &mut ReadPage<'_>,
     ) -> Result<(), TailError> {
-        self.state.open_transaction = None;
+        let was_protected = self.state.open_transaction.take() != Some(OpenTransaction::Unprotected);
         if self.state.captured.is_none() || matches!(self.mode, Mode::Stopped(..)) {
             return self.save();
         }
@@ -644,7 +644,8 @@ impl Tail {
         })?;
         self.state.page_size = commit.page_size.get();
         (self.state.captured, self.state.sealed, self.state.next_salts) = (Some(WalPos::default()), true, None);
-        self.state.stamp = commit.stamp;
+        // Where nothing undoes what the next one writes the file does not count as being on disk, so that this need not be synced before each.
+        self.state.stamp = commit.stamp.map(|stamp| Stamp { synced: stamp.synced && was_protected, ..stamp });
         self.captured_sequence = commit.sequence;
         self.save()
     }
