@@ -23,7 +23,7 @@ use super::outside::{NewestState, Outside};
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::{Facts, Progress, WaitError};
 use super::stamp;
-use super::tail::{LiveEnd, MOST_RESTARTS, Mode, StopKind, Tail, TailError, TailGuard};
+use super::tail::{LiveEnd, Mode, StopKind, Tail, TailError, TailGuard, restarted_from};
 use crate::config::Options;
 use crate::fault::{fault_io, fault_point};
 use crate::store::Store;
@@ -34,6 +34,8 @@ use crate::wal::IndexHeader;
 const GATE_PATIENCE: Duration = Duration::from_millis(20);
 /// And encodes at the most this many bytes itself.
 const GATE_BYTES: u32 = 16 * 1024 * 1024;
+/// With less room on the disk it does as an explicit checkpoint does: what it would append might not fit.
+const NEARLY_FULL_BYTES: u64 = 64 * 1024 * 1024;
 
 /// What the replicator needs of SQLite: the database file by a handle of SQLite's own.
 pub(crate) trait Host: Send + Sync + std::fmt::Debug {
@@ -312,11 +314,11 @@ impl Database {
     pub(crate) fn may_restart(&self, index: &IndexHeader, asked_for: bool) -> bool {
         self.observe(index);
         fault_point!("gate.asked");
-        let page_bytes = index.page_size.unwrap_or(PageSize::MIN).get();
-        let (tail, most_frames) = if asked_for {
+        // Nor does a writer that cannot append instead.
+        let (tail, most_frames) = if asked_for || self.is_disk_nearly_full() {
             (Some(self.lock_tail()), u32::MAX)
         } else {
-            (self.tail.try_lock_for(GATE_PATIENCE).map(TailGuard::new), GATE_BYTES / page_bytes)
+            (self.tail.try_lock_for(GATE_PATIENCE).map(TailGuard::new), self.most_gate_frames())
         };
         let Some(mut tail) = tail else { return false };
         match self.secure(&mut tail, most_frames) {
@@ -328,6 +330,16 @@ impl Database {
                 false
             }
         }
+    }
+
+    /// Whether the WAL may find no room to grow. A disk that does not say has room.
+    fn is_disk_nearly_full(&self) -> bool {
+        rustix::fs::statvfs(&self.paths.database).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < NEARLY_FULL_BYTES)
+    }
+
+    /// How many frames a writer encodes itself that wants to restart the WAL.
+    pub(crate) fn most_gate_frames(&self) -> u32 {
+        GATE_BYTES / self.published().page_size.unwrap_or(PageSize::MIN).get()
     }
 
     /// SQLite is about to destroy the WAL and cannot be refused. What cannot be saved costs a full upload later.
@@ -492,8 +504,10 @@ impl Database {
         }
         self.preserve_wal(tail);
         let result = tail.seal(&live, most_frames, self.stamp());
-        if let Err(error @ TailError::Spool(crate::spool::SpoolError::Full { .. })) = &result {
-            // The user's limit: the WAL must not grow instead.
+        if let Err(error) = &result
+            && error.is_out_of_room()
+        {
+            // The user's limit, or the disk's: the WAL must not grow instead, where it can grow at all.
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
             self.lose(tail, FullReason::SpoolLost);
             return Ok(());
@@ -514,7 +528,7 @@ impl Database {
         tail.resolve(&live.end, &|| self.stamp());
         self.preserve_wal(&mut tail);
         // A restart by a connection that knows the log counts the first salt up; others choose it by chance.
-        let follows = tail.state.captured.is_some_and(|captured| salts[0].wrapping_sub(captured.salts[0]) < MOST_RESTARTS);
+        let follows = tail.state.captured.is_some_and(|captured| restarted_from(salts, captured.salts));
         self.begins_afresh.store(!follows, Ordering::Relaxed);
         if !tail.generation_begins(salts, &live.end) {
             self.lose(&mut tail, FullReason::ContinuityLost);
@@ -607,6 +621,14 @@ impl Database {
         }
     }
 
+    /// Has the uploader look, where a snapshot waits for a transaction that may have ended.
+    pub(super) fn look_for_snapshot(&self) {
+        if self.snapshot_waits.swap(false, Ordering::AcqRel) {
+            self.asked.fetch_add(1, Ordering::AcqRel);
+            self.hub.notify(Notice::Look(self.id));
+        }
+    }
+
     /// Whether a snapshot could begin now, as far as writes to the database file go; if not, the next end of one wakes the uploader.
     pub(crate) fn awaits_writers(&self) -> bool {
         self.end_if_rolled_back();
@@ -637,6 +659,17 @@ impl Database {
 
     /// Waits until everything committed so far is in the bucket; the newest TXID, if there is one.
     pub(crate) fn sync(&self, limit: Duration) -> Result<Option<Txid>, WaitError> {
+        self.progress.wait(self.ask_for_all()?, limit)
+    }
+
+    /// The same for the last handle, which is being closed: nothing is waited for that only the next open can bring on its way.
+    pub(crate) fn sync_at_close(&self, limit: Duration) -> Result<(), WaitError> {
+        self.progress.update(|f| f.awaits_open = false);
+        self.progress.wait_at_close(self.ask_for_all()?, limit)
+    }
+
+    /// Has the uploader send everything committed so far at once. Returns the newest commit's number.
+    fn ask_for_all(&self) -> Result<u64, WaitError> {
         if !self.is_known() {
             self.observe_without_index();
         }
@@ -648,7 +681,7 @@ impl Database {
         self.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
         self.asked.fetch_add(1, Ordering::AcqRel);
         self.hub.notify(Notice::Look(self.id));
-        self.progress.wait(sequence, limit)
+        Ok(sequence)
     }
 
     /// Waits until the bucket has a TXID; the newest that it has. Nothing is sent the sooner for it.

@@ -209,7 +209,9 @@ fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
     tail.state.attempt = None;
     // A request for it may still arrive.
     tail.state.full_sent = Some(FullSent { txid: attempt.txid, again: false });
-    database.lose(&mut tail, FullReason::BucketAhead);
+    let lost = if reach == Some(attempt.txid) { FullReason::BucketAhead } else { FullReason::SpoolLost };
+    let reason = tail.state.full.unwrap_or(lost);
+    database.lose(&mut tail, reason);
     Ok(())
 }
 

@@ -10,11 +10,13 @@
 //!   xUnlock without one  rolled back: the file holds what it held, but for the content of free pages, which SQLite does not restore
 //! ```
 //!
-//! Under `locking_mode=EXCLUSIVE` there is no xUnlock, so that a transaction that was rolled back looks open until the next one commits. And a WAL has no shared memory that could tell its end: the file itself is read.
+//! Under `locking_mode=EXCLUSIVE` there is no xUnlock, so that a transaction that was rolled back looks open until the next one commits, or until the full
+//! state is to be sent: see `end_if_rolled_back`. And a WAL has no shared memory that could tell its end: the file itself is read.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use super::batch::WalFile;
 use super::control::{FullReason, OpenTransaction, Stamp};
@@ -42,6 +44,10 @@ pub(crate) struct Outside {
     rolls_back: bool,
     /// What the header says once it is rolled back, where it says something else once it is committed.
     undone_words: Option<[u32; 2]>,
+    /// It has a journal on disk.
+    is_protected: bool,
+    /// It has synced the file, and not written since.
+    is_synced: bool,
 }
 
 /// A journal that undoes what was written to the database file.
@@ -96,15 +102,16 @@ impl Database {
             let now = stamp::take(&self.paths.database, &read_header(read), self.is_file_synced());
             let was_synced = self.hot_journal() == Some(Journal::Synced);
             self.lock_tail().rolls_back_in_file(now, was_synced);
-            outside.rolls_back = true;
+            (outside.rolls_back, outside.is_protected) = (true, true);
         } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
             // A rollback that has come to its end under an exclusive lock, without a word.
             outside.rolls_back = false;
-            outside.undone_words = self.begin_in_file(writer, read);
+            (outside.is_protected, outside.undone_words) = self.begin_in_file(writer, read);
         }
         if !std::mem::replace(&mut outside.active, true) {
             self.writes_file(true);
         }
+        outside.is_synced = false;
         match change {
             FileChange::Write { offset, bytes } => {
                 let size =
@@ -120,8 +127,9 @@ impl Database {
         }
     }
 
-    /// A transaction writes for the first time, with nobody else writing. Returns the header's words where a commit changes them.
-    fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) -> Option<[u32; 2]> {
+    /// A transaction writes for the first time, with nobody else writing. Returns whether it has a journal on disk, and the header's words where a
+    /// commit changes them.
+    fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) -> (bool, Option<[u32; 2]>) {
         let header = read_header(read);
         let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
         let mut tail = self.lock_tail();
@@ -153,7 +161,7 @@ impl Database {
             // Once: from then on nothing counts as being on disk.
             self.sync_control();
         }
-        (transaction == OpenTransaction::Journaled).then(|| header.words())
+        (transaction != OpenTransaction::Unprotected, (transaction == OpenTransaction::Journaled).then(|| header.words()))
     }
 
     fn lose_unless_stopped(&self, tail: &mut Tail, reason: FullReason) {
@@ -225,6 +233,17 @@ impl Database {
 
     /// Under exclusive locking nobody tells of a rollback. Where the journal has gone and the header is what it was, there was one. For the
     /// uploader, which cannot read the full state while a transaction is open.
+    ///
+    /// Where the header tells nothing, because SQLite counts its change counter up once for a lock, or there is no journal on disk, the file holds a
+    /// committed state all the same: what is rolled back, or what is committed and about to be announced.
+    ///
+    /// ```text
+    ///   a journal on disk    made durable before the first write to the file; gone, or without its header, once SQLite has committed or rolled back
+    ///   none                 both end with a sync of the file, which nothing comes after but, for a commit, COMMIT_PHASETWO
+    /// ```
+    ///
+    /// For the latter the pages stay noted and become an increment that says what the full state has said. The control file does not hear of either:
+    /// it says that the full state is due, until that is begun.
     pub(super) fn end_if_rolled_back(&self) {
         let mut outside = self.outside.lock();
         if !outside.active || self.has_hot_journal() {
@@ -233,7 +252,26 @@ impl Database {
         let Ok(header) = self.file_header() else { return };
         if outside.rolls_back || outside.undone_words == Some(header.words()) {
             self.was_rolled_back(&mut outside, &header);
+        } else if outside.undone_words.is_none() && (outside.is_protected || outside.is_synced) {
+            self.ended(&mut outside);
         }
+    }
+
+    /// Whether a transaction has written to the database file of which no journal on disk tells whether it has ended.
+    pub(crate) fn is_unprotected(&self) -> bool {
+        let outside = self.outside.lock();
+        outside.active && !outside.is_protected
+    }
+
+    /// SQLite has synced the database file at the end of a transaction that changes no other database: it is committed, or rolled back.
+    pub(crate) fn ends_with_sync(&self) {
+        let mut outside = self.outside.lock();
+        if !outside.active {
+            return;
+        }
+        outside.is_synced = true;
+        drop(outside);
+        self.look_for_snapshot();
     }
 
     /// Whether somebody else has a transaction open that may have written to the database file: a hot journal which is not this process's.
@@ -267,15 +305,19 @@ impl Database {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
         }
         drop(tail);
+        self.ended(outside);
+    }
+
+    /// The pages stay noted.
+    fn ended(&self, outside: &mut Outside) {
         (outside.active, outside.rolls_back, outside.undone_words) = (false, false, None);
         self.writes_file(false);
     }
 
-    /// Whether nothing can be sent before the next open: a transaction has left its journal behind, which that open rolls back, and the full state
-    /// is wanted, which is no committed one until then.
-    pub(crate) fn awaits_rollback(&self) -> bool {
-        let active = self.outside.lock().active;
-        active && self.has_hot_journal() && matches!(self.lock_tail().mode, Mode::Full(_))
+    /// Whether what waits for a transaction's end waits for the next open: the last handle is closed, and a journal lies there that only then is
+    /// rolled back.
+    pub(super) fn awaits_open(&self) -> bool {
+        self.handles.load(Ordering::Acquire) == 0 && self.has_hot_journal()
     }
 
     /// A read of the database ends, with its lock still held: in a rollback-journal mode the file is the newest state.

@@ -23,11 +23,11 @@ use super::frames::FrameLog;
 use super::local::Paths;
 use crate::fault::{fault_io, fault_point};
 use crate::ltx::{Encoder, Header, LtxError, Reader, merge};
-use crate::spool::{Spool, SpoolError, entry_header};
+use crate::spool::{Spool, SpoolError, Stored, entry_header, is_disk_full};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// A first salt that is greater by less than this is that of the same WAL, restarted.
-pub(super) const MOST_RESTARTS: u32 = 1 << 20;
+const MOST_RESTARTS: u32 = 1 << 20;
 
 /// Why local capture failed.
 #[derive(Debug, thiserror::Error)]
@@ -54,19 +54,14 @@ pub(crate) enum TailError {
 }
 
 impl TailError {
-    /// There is no room on the local disk, or none for this file.
-    pub(crate) fn is_disk_full(&self) -> bool {
-        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = cause {
-            // An error that shows as its own cause is not a link of the chain.
-            let inner = error.downcast_ref::<LtxError>().and_then(|e| if let LtxError::Io(e) = e { Some(e) } else { None });
-            if let Some(error) = error.downcast_ref::<std::io::Error>().or(inner) {
-                return matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge);
-            }
-            cause = error.source();
+    /// There is no room for what should be spooled, neither on the local disk nor in memory, or it is over the limit.
+    pub(crate) fn is_out_of_room(&self) -> bool {
+        match self {
+            Self::Spool(error) => error.is_out_of_room(),
+            Self::Batch(BatchError::Ltx(LtxError::Io(error))) => is_disk_full(error),
+            // The control file has its blocks.
+            _ => false,
         }
-        false
     }
 }
 
@@ -423,8 +418,7 @@ impl Tail {
             // There is nothing that this file would have to continue. Whether the bucket has something else is asked there.
             return Mode::Full(FullReason::ContinuityLost);
         }
-        // Each restart by a connection that knows the log adds one to the first salt.
-        let follows = |salts: [u32; 2]| (1..MOST_RESTARTS).contains(&live.salts[0].wrapping_sub(salts[0]));
+        let follows = |salts: [u32; 2]| live.salts != salts && restarted_from(live.salts, salts);
         if self.state.captured.is_some_and(|captured| follows(captured.salts)) || self.state.next_salts.is_some_and(follows) {
             return Mode::Full(FullReason::ContinuityLost);
         }
@@ -693,6 +687,7 @@ impl Tail {
             self.rebuild_attempt()?;
         }
         self.save_attempt()?;
+        self.spool.settle();
         if self.state.captured.is_some() {
             self.state.sealed = true;
             self.stamp(stamp);
@@ -716,7 +711,8 @@ impl Tail {
         let path = self.spool.attempt_path(inflight.attempt.txid);
         let write_error = |source| SpoolError::Io { path: path.clone(), source };
         fault_io!("attempt.write").map_err(write_error)?;
-        self.spool.create(&path, |out| out.write_all(bytes).map_err(write_error))?;
+        // What a full disk does not take is still here. A successor misses it, and sends the full state.
+        let _stored = self.spool.create_attempt(inflight.attempt.txid, |out| out.write_all(bytes).map_err(write_error))?;
         fault_point!("attempt.written");
         inflight.attempt.in_file = true;
         self.state.attempt = Some(inflight.attempt);
@@ -775,23 +771,15 @@ impl Tail {
             in_file: pages.content_bytes() > self.memory_batch_bytes,
         };
         let header = attempt_header(&attempt, &pages, self.state.node_id);
-        let mut file = None;
-        if attempt.in_file {
-            let path = self.spool.attempt_path(txid);
-            let created = self.spool.create(&path, |out| {
+        let body = if attempt.in_file {
+            let stored = self.spool.create_attempt(txid, |out| {
                 let finished = wal.encode(&pages, &header, out)?;
                 (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
                 Ok::<_, TailError>(())
-            });
-            match created {
-                Ok(_) => file = Some(path),
-                // Sending is what makes room again, for SQLite too: what `max_memory` allows does not wait for the disk.
-                Err(error) if error.is_disk_full() && pages.content_bytes() <= 8 * self.memory_batch_bytes => attempt.in_file = false,
-                Err(error) => return Err(error),
-            }
-        }
-        let body = if let Some(path) = file {
-            Body::File(path)
+            })?;
+            // Where it is in memory the WAL has it, too.
+            attempt.in_file = matches!(stored, Stored::File(_));
+            self.body(txid, stored)
         } else {
             let finished = wal.encode(&pages, &header, Vec::new())?;
             (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
@@ -808,6 +796,7 @@ impl Tail {
         let Some((readers, mut header)) = self.spool.readers()? else { return Ok(()) };
         (header.min_txid, header.max_txid, header.node_id) = (txid, txid, self.state.node_id);
         let path = self.spool.attempt_path(txid);
+        // A successor finds it in the file, or misses it.
         let mut attempt = Attempt {
             txid,
             start: WalPos::default(),
@@ -818,15 +807,22 @@ impl Tail {
             checksum: 0,
             in_file: true,
         };
-        self.spool.create(&path, |out| {
+        let stored = self.spool.create_attempt(txid, |out| {
             let finished = merge(readers, &header, out).map_err(|error| SpoolError::of(&path, error))?;
             (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
             Ok::<_, TailError>(())
         })?;
         self.spool.clear();
-        self.begin_attempt(attempt, Body::File(path))?;
+        self.begin_attempt(attempt, self.body(txid, stored))?;
         fault_point!("freeze.spool-sent");
         Ok(self.spool.remove_stale(Some(txid))?)
+    }
+
+    fn body(&self, txid: Txid, stored: Stored) -> Body {
+        match stored {
+            Stored::File(_) => Body::File(self.spool.attempt_path(txid)),
+            Stored::Memory(bytes) => Body::Memory(bytes),
+        }
     }
 
     fn begin_attempt(&mut self, attempt: Attempt, body: Body) -> Result<(), TailError> {
@@ -874,17 +870,31 @@ impl Tail {
         fault_point!("ack.save");
         self.save()?;
         fault_point!("ack.saved");
-        if let Body::File(path) = &inflight.body {
-            // A file that stays behind is removed at the next open.
-            let _ = std::fs::remove_file(path);
+        if inflight.attempt.in_file {
+            self.spool.remove_attempt(inflight.attempt.txid);
         }
         Ok(Some(inflight))
     }
 
     /// Merges waiting spool entries.
     pub(crate) fn merge_waiting(&mut self) -> Result<(), TailError> {
+        self.settle();
         self.spool.merge_waiting()?;
         Ok(())
+    }
+
+    /// Puts what a full disk did not take there, if it has room now. The control file speaks of it already.
+    fn settle(&mut self) {
+        self.spool.settle();
+        if let Some(Inflight { attempt: Attempt { in_file: true, txid, .. }, body: Body::Memory(bytes), .. }) = &self.inflight
+            && !self.spool.has_attempt()
+        {
+            let path = self.spool.attempt_path(*txid);
+            let io = |source| SpoolError::Io { path: path.clone(), source };
+            if let Err(error) = self.spool.create_attempt(*txid, |out| out.write_all(bytes).map_err(io)) {
+                log::debug!(target: "replicated", "{error}");
+            }
+        }
     }
 
     pub(crate) fn wal(&mut self) -> Result<&WalFile, BatchError> {
@@ -893,6 +903,7 @@ impl Tail {
 
     /// Lets the control file and its lock go.
     pub(crate) fn release(&mut self) {
+        self.settle();
         self.control = None;
     }
 
@@ -901,6 +912,12 @@ impl Tail {
             log::warn!(target: "replicated", "{error}");
         }
     }
+}
+
+/// Whether a generation of the WAL is an earlier one, restarted by connections that know the log: each adds one to the first salt, where others choose
+/// it by chance. Salts of zero are those of no WAL at all, outside of WAL mode, and nothing follows on them or from them.
+pub(super) fn restarted_from(salts: [u32; 2], earlier: [u32; 2]) -> bool {
+    salts != [0; 2] && earlier != [0; 2] && salts[0].wrapping_sub(earlier[0]) < MOST_RESTARTS
 }
 
 /// The WAL's start in the generation of a place.

@@ -5,6 +5,7 @@ use rusqlite::Connection;
 use super::*;
 use crate::replicator::control::RestoredEarlier;
 use crate::replicator::local::OwnerMode;
+use crate::spool::Limits;
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -31,6 +32,10 @@ impl Fixture {
         std::fs::remove_file(self.paths().wal).unwrap();
     }
 
+    fn remove_wal_if_there(&self) {
+        let _ = std::fs::remove_file(self.paths().wal);
+    }
+
     fn commit(&self) {
         self.connection.execute_batch("INSERT INTO t VALUES (randomblob(500))").unwrap();
     }
@@ -54,8 +59,15 @@ impl Fixture {
         let owner = OwnerMode::of(&paths.database).unwrap();
         paths.create_directory(&owner).unwrap();
         let (control, _) = Control::open(&paths.control(), &owner).unwrap().unwrap();
-        let spool =
-            Spool::open(&paths.directory, owner, u64::MAX, state.spool_first, state.spool_next, state.attempt.map(|a| a.txid)).unwrap();
+        let spool = Spool::open(
+            &paths.directory,
+            owner,
+            Limits { disk_bytes: u64::MAX, memory_bytes: 0 },
+            state.spool_first,
+            state.spool_next,
+            state.attempt.map(|a| a.txid),
+        )
+        .unwrap();
         Tail::new(paths, control, state, spool, Mode::Unresolved, 1 << 20)
     }
 
@@ -102,6 +114,29 @@ fn with_nothing_known_the_whole_wal_is_kept_until_the_bucket_decides() {
     let live = fixture.live();
     assert_eq!(tail.state.captured, Some(WalPos { frame: 0, checksum: [0, 0], ..live }));
     assert_eq!(tail.uncaptured_frames(&live), live.frame);
+}
+
+/// The last commit was made outside of WAL mode, so that no salts are known. Those of a WAL that is there now, small by chance, tell nothing; nor does the
+/// absence of one, whatever the salts were.
+#[test]
+fn no_salts_are_no_proof_that_a_file_is_newer() {
+    let fixture = Fixture::new();
+    let outside = State { sealed: true, stamp: Some(Stamp { is_wal: false, ..stamp(9) }), ..captured(WalPos::default()) };
+    let judged = |state: State, live: WalPos, now: Stamp| {
+        let mut tail = fixture.tail(state);
+        tail.resolve(&live, &|| Some(now));
+        is_diverged(&tail)
+    };
+    for first in [1, 77, MOST_RESTARTS - 1, MOST_RESTARTS, u32::MAX] {
+        let live = WalPos { salts: [first, 5], frame: 3, checksum: [1, 2] };
+        assert!(judged(outside.clone(), live, stamp(3)), "{first}");
+        fixture.remove_wal_if_there();
+        let before = captured(WalPos { salts: [0_u32.wrapping_sub(first), 5], frame: 0, checksum: [0, 0] });
+        assert!(judged(State { stamp: Some(stamp(9)), ..before }, WalPos::default(), stamp(3)), "{first}");
+    }
+    // And where they are known they are one.
+    let live = WalPos { salts: [8, 5], frame: 3, checksum: [1, 2] };
+    assert!(!judged(captured(WalPos { salts: [7, 4], frame: 2, checksum: [3, 4] }), live, stamp(3)));
 }
 
 #[test]

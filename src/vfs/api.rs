@@ -315,6 +315,15 @@ impl SqliteApi {
         schemas
     }
 
+    /// Whether the transaction writes to temporary tables.
+    ///
+    /// # Safety
+    /// As `schemas`.
+    pub(crate) unsafe fn writes_temp(&self, connection: *mut c_void) -> bool {
+        // SAFETY: the connection is the caller's.
+        self.schemas.is_none_or(|Schemas { txn_state, .. }| unsafe { txn_state(connection, c"temp".as_ptr()) } == SQLITE_TXN_WRITE)
+    }
+
     /// The name of the database that belongs to the name of a WAL: where SQLite itself made both names, the very pointer that it passed to
     /// `xOpen` for the database.
     ///

@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use super::abi::{
     File, IoMethods, SQLITE_AUTH, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO,
     SQLITE_FCNTL_PDB, SQLITE_FCNTL_PRAGMA, SQLITE_FCNTL_SYNC, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_IOERR_COMMIT_ATOMIC,
-    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
-    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
+    SQLITE_IOERR_SHORT_READ, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
 use super::group::{self, FileName, Refusal};
@@ -85,6 +85,8 @@ pub(super) struct MainFile {
     writes_file: AtomicBool,
     /// It has committed to the database file under the lock that it holds.
     has_committed: AtomicBool,
+    /// It is about to sync the database file at the end of a transaction that changes nothing else.
+    ends_alone: AtomicBool,
 }
 
 /// A WAL, with the database that it belongs to. SQLite closes it before that.
@@ -156,6 +158,7 @@ pub(crate) unsafe fn become_main(
         rolls_back: AtomicBool::new(false),
         writes_file: AtomicBool::new(false),
         has_committed: AtomicBool::new(false),
+        ends_alone: AtomicBool::new(false),
     };
     // SAFETY: passed on; what has become ours has its state.
     unsafe {
@@ -480,8 +483,22 @@ unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
         && let Some(database) = main.database()
     {
         database.note_synced(true);
+        if main.ends_alone.swap(false, Ordering::Relaxed) {
+            guarded(main, (), || database.ends_with_sync());
+        }
     }
     rc
+}
+
+/// Whether a read failed only because the file ends within what was to be read: a page that is there in part. SQLite takes it for one that ends with
+/// zeros, as the VFS below has put them behind what it read.
+///
+/// # Safety
+/// `file` is an open file of ours.
+unsafe fn begins_within(file: *mut File, rc: c_int, offset: i64) -> bool {
+    let mut size = 0;
+    // SAFETY: passed on.
+    rc == SQLITE_IOERR_SHORT_READ && unsafe { file_size(file, &raw mut size) } == SQLITE_OK && offset < size
 }
 
 /// Reads the base's file; false on failure.
@@ -491,7 +508,10 @@ unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
 unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
     let (Ok(bytes), Ok(at)) = (c_int::try_from(page.len()), i64::try_from(at)) else { return false };
     // SAFETY: the buffer has that many bytes.
-    unsafe { read(file, page.as_mut_ptr().cast(), bytes, at) == SQLITE_OK }
+    unsafe {
+        let rc = read(file, page.as_mut_ptr().cast(), bytes, at);
+        rc == SQLITE_OK || begins_within(file, rc, at)
+    }
 }
 
 /// Keeps account of the lock: one that goes from SHARED straight to EXCLUSIVE with a journal there is about to roll that back.
@@ -652,7 +672,12 @@ unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argume
                 guarded(main, (), || database.writes_file(false));
             }
             // The last that is heard of a rollback under an exclusive lock.
-            SQLITE_FCNTL_SYNC => main.rolls_back.store(false, Ordering::Relaxed),
+            SQLITE_FCNTL_SYNC => {
+                main.rolls_back.store(false, Ordering::Relaxed);
+                // SAFETY: see above.
+                let alone = guarded(main, false, || database.is_unprotected() && unsafe { main.changes_alone() });
+                main.ends_alone.store(alone, Ordering::Relaxed);
+            }
             // SAFETY: see above.
             SQLITE_FCNTL_COMMIT_PHASETWO => {
                 // SAFETY: see above.
@@ -743,7 +768,8 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
         }
     }
     // SAFETY: see above; SQLite passes as many bytes as it says.
-    if let Some(header) = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0)) }.as_array() {
+    let content = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0)) };
+    if let Ok(header) = content.try_into() {
         main.frames.lock().note(offset.cast_unsigned(), FrameHeader::decode(header));
     }
     // SAFETY: see above.

@@ -126,6 +126,21 @@ impl MainFile {
         }
     }
 
+    /// Whether the transaction changes no other database of the connection; false where that cannot be told.
+    ///
+    /// # Safety
+    /// This thread is working with the connection.
+    pub(super) unsafe fn changes_alone(&self) -> bool {
+        // SAFETY: passed on.
+        let schemas = unsafe { self.schemas() };
+        let is_own = |schema: &Schema| std::ptr::eq(schema.file_name, self.name);
+        let connection = self.connection.load(Ordering::Acquire);
+        // SAFETY: as above; the list is empty where the connection is not known.
+        schemas.iter().any(is_own)
+            && schemas.iter().all(|schema| is_own(schema) || !schema.is_written)
+            && unsafe { !self.api.writes_temp(*connection) }
+    }
+
     /// Refuses a transaction, and tells why.
     pub(super) fn refuse_group(&self, refusal: Refusal) -> c_int {
         let Some(database) = self.database() else { return SQLITE_AUTH };
