@@ -277,6 +277,10 @@ fn a_store_that_is_not_there_at_first_gets_one_snapshot_later() {
         assert_eq!(host.status(db, "snapshots"), "1");
         host.close(db);
         assert_eq!(site.direct.full_states(), 1);
+        // Nothing but level 9 ever begins at 1, and increments follow on the empty file beside it.
+        let names: Vec<String> = site.direct.list().iter().map(|listed| listed.name.to_string()).collect();
+        let has = |name: &str| names.iter().any(|listed| listed == name);
+        assert!(has("9/0000000000000001-0000000000000002.ltx") && has("0/0000000000000002-0000000000000002.ltx"), "{names:?}");
         site.assert_restored_equals();
     }
 }

@@ -100,7 +100,8 @@ impl Database {
         let mut outside = self.outside.lock();
         if writer.rolls_back && !outside.active {
             let now = stamp::take(&self.paths.database, &read_header(read), self.is_file_synced());
-            self.lock_tail().rolls_back_in_file(now);
+            let was_synced = self.hot_journal() == Some(Journal::Synced);
+            self.lock_tail().rolls_back_in_file(now, was_synced);
             (outside.rolls_back, outside.is_protected) = (true, true);
         } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
             // A rollback that has come to its end under an exclusive lock, without a word.
@@ -147,7 +148,7 @@ impl Database {
             (Some(_), true) => OpenTransaction::Uncounted,
             (Some(_), false) => OpenTransaction::Journaled,
         };
-        let undone = journal == Some(Journal::Unsynced) && tail.file_may_be_lost();
+        let undone = journal != Some(Journal::Synced) && tail.file_may_be_lost();
         let begun = tail.begins_in_file(transaction, now);
         if let Err(error) = &begun {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());

@@ -94,7 +94,7 @@ impl Tail {
         pages: impl Iterator<Item = u32>,
         read: &mut ReadPage<'_>,
     ) -> Result<(), TailError> {
-        self.state.open_transaction = None;
+        let was_protected = self.state.open_transaction.take() != Some(OpenTransaction::Unprotected);
         if self.state.captured.is_none() || matches!(self.mode, Mode::Stopped(..)) {
             return self.save();
         }
@@ -119,15 +119,17 @@ impl Tail {
         })?;
         self.state.page_size = commit.page_size.get();
         (self.state.captured, self.state.sealed, self.state.next_salts) = (Some(WalPos::default()), true, None);
-        self.state.stamp = commit.stamp;
+        // Where nothing undoes what the next one writes the file does not count as being on disk, so that this need not be synced before each.
+        self.state.stamp = commit.stamp.map(|stamp| Stamp { synced: stamp.synced && was_protected, ..stamp });
         self.captured_sequence = commit.sequence;
         self.save()
     }
 
-    /// SQLite is about to roll back what a dead process left in the database file, which looks as given.
-    pub(crate) fn rolls_back_in_file(&mut self, now: Option<Stamp>) {
+    /// SQLite is about to roll back what a dead process left in the database file, which looks as given. A journal that was not synced may hold anything after a
+    /// loss of power.
+    pub(crate) fn rolls_back_in_file(&mut self, now: Option<Stamp>, journal_was_synced: bool) {
         self.rolled_back = true;
-        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if then.still_holds(&now));
+        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if then.still_holds(&now) && (journal_was_synced || then.boot == now.boot));
         if self.mode == Mode::Unresolved && self.state.sealed && untouched && self.state.open_transaction.is_none() {
             // It died when it had synced its journal and not written to the database yet. From here on the file's times tell nothing.
             self.state.open_transaction = Some(OpenTransaction::Journaled);

@@ -200,6 +200,24 @@ fn after_a_clean_close_an_unchanged_file_is_continued() {
     let mut tail = resolved(&fixture, closed(stamp(7)), Some(stamp(7)));
     assert_eq!(tail.mode, Mode::Running);
     assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
+    // Whatever of the file is another.
+    let seven = stamp(7);
+    for other in [
+        Stamp { size_bytes: 8192, ..seven },
+        Stamp { mtime_ns: 99, ..seven },
+        Stamp { ctime_ns: 99, ..seven },
+        Stamp { header_words: [7, 8], ..seven },
+        Stamp { header_words: [8, 7], ..seven },
+        Stamp { boot: 2, ..seven },
+    ] {
+        let mut tail = fixture.tail(closed(seven));
+        tail.resolve(&WalPos::default(), &|| Some(other));
+        assert_ne!(tail.mode, Mode::Running, "{other:?}");
+    }
+    // What was synced outlives a loss of power.
+    let mut tail = fixture.tail(closed(Stamp { synced: true, ..seven }));
+    tail.resolve(&WalPos::default(), &|| Some(Stamp { boot: 2, ..seven }));
+    assert_eq!(tail.mode, Mode::Running);
 }
 
 /// A change of the journal mode that was cut off, with its WAL deleted: before or after it has written to the database file, which SQLite puts back.
@@ -209,14 +227,15 @@ fn a_change_of_the_journal_mode_that_is_rolled_back_left_nothing() {
     let sealed = State { sealed: true, stamp: Some(stamp(7)), ..captured(fixture.live()) };
     fixture.remove_wal();
     let (rolled_back, written) = (Stamp { mtime_ns: 99, ctime_ns: 99, ..stamp(7) }, Stamp { mtime_ns: 98, ..stamp(8) });
-    let judge = |begun: Option<OpenTransaction>, found: Option<Stamp>, now: Stamp| {
+    let judge_after = |begun: Option<OpenTransaction>, found: Option<Stamp>, now: Stamp, synced: bool| {
         let mut tail = fixture.tail(State { open_transaction: begun, ..sealed.clone() });
         if found.is_some() {
-            tail.rolls_back_in_file(found);
+            tail.rolls_back_in_file(found, synced);
         }
         tail.resolve(&WalPos::default(), &|| Some(now));
         tail.mode == Mode::Running
     };
+    let judge = |begun, found, now| judge_after(begun, found, now, true);
     let journaled = Some(OpenTransaction::Journaled);
     assert!(judge(None, Some(stamp(7)), rolled_back));
     assert!(judge(journaled, Some(written), rolled_back));
@@ -226,6 +245,14 @@ fn a_change_of_the_journal_mode_that_is_rolled_back_left_nothing() {
     assert!(!judge(journaled, Some(written), stamp(9)));
     // Somebody else has rolled it back, and may have committed to a WAL since.
     assert!(!judge(journaled, None, rolled_back));
+    // The journal was never synced, and the power has failed: it may have held anything.
+    let safe = State { stamp: Some(Stamp { synced: true, ..stamp(7) }), ..sealed.clone() };
+    for (synced, boot) in [(true, 1), (false, 1), (true, 2), (false, 2)] {
+        let mut tail = fixture.tail(safe.clone());
+        tail.rolls_back_in_file(Some(Stamp { boot, ..stamp(7) }), synced);
+        tail.resolve(&WalPos::default(), &|| Some(Stamp { boot, ..rolled_back }));
+        assert_eq!(tail.mode == Mode::Running, synced || boot == 1);
+    }
 }
 
 #[test]
