@@ -370,9 +370,14 @@ impl Database {
     /// Whether a journal lies beside the database that says how to undo what was written to it.
     pub(crate) fn has_hot_journal(&self) -> bool {
         const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
-        let mut start = [0; MAGIC.len()];
+        self.journal_start() == Some(MAGIC)
+    }
+
+    /// How the rollback journal on disk begins; `None` where there is none, or a shorter one.
+    pub(crate) fn journal_start<const BYTES: usize>(&self) -> Option<[u8; BYTES]> {
+        let mut start = [0; BYTES];
         // It carries no locks, so that opening and closing it harms nobody.
-        File::open(self.journal()).is_ok_and(|file| file.read_exact_at(&mut start, 0).is_ok()) && start == MAGIC
+        File::open(self.journal()).is_ok_and(|file| file.read_exact_at(&mut start, 0).is_ok()).then_some(start)
     }
 
     fn journal(&self) -> PathBuf {
