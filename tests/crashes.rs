@@ -76,6 +76,9 @@ fn live(life: &mut Life, by: By, allowed: FullStates, rounds: u64) -> u64 {
             return deaths.max(1);
         }
         life.check_prefix();
+        if life.style.durability == "remote" {
+            life.check_acknowledged();
+        }
     }
     life.end();
     // A process that dies while the first full state is on its way may have to send it again. After that no kill costs another.
@@ -172,4 +175,27 @@ fn at_any_call_without_a_journal_on_disk() {
         let style = Style { may_be_damaged: true, ..rollback(journal) };
         campaign("no journal", &style, By::Call, FullStates::Some);
     }
+}
+
+/// Every commit that returned is in a restore on a fresh machine.
+fn remote(style: Style) -> Style {
+    Style { durability: "remote".to_owned(), ..style }
+}
+
+#[test]
+fn at_any_call_with_commits_that_wait_for_the_bucket() {
+    campaign("remote", &remote(Style::default()), By::Call, FullStates::One);
+    let restarts = Style { synchronous: words(&["OFF", "NORMAL", "FULL"]), cache_pages: 10, autocheckpoint_pages: 20, ..Style::default() };
+    campaign("remote restarts", &remote(restarts), By::Call, FullStates::One);
+    let exclusive = Style { locking: "EXCLUSIVE".to_owned(), cache_pages: 20, autocheckpoint_pages: 40, ..Style::default() };
+    campaign("remote exclusive", &remote(exclusive), By::Call, FullStates::One);
+    for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
+        campaign(&format!("remote {mode}"), &remote(rollback(&[mode])), By::Call, FullStates::Some);
+    }
+}
+
+#[test]
+fn at_any_fail_point_with_commits_that_wait_for_the_bucket() {
+    campaign("remote points", &remote(Style::default()), By::FailPoint, FullStates::One);
+    campaign("remote rollback points", &remote(rollback(&["DELETE", "TRUNCATE", "PERSIST"])), By::FailPoint, FullStates::Some);
 }

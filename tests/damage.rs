@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use replicated::types::Txid;
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::host::{self, Db, Host, Program, eventually};
-use replicated_testkit::sqlite::{integrity_check, same_but_for_free_pages};
+use replicated_testkit::sqlite::{integrity_check, page_compare, same_but_for_free_pages};
 use rusqlite::Connection;
 
 struct Place {
@@ -264,6 +264,147 @@ fn the_database_deleted_and_its_wal_left() {
     assert!(synced.as_ref().is_err_and(|refused| refused.contains("diverged")), "{synced:?}\n{}", place.log());
     assert_eq!(place.newest(), before);
     place.assert_history();
+}
+
+// A database file that SQLite itself would not read, or only in parts: what a power loss with `synchronous=OFF` leaves.
+
+impl Place {
+    /// A database that was not replicated yet, with everything in its file.
+    fn unreplicated(&self) {
+        let plain = Connection::open(self.database()).unwrap();
+        plain.execute_batch("PRAGMA page_size=4096; CREATE TABLE n(n); INSERT INTO n VALUES (1)").unwrap();
+        plain.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, who, x); INSERT INTO t VALUES (1, 'first', zeroblob(20000))").unwrap();
+    }
+
+    fn open_only(&self) -> (Host, Db) {
+        let mut host = Host::start(Program::Rust, &[("REPLICATED_TEST_LOG".to_owned(), self.path("log").display().to_string())]);
+        let db = host.open(&host::replicated(&self.database(), &self.bucket.url, &[("sync_interval", "10ms"), ("close_timeout", "500ms")]));
+        (host, db)
+    }
+}
+
+fn cut(path: &Path, bytes: u64) {
+    std::fs::File::options().write(true).open(path).unwrap().set_len(bytes).unwrap();
+}
+
+/// Nothing of it is sent, the status says so, and once it is repaired replication goes on, in the same process.
+#[test]
+fn a_file_that_sqlite_refuses_is_not_sent_and_its_repair_is_found() {
+    let damages: [(&str, &dyn Fn(&Path)); 4] = [
+        ("tells of", &|file| cut(file, 8192)),
+        ("tells of", &|file| cut(file, 8192 + 100)),
+        ("does not begin as a database does", &|file| cut(file, 50)),
+        ("does not begin as a database does", &|file| {
+            let mut bytes = std::fs::read(file).unwrap();
+            bytes[..512].fill(0);
+            std::fs::write(file, bytes).unwrap();
+        }),
+    ];
+    for (why, damage) in damages {
+        let place = Place::new("first");
+        place.unreplicated();
+        let whole = std::fs::read(place.database()).unwrap();
+        damage(&place.database());
+        let (mut host, db) = place.open_only();
+        let refused = host.try_query(db, "SELECT count(*) FROM sqlite_schema").unwrap_err();
+        assert!(refused.contains("malformed") || refused.contains("not a database"), "{refused}");
+        for _ in 0..2 {
+            let refused = host.try_query(db, "PRAGMA replicated_sync='20s'").unwrap_err();
+            assert!(refused.contains("the database file is damaged") && refused.contains(why), "{refused}");
+        }
+        assert_eq!(host.status(db, "state"), "damaged");
+        assert!(host.status(db, "last_error").contains(why));
+        assert!(place.bucket.try_list().is_empty(), "something was sent");
+        std::fs::write(place.database(), whole).unwrap();
+        // The first connection has kept what it read.
+        let damaged = db;
+        let db = host.open(&host::replicated(&place.database(), &place.bucket.url, &[]));
+        assert_eq!(host.query(db, "SELECT n FROM n"), [[1]]);
+        host.sync(db);
+        assert_eq!(host.status(db, "state"), "idle");
+        host.run(db, "UPDATE t SET x = 2");
+        host.sync(db);
+        host.close(db);
+        host.close(damaged);
+        host.quit();
+        place.assert_equal();
+    }
+}
+
+/// The WAL tells of pages that are nowhere. SQLite reads zeros there, and so does whoever restores.
+#[test]
+fn pages_that_neither_the_file_nor_its_wal_has_are_sent_as_sqlite_reads_them() {
+    // Whole pages, and a part of one.
+    for keep in [3 * 4096, 4 * 4096 + 1000] {
+        let place = Place::new("first");
+        place.unreplicated();
+        let mut plain = Host::plain(&[]);
+        let db = plain.open(&host::uri(&place.database(), &[]));
+        plain.query(db, "PRAGMA journal_mode=WAL");
+        plain.run(db, "UPDATE n SET n = 2");
+        plain.kill();
+        let pages = std::fs::metadata(place.database()).unwrap().len() / 4096;
+        assert!(pages > 6 && std::fs::metadata(place.wal()).unwrap().len() > 0);
+        cut(&place.database(), keep);
+        let expected = flattened(&place.database(), place.dir.path());
+        assert_eq!(std::fs::metadata(&expected).unwrap().len(), pages * 4096);
+        let (mut host, db) = place.open_only();
+        assert_eq!(host.query(db, "SELECT n FROM n"), [[2]]);
+        host.sync(db);
+        let restored = place.path("restored.db");
+        place.bucket.restore(&restored);
+        page_compare(&expected, &restored).unwrap();
+        assert!(place.log().lines().any(|line| line.starts_with("WARN") && line.contains("is damaged: of pages")), "{}", place.log());
+        host.close(db);
+        host.quit();
+    }
+}
+
+/// SQLite counts pages by the file where the header does not hold, and the last of them need not be whole.
+#[test]
+fn a_last_page_that_is_not_whole_counts() {
+    let place = Place::new("first");
+    place.unreplicated();
+    let mut bytes = std::fs::read(place.database()).unwrap();
+    // As a program writes it that is older than the field.
+    bytes[92..96].fill(0);
+    bytes.truncate(bytes.len() - 1000);
+    std::fs::write(place.database(), &bytes).unwrap();
+    bytes.resize(bytes.len() + 1000, 0);
+    let (mut host, db) = place.open_only();
+    assert_eq!(host.query(db, "SELECT count(*) FROM t"), [[1]]);
+    host.sync(db);
+    let restored = place.path("restored.db");
+    place.bucket.restore(&restored);
+    assert_eq!(std::fs::read(restored).unwrap(), bytes);
+    host.close(db);
+    host.quit();
+}
+
+/// As a process leaves it that was killed before it cut off what a VACUUM had left over. A commit to a WAL tells of as many pages as the file has, and
+/// writes those only that it changes.
+#[test]
+fn a_file_that_is_longer_than_its_header_tells() {
+    for mode in ["WAL", "DELETE"] {
+        let place = Place::new("first");
+        place.unreplicated();
+        let bytes = std::fs::metadata(place.database()).unwrap().len();
+        cut(&place.database(), bytes + 5 * 4096);
+        let (mut host, db) = place.open_only();
+        host.query(db, &format!("PRAGMA journal_mode={mode}"));
+        host.sync(db);
+        host.run(db, "INSERT INTO t VALUES (2, 'first', zeroblob(9000))");
+        host.sync(db);
+        host.query(db, "PRAGMA journal_mode=WAL");
+        host.run(db, "UPDATE n SET n = 2");
+        host.sync(db);
+        place.assert_equal();
+        host.run(db, "VACUUM");
+        host.sync(db);
+        host.close(db);
+        host.quit();
+        place.assert_equal();
+    }
 }
 
 // The WAL.

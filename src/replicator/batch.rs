@@ -77,6 +77,11 @@ impl WalFile {
         self.header().is_ok_and(|h| h.salts == pos.salts && (pos.frame == 0 || wal::verify_at(&self.file, &h, pos).unwrap_or(false)))
     }
 
+    /// Whether there are commits behind a place.
+    pub(crate) fn goes_on_after(&self, end: &WalPos) -> bool {
+        self.last_commit_after(end, u64::MAX).is_ok_and(|found| found.is_some())
+    }
+
     /// What a WAL-index would say of the last transaction behind a place (or of all, where that is of another generation), as SQLite's recovery
     /// would find it.
     ///

@@ -599,6 +599,15 @@ impl Database {
         self.warn_of_mark(known);
     }
 
+    /// A checkpoint is about to write what no sync of the WAL has come before, as with `synchronous=OFF`: after a loss of power the file may have
+    /// pages of commits that the WAL has lost, and what it held before counts no longer as being on disk.
+    pub(crate) fn checkpoint_outruns_wal(&self) {
+        let undone = self.lock_tail().file_may_be_lost();
+        if undone {
+            self.sync_control();
+        }
+    }
+
     /// The checkpoint that `checkpoint_begins` told of is about to give its lock up.
     pub(crate) fn checkpoint_ended(&self) {
         let Some(now) = self.stamp() else { return };
@@ -657,6 +666,7 @@ impl Database {
             return Err(WaitError::NotRead);
         }
         let sequence = self.published.lock().sequence;
+        self.progress.look_again();
         self.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
         self.asked.fetch_add(1, Ordering::AcqRel);
         self.hub.notify(Notice::Look(self.id));

@@ -80,6 +80,7 @@ fn wait_while_lagging(database: &Database, policy: &Policy, sequence: u64) -> Re
 fn wait(database: &Database, policy: &Policy, sequence: u64, is_enough: &dyn Fn(u64) -> bool) -> Result<(), WaitError> {
     // Counted before the uploader is told, so that it does not take it for a flush that waits for nobody else.
     let committer = database.progress.committer(sequence);
+    database.progress.look_again();
     database.hasten(sequence);
     committer.wait(policy.ack_timeout, is_enough)
 }

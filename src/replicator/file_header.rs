@@ -17,11 +17,16 @@ pub(crate) struct FileHeader {
     /// The change counter for which `stored_pages` holds.
     version_valid_for: u32,
     stored_pages: u32,
+    /// It begins as every database does.
+    is_database: bool,
 }
 
 impl FileHeader {
     pub(crate) fn decode(bytes: &[u8; HEADER_BYTES]) -> Self {
+        const MAGIC: &[u8] = b"SQLite format 3\0";
         const WAL_VERSION: u8 = 2;
+        /// What bytes 21 to 23 are in every database.
+        const FRACTIONS: &[u8] = &[64, 32, 32];
         let word = |at: usize| bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_be_bytes(*b));
         let page_bytes = match u16::from_be_bytes([bytes[16], bytes[17]]) {
             1 => 65536,
@@ -33,6 +38,7 @@ impl FileHeader {
             change_counter: word(24),
             version_valid_for: word(92),
             stored_pages: word(28),
+            is_database: bytes.starts_with(MAGIC) && bytes.get(21..24) == Some(FRACTIONS),
         }
     }
 
@@ -41,14 +47,21 @@ impl FileHeader {
         [self.change_counter, self.version_valid_for]
     }
 
-    /// The database's size in pages, as SQLite counts it: what the header says where that holds, else what the file has.
+    /// The database's size in pages as SQLite's pager counts it, by the file. The header may tell of fewer: where SQLite was killed before it cut off what a
+    /// commit had left over, or has the file grow in chunks. But the next commit to a WAL tells of as many as there are.
+    ///
+    /// A last one that is not whole counts: SQLite reads zeros beyond the end of a file.
     pub(crate) fn pages(&self, file_bytes: u64) -> u32 {
-        let Some(page_size) = self.page_size else { return 0 };
-        let there = u32::try_from(file_bytes / u64::from(page_size.get())).unwrap_or(u32::MAX);
-        if self.stored_pages > 0 && self.stored_pages <= there && self.change_counter == self.version_valid_for {
-            self.stored_pages
-        } else {
-            there
+        self.page_size.map_or(0, |size| u32::try_from(file_bytes.div_ceil(u64::from(size.get()))).unwrap_or(u32::MAX))
+    }
+
+    /// What SQLite finds wrong with a file that begins like this, so that it reads nothing of it; only where there is no WAL with another first page.
+    pub(crate) fn damage(&self, file_bytes: u64) -> Option<String> {
+        if !self.is_database || self.page_size.is_none() {
+            return Some("it does not begin as a database does (one that is encrypted does not, either)".to_owned());
         }
+        let there = self.pages(file_bytes);
+        let is_told = self.change_counter == self.version_valid_for;
+        (is_told && self.stored_pages > there).then(|| format!("its header tells of {} pages and it has {there}", self.stored_pages))
     }
 }

@@ -237,11 +237,9 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
     if let Some(Newest { object: newest, .. }) = newest(database).await? {
         let header = header(database, &newest).await?;
         let proven = proven_end(database, &newest, &header).await?;
-        let stamp = database.stamp();
-        let (node_id, sending_full, spooled, rebooted) = {
+        let (node_id, sending_full, spooled, rebooted_without_wal) = {
             let tail = database.lock_tail();
-            let rebooted = matches!((tail.state.stamp, stamp), (Some(then), Some(now)) if then.boot != now.boot);
-            (tail.state.node_id, tail.state.full.is_some(), !tail.spool.is_empty(), rebooted)
+            (tail.state.node_id, tail.state.full.is_some(), !tail.spool.is_empty(), tail.rebooted_without_wal)
         };
         let by_us = header.node_id != 0 && header.node_id == node_id;
         let live = database.published().end;
@@ -258,7 +256,7 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
                 return lost_tail();
             }
             // Outside the WAL nothing tells more than that the machine was started again.
-            _ if by_us && live.frame == 0 && rebooted => return lost_tail(),
+            _ if by_us && rebooted_without_wal => return lost_tail(),
             _ if litestream_position(database) == Some(newest.name.max_txid) => {
                 return give_attempt_up(database, Some(FullReason::TakenOver));
             }

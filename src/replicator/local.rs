@@ -32,6 +32,15 @@ impl Paths {
         self.directory.join("control")
     }
 
+    /// Has the disk keep what files there are.
+    pub(crate) fn sync_directories(&self) {
+        for directory in [Some(self.directory.as_path()), self.directory.parent()].into_iter().flatten() {
+            if let Err(error) = File::open(directory).and_then(|directory| directory.sync_all()) {
+                log::debug!(target: "replicated", "{}: {error}", directory.display());
+            }
+        }
+    }
+
     /// Makes the directory with the database's owner, and its mode with search permission for whoever may read.
     pub(crate) fn create_directory(&self, owner: &OwnerMode) -> io::Result<()> {
         match std::fs::DirBuilder::new().mode(0o700).create(&self.directory) {

@@ -49,6 +49,15 @@ pub(crate) struct Outside {
     is_synced: bool,
 }
 
+/// A journal that undoes what was written to the database file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Journal {
+    /// Also after a loss of power.
+    Synced,
+    /// With `synchronous=OFF`.
+    Unsynced,
+}
+
 /// The state after a commit, for `Database::publish`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewestState {
@@ -131,17 +140,24 @@ impl Database {
         let live = self.published().live();
         tail.resolve(&live.end, &|| now);
         tail.mark(None);
-        let transaction = match (self.has_hot_journal(), writer.has_committed) {
-            (false, _) => OpenTransaction::Unprotected,
-            (true, true) => OpenTransaction::Uncounted,
-            (true, false) => OpenTransaction::Journaled,
+        let journal = self.hot_journal();
+        let transaction = match (journal, writer.has_committed) {
+            (None, _) => OpenTransaction::Unprotected,
+            (Some(_), true) => OpenTransaction::Uncounted,
+            (Some(_), false) => OpenTransaction::Journaled,
         };
+        let undone = journal == Some(Journal::Unsynced) && tail.file_may_be_lost();
         let begun = tail.begins_in_file(transaction, now);
         if let Err(error) = &begun {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
         }
         if !begun.unwrap_or(false) {
             self.lose_unless_stopped(&mut tail, FullReason::ContinuityLost);
+        }
+        drop(tail);
+        if undone {
+            // Once: from then on nothing counts as being on disk.
+            self.sync_control();
         }
         (transaction != OpenTransaction::Unprotected, (transaction == OpenTransaction::Journaled).then(|| header.words()))
     }
@@ -369,15 +385,24 @@ impl Database {
 
     /// Whether a journal lies beside the database that says how to undo what was written to it.
     pub(crate) fn has_hot_journal(&self) -> bool {
+        self.hot_journal().is_some()
+    }
+
+    fn hot_journal(&self) -> Option<Journal> {
         const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
-        self.journal_start() == Some(MAGIC)
+        /// Instead of the number of pages, which SQLite writes there when it has synced them.
+        const NEVER_SYNCED: [u8; 4] = [0xff; 4];
+        let start = self.journal_start::<{ MAGIC.len() + NEVER_SYNCED.len() }>()?;
+        let journal = if start.ends_with(&NEVER_SYNCED) { Journal::Unsynced } else { Journal::Synced };
+        start.starts_with(&MAGIC).then_some(journal)
     }
 
     /// How the rollback journal on disk begins; `None` where there is none, or a shorter one.
     pub(crate) fn journal_start<const BYTES: usize>(&self) -> Option<[u8; BYTES]> {
         let mut start = [0; BYTES];
         // It carries no locks, so that opening and closing it harms nobody.
-        File::open(self.journal()).is_ok_and(|file| file.read_exact_at(&mut start, 0).is_ok()).then_some(start)
+        File::open(self.journal()).and_then(|file| file.read_exact_at(&mut start, 0)).ok()?;
+        Some(start)
     }
 
     fn journal(&self) -> PathBuf {

@@ -24,7 +24,7 @@ const MOST_TRUNCATED_PAGES: u32 = 4096;
 
 /// The database file, read through SQLite's own VFS so that no lock is lost.
 pub(crate) trait DatabaseFile: Send + Sync {
-    /// Reads exactly that much.
+    /// Reads exactly that much. What the file is too short for is filled with zeros, and an error of the kind `UnexpectedEof`.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Has the disk keep what was written.
     fn sync(&self) -> io::Result<()>;
@@ -36,6 +36,8 @@ pub(crate) struct Preserver {
     pub(crate) page_size: PageSize,
     pub(crate) commit_pages: u32,
     frames: FramePages,
+    /// How long the database file was. What is neither there nor in the WAL, after a loss of power, SQLite reads as zeros.
+    database_bytes: u64,
     /// Pages up to this one have been read.
     cursor: u32,
     aside: HashMap<u32, u64>,
@@ -49,7 +51,7 @@ pub(crate) struct Preserver {
 
 impl Preserver {
     /// Begins for the state that `frames` and the database file make together. The file for pages set aside is made in `directory`.
-    pub(crate) fn new(frames: FramePages, commit_pages: u32, directory: &Path) -> io::Result<Self> {
+    pub(crate) fn new(frames: FramePages, commit_pages: u32, database_bytes: u64, directory: &Path) -> io::Result<Self> {
         let path = directory.join("snapshot.tmp");
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         std::fs::remove_file(&path)?;
@@ -57,6 +59,7 @@ impl Preserver {
             page_size: frames.page_size,
             commit_pages,
             frames,
+            database_bytes,
             cursor: 0,
             aside: HashMap::new(),
             file,
@@ -79,6 +82,26 @@ impl Preserver {
         page > self.cursor && page <= self.commit_pages && !self.aside.contains_key(&page)
     }
 
+    /// Whether the database file ended before a page.
+    fn is_beyond(&self, page: PageNo) -> bool {
+        self.page_size.offset_of(page) >= self.database_bytes
+    }
+
+    /// Whether the database file ended within a page.
+    fn is_last_in_file(&self, page: PageNo) -> bool {
+        (self.page_size.offset_of(page)..self.page_size.offset_of(page) + u64::from(self.page_size.get())).contains(&self.database_bytes)
+    }
+
+    /// The first and the last of the pages that are neither in the database file nor in the WAL, or not whole.
+    pub(crate) fn missing(&self) -> Option<(u32, u32)> {
+        let whole = u32::try_from(self.database_bytes / u64::from(self.page_size.get())).unwrap_or(u32::MAX);
+        let lock_page = self.page_size.lock_page().get();
+        let mut missing =
+            (whole.saturating_add(1)..=self.commit_pages).filter(|page| *page != lock_page && self.frames.frame_of(*page).is_none());
+        let first = missing.next()?;
+        Some((first, missing.last().unwrap_or(first)))
+    }
+
     /// A page of the database file is about to be overwritten; `read` reads it as it is.
     pub(crate) fn before_write(&mut self, offset: u64, bytes: usize, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
         fault_point!("preserve.write");
@@ -87,7 +110,7 @@ impl Preserver {
         let last = offset.saturating_add(bytes as u64).saturating_sub(1) / size;
         for index in first..=last {
             let Some(page) = u32::try_from(index + 1).ok().and_then(PageNo::new) else { return };
-            if self.needed(page.get()) && self.frames.frame_of(page.get()).is_none() {
+            if self.needed(page.get()) && !self.is_beyond(page) && self.frames.frame_of(page.get()).is_none() {
                 let mut data = vec![0; self.page_size.bytes()];
                 if read(&mut data, self.page_size.offset_of(page)) {
                     self.set_aside(page.get(), &data);
@@ -153,9 +176,17 @@ impl Preserver {
         } else if let Some(frame) = self.frames.frame_of(number) {
             let wal = wal.ok_or_else(|| io::Error::other("the WAL is gone"))?;
             wal.read_page(self.page_size, frame, page).map_err(io::Error::other)?;
+        } else if self.is_beyond(pgno) {
+            page.fill(0);
         } else {
-            let told = |error| io::Error::other(format!("page {pgno} of {} cannot be read: {error}", self.commit_pages));
-            database.read_exact_at(page, self.page_size.offset_of(pgno)).map_err(told)?;
+            match database.read_exact_at(page, self.page_size.offset_of(pgno)) {
+                // The VFS fills up with zeros.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && self.is_last_in_file(pgno) => {}
+                read => {
+                    let told = |error| io::Error::other(format!("page {pgno} of {} cannot be read: {error}", self.commit_pages));
+                    read.map_err(told)?;
+                }
+            }
         }
         self.cursor = number;
         Ok(Some(pgno))

@@ -16,6 +16,8 @@ pub(crate) enum ReplicationState {
     Uploading,
     /// The store cannot be reached or refuses; it is tried again.
     Offline,
+    /// SQLite cannot read the database file; it is looked at again.
+    Damaged,
     /// Nothing is sent until the user decides which history is the right one.
     Diverged,
     /// Another writer has written to this bucket path.
@@ -32,6 +34,7 @@ impl ReplicationState {
             Self::Idle => "idle",
             Self::Uploading => "uploading",
             Self::Offline => "offline",
+            Self::Damaged => "damaged",
             Self::Diverged => "diverged",
             Self::Fenced => "fenced",
             Self::Failed => "failed",
@@ -69,8 +72,8 @@ pub(crate) struct Facts {
 impl Facts {
     /// Why nothing is sent until somebody acts.
     fn stopped(&self) -> Option<ReplicationState> {
-        let stands_still = matches!(self.state, ReplicationState::Diverged | ReplicationState::Fenced | ReplicationState::Failed);
-        stands_still.then_some(self.state)
+        use ReplicationState::{Damaged, Diverged, Failed, Fenced};
+        matches!(self.state, Damaged | Diverged | Fenced | Failed).then_some(self.state)
     }
 
     /// What anybody waits for.
@@ -191,6 +194,15 @@ impl Progress {
         if shared.facts.awaited() != before {
             self.changed.notify_all();
         }
+    }
+
+    /// Somebody is about to wait: a file that was damaged may have been repaired, and is looked at again before anybody is told that it is not.
+    pub(crate) fn look_again(&self) {
+        self.update(|f| {
+            if f.state == ReplicationState::Damaged {
+                f.state = ReplicationState::Offline;
+            }
+        });
     }
 
     /// How many commits wait for what is not in the bucket yet.

@@ -15,6 +15,7 @@ use super::base;
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, FullReason, FullSent};
 use super::database::{Database, Published, now_ms};
+use super::file_header::{FileHeader, HEADER_BYTES};
 use super::lineage::{self, Newest};
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::Facts;
@@ -39,6 +40,12 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
     if database.awaits_writers() || database.awaits_others() {
         return Ok(Next::After(TRANSACTION_PAUSE));
     }
+    if database.published().end.frame == 0
+        && let Err(BeginError::Step(damaged)) = size_of(database)
+    {
+        // Before anything is asked of the store.
+        return Err(damaged);
+    }
     let newest = lineage::newest(database).await?;
     lineage::probe(database).await?;
     database.sync_file();
@@ -52,6 +59,11 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         }
     };
     let _ends = Preserving(database);
+    if reason == FullReason::First {
+        // After a loss of power nothing else may tell that what is sent now is of this database.
+        database.paths.sync_directories();
+    }
+    database.sync_control();
     send_moment(database, reason, newest, &moment).await
 }
 
@@ -95,16 +107,20 @@ impl From<io::Error> for BeginError {
     }
 }
 
-/// Page size and pages of the database by its own header, and whether that says WAL.
-fn size_of(database: &Database) -> Result<(Option<PageSize>, u32, bool), BeginError> {
+/// Page size and pages of the database by its own header, where there is nothing in the WAL.
+fn size_of(database: &Database) -> Result<(Option<PageSize>, u32), BeginError> {
     let size_bytes = std::fs::metadata(&database.paths.database)?.len();
     if size_bytes == 0 {
         return Err(BeginError::Empty);
     }
-    let header = database.file_header()?;
-    match header.pages(size_bytes) {
-        0 => Err(BeginError::Empty),
-        pages => Ok((header.page_size, pages, header.is_wal)),
+    let header = match database.file_header() {
+        Ok(header) => header,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => FileHeader::decode(&[0; HEADER_BYTES]),
+        Err(error) => return Err(error.into()),
+    };
+    match header.damage(size_bytes) {
+        Some(why) => Err(BeginError::Step(StepError::Damaged(why))),
+        None => Ok((header.page_size, header.pages(size_bytes))),
     }
 }
 
@@ -118,15 +134,17 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
             let start = WalPos { frame: 0, ..published.end };
             tail.wal()?.pages(&start, published.end.frame)?
         } else {
-            // A WAL-index that was made for an empty WAL knows neither; in a rollback-journal mode somebody else may have changed both.
-            let (page_size, pages, is_wal) = size_of(database)?;
-            if !is_wal || published.page_size.is_none() || published.database_pages == 0 {
-                (published.page_size, published.database_pages) = (page_size, pages);
-            }
+            // A WAL-index that was made for an empty WAL knows neither; somebody else may have changed both.
+            (published.page_size, published.database_pages) = size_of(database)?;
             FramePages::none(published.page_size.ok_or(BeginError::Empty)?, published.database_pages, published.end)
         };
-        let preserver = Preserver::new(frames, published.database_pages, &database.paths.directory)
+        let size_bytes = std::fs::metadata(&database.paths.database)?.len();
+        let preserver = Preserver::new(frames, published.database_pages, size_bytes, &database.paths.directory)
             .map_err(|source| TailError::Control { path: database.paths.directory.clone(), source })?;
+        if preserver.missing().is_some() && tail.wal().is_ok_and(|wal| wal.goes_on_after(&published.end)) {
+            // Then it may be a later commit that made the file shorter.
+            return Err(BeginError::Step(StepError::StartOver("another process has committed to the WAL".to_owned())));
+        }
         Ok((preserver, published))
     });
     let begun = match begun {
@@ -183,6 +201,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
     let level = if database.progress.facts().last_error.is_none() { log::Level::Info } else { log::Level::Debug };
     log::log!(target: "replicated", level, "{log_name}: sending the full state, {} pages, as {name}: {}", moment.database_pages, reason.text());
     database.progress.update(Facts::under_way);
+    let missing = database.with_preserver(|preserver| preserver.missing()).flatten();
     match stream(database, &name, &header, timestamp).await? {
         Streamed::Sent(Created::New) => {}
         // A name that was taken meanwhile: look again whose it is.
@@ -219,6 +238,14 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
     let settled = database.is_settled(&tail);
     drop(tail);
     log::info!(target: "replicated", "{log_name}: the full state is in the bucket: {} pages, TXID {txid}", moment.database_pages);
+    if let Some((first, last)) = missing {
+        log::warn!(
+            target: "replicated",
+            "{log_name}: is damaged: of pages {first} to {last} some are missing in the file and in its WAL, as a power loss with synchronous=OFF \
+             leaves it. SQLite reads zeros there, and so it is in the bucket as TXID {txid}. Look with PRAGMA integrity_check; a restore of an \
+             earlier TXID has what was there before"
+        );
+    }
     database.note_acked(moment.sequence);
     database.progress.update(|f| {
         f.acked_sequence = f.acked_sequence.max(moment.sequence);

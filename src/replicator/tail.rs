@@ -188,6 +188,8 @@ pub(crate) struct Tail {
     refuse_lost_tail: bool,
     /// The database file was another than the last checkpoint left, when it was first looked at.
     pub(crate) exchanged: bool,
+    /// The machine was started again since the file was noted, and there was nothing in the WAL when it was first looked at.
+    pub(crate) rebooted_without_wal: bool,
     /// Saved since the last sync to disk.
     unsynced: bool,
     /// The last attempt to save failed.
@@ -211,6 +213,7 @@ impl Tail {
             memory_batch_bytes,
             refuse_lost_tail: false,
             exchanged: false,
+            rebooted_without_wal: false,
             unsynced: false,
             unsaved: false,
             rolled_back: false,
@@ -257,6 +260,8 @@ impl Tail {
             self.paths.database.display(), self.state.captured, self.state.sealed, self.state.next_salts, self.state.stamp, stamp()
         );
         self.exchanged = self.was_exchanged(stamp);
+        let rebooted = matches!((self.state.stamp, stamp()), (Some(then), Some(now)) if then.boot != now.boot);
+        self.rebooted_without_wal = rebooted && live.frame == 0;
         self.mode = match self.judge(live, stamp) {
             Mode::Full(FullReason::BucketAhead) if self.state.full.is_none() && self.refuse_lost_tail => self.lost_tail_refused(),
             mode => mode,
@@ -397,7 +402,8 @@ impl Tail {
     fn is_unchanged(&self, stamp: &dyn Fn() -> Option<Stamp>) -> bool {
         let (true, Some(then), Some(now)) = (self.state.sealed, self.state.stamp, stamp()) else { return false };
         // A transaction that was cut off has touched the file. It left nothing where SQLite rolled it back, which it does unless it was committed.
-        let left_nothing = |told: bool| told && !now.is_wal && then.has_same_content(&now) && then.is_durable(&now);
+        // A commit to a WAL need not count the change counter up: in that mode somebody else may have rolled it back, and committed since.
+        let left_nothing = |told: bool| told && (self.rolled_back || !now.is_wal) && then.has_same_content(&now) && then.is_durable(&now);
         match self.state.open_transaction {
             None => then.still_holds(&now),
             Some(OpenTransaction::Journaled) => left_nothing(true),
@@ -564,6 +570,15 @@ impl Tail {
         Ok(())
     }
 
+    /// What is noted of the database file will not be true of it after a loss of power; whether it would have been until now.
+    pub(crate) fn file_may_be_lost(&mut self) -> bool {
+        let was_safe = self.state.stamp.as_mut().is_some_and(|stamp| std::mem::take(&mut stamp.synced));
+        if was_safe {
+            self.save_or_warn();
+        }
+        was_safe
+    }
+
     /// A rollback-mode transaction is about to write to the database file, which looks as given. False where somebody else has written to it
     /// since the last captured commit.
     pub(crate) fn begins_in_file(&mut self, transaction: OpenTransaction, now: Option<Stamp>) -> Result<bool, TailError> {
@@ -631,7 +646,7 @@ impl Tail {
     /// SQLite is about to roll back what a dead process left in the database file, which looks as given.
     pub(crate) fn rolls_back_in_file(&mut self, now: Option<Stamp>) {
         self.rolled_back = true;
-        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if !now.is_wal && then.still_holds(&now));
+        let untouched = matches!((self.state.stamp, now), (Some(then), Some(now)) if then.still_holds(&now));
         if self.mode == Mode::Unresolved && self.state.sealed && untouched && self.state.open_transaction.is_none() {
             // It died when it had synced its journal and not written to the database yet. From here on the file's times tell nothing.
             self.state.open_transaction = Some(OpenTransaction::Journaled);

@@ -200,6 +200,32 @@ fn after_a_clean_close_an_unchanged_file_is_continued() {
     assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
 }
 
+/// A change of the journal mode that was cut off, with its WAL deleted: before or after it has written to the database file, which SQLite puts back.
+#[test]
+fn a_change_of_the_journal_mode_that_is_rolled_back_left_nothing() {
+    let fixture = Fixture::new();
+    let sealed = State { sealed: true, stamp: Some(stamp(7)), ..captured(fixture.live()) };
+    fixture.remove_wal();
+    let (rolled_back, written) = (Stamp { mtime_ns: 99, ctime_ns: 99, ..stamp(7) }, Stamp { mtime_ns: 98, ..stamp(8) });
+    let judge = |begun: Option<OpenTransaction>, found: Option<Stamp>, now: Stamp| {
+        let mut tail = fixture.tail(State { open_transaction: begun, ..sealed.clone() });
+        if found.is_some() {
+            tail.rolls_back_in_file(found);
+        }
+        tail.resolve(&WalPos::default(), &|| Some(now));
+        tail.mode == Mode::Running
+    };
+    let journaled = Some(OpenTransaction::Journaled);
+    assert!(judge(None, Some(stamp(7)), rolled_back));
+    assert!(judge(journaled, Some(written), rolled_back));
+    // Somebody else has written before that.
+    assert!(!judge(None, Some(written), rolled_back));
+    // Or since.
+    assert!(!judge(journaled, Some(written), stamp(9)));
+    // Somebody else has rolled it back, and may have committed to a WAL since.
+    assert!(!judge(journaled, None, rolled_back));
+}
+
 #[test]
 fn a_stamp_that_proves_nothing_is_not_believed() {
     let fixture = Fixture::new();

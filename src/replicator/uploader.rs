@@ -56,6 +56,12 @@ pub(crate) enum StepError {
     /// What the full state is made of was lost while it was read.
     #[error("the snapshot starts over: {0}")]
     StartOver(String),
+    /// SQLite cannot read the database file.
+    #[error(
+        "the database file is damaged: {0}. SQLite cannot read it, and nothing of it is sent. Restore what the bucket has, or repair the file: \
+         replication goes on by itself then"
+    )]
+    Damaged(String),
     /// An object of the bucket is no LTX file, however often it is read.
     #[error("{0}")]
     Unreadable(String),
@@ -533,17 +539,19 @@ impl Task {
         }
         let (transient, retry_after, key) = match error {
             StepError::Store(e) => (e.is_transient(), e.retry_after, format!("{:?} {}", e.kind, e.operation)),
+            StepError::Damaged(_) => (false, None, error.to_string()),
             other => (true, None, other.to_string()),
         };
         let name = self.database.paths.database.display();
         match self.outages.borrow_mut().failed(&key, clock::now()) {
             Tell::Nothing => {}
             Tell::Cause if matches!(error, StepError::StartOver(_)) => log::info!(target: "replicated", "{name}: {error}"),
+            Tell::Cause if matches!(error, StepError::Damaged(_)) => log::error!(target: "replicated", "{name}: {error}"),
             Tell::Cause => log::error!(target: "replicated", "{name}: not replicated: {error}. The application goes on; it is tried again"),
             Tell::Still(failures) => log::warn!(target: "replicated", "{name}: still failing, {failures} times so far: {error}"),
         }
         self.database.progress.update(|f| {
-            f.state = ReplicationState::Offline;
+            f.state = if matches!(error, StepError::Damaged(_)) { ReplicationState::Damaged } else { ReplicationState::Offline };
             f.last_error = Some(error.to_string());
         });
         if let Some(wait) = retry_after {

@@ -32,6 +32,11 @@ const MOST_ENTRIES: usize = 8;
 /// descriptors that a merge, or building a batch, needs.
 const MOST_UNMERGED: usize = 32;
 const IO_BUFFER_BYTES: usize = 64 * 1024;
+const LEAST_BUFFER_BYTES: usize = 4 * 1024;
+/// Files that are kept to be written over, how large one may be, and the part of the limit that they may have.
+const MOST_SPARES: usize = MOST_UNMERGED;
+const MOST_SPARE_BYTES: u64 = 64 * 1024;
+const SPARE_PART: u64 = 16;
 /// That much may wait on a disk that has hardly anything left, too.
 const ALWAYS_BYTES: u64 = 1024 * 1024;
 
@@ -141,6 +146,13 @@ impl Entry {
     }
 }
 
+/// A file that nothing needs.
+#[derive(Debug)]
+struct Spare {
+    path: PathBuf,
+    bytes: u64,
+}
+
 /// The queue of one database.
 #[derive(Debug)]
 pub(crate) struct Spool {
@@ -151,6 +163,9 @@ pub(crate) struct Spool {
     next: u64,
     /// What the batch that is being sent takes on the disk.
     attempt_bytes: u64,
+    /// Files of entries that were merged into others, to be written over: where commits are spooled one by one, making a file and removing it costs
+    /// more than filling it. They keep their names, under which the next open removes them.
+    spare: Vec<Spare>,
 }
 
 impl Spool {
@@ -165,7 +180,8 @@ impl Spool {
         keep_attempt: Option<Txid>,
     ) -> Result<Self, SpoolError> {
         let (found, attempt_bytes) = sweep(directory, first, next, keep_attempt)?;
-        let mut spool = Self { directory: directory.to_owned(), owner, limits, entries: VecDeque::new(), next, attempt_bytes };
+        let mut spool =
+            Self { directory: directory.to_owned(), owner, limits, entries: VecDeque::new(), next, attempt_bytes, spare: Vec::new() };
         spool.adopt_found(found, first)?;
         Ok(spool)
     }
@@ -227,7 +243,8 @@ impl Spool {
 
     /// What there is room for: in a file beside all that is there or, with two copies, in one that will be there twice as the others will.
     fn room(&self, copies: u64) -> Room {
-        let taken_bytes = self.attempt_bytes.saturating_add(copies.saturating_mul(self.bytes()));
+        let others_bytes = self.attempt_bytes.saturating_add(self.spare_bytes());
+        let taken_bytes = others_bytes.saturating_add(copies.saturating_mul(self.bytes()));
         let in_memory: u64 = self.entries.iter().filter(|e| !e.is_on_disk()).map(|e| e.bytes).sum();
         Room {
             disk_bytes: self.limits.disk_bytes.saturating_sub(taken_bytes) / copies,
@@ -235,8 +252,20 @@ impl Spool {
         }
     }
 
+    fn spare_bytes(&self) -> u64 {
+        self.spare.iter().map(|spare| spare.bytes).sum()
+    }
+
+    fn remove_spare(&mut self) {
+        for spare in self.spare.drain(..) {
+            // One that cannot be removed is removed at the next open.
+            let _ = std::fs::remove_file(spare.path);
+        }
+    }
+
     fn over_limit(&self, bytes: u64) -> SpoolError {
-        let needed_bytes = self.attempt_bytes.saturating_add(self.bytes().saturating_add(bytes).saturating_mul(2));
+        let others_bytes = self.attempt_bytes.saturating_add(self.spare_bytes());
+        let needed_bytes = others_bytes.saturating_add(self.bytes().saturating_add(bytes).saturating_mul(2));
         SpoolError::Full { directory: self.directory.clone(), needed_bytes, limit_bytes: self.limits.disk_bytes }
     }
 
@@ -249,8 +278,16 @@ impl Spool {
         let entry = Entry { first: self.next, last: self.next, bytes: 0, memory: None };
         // Nobody looks at it before the control file names its number, so that it needs no rename to be there as a whole.
         let path = self.path(&entry);
+        let room = self.room(2);
+        if let Some(spare) = self.spare.pop() {
+            // Where it has gone one is made.
+            let _ = std::fs::rename(spare.path, &path);
+        }
         // What waits is written once more when it is merged or sent, and both are there then.
-        let stored = self.write_file(&path, self.room(2), write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        let stored = self.write_file(&path, room, write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        if let Stored::Memory(_) = stored {
+            self.remove_spare();
+        }
         self.entries.push_back(entry.stored(stored));
         self.next += 1;
         Ok(self.leave_room_for_others()?)
@@ -258,7 +295,7 @@ impl Spool {
 
     /// Fails where the spool takes more of its disk than is left there: before it is full for SQLite as well.
     fn leave_room_for_others(&self) -> Result<(), SpoolError> {
-        let bytes = self.bytes();
+        let bytes = self.bytes() + self.spare_bytes();
         if bytes <= ALWAYS_BYTES {
             return Ok(());
         }
@@ -318,7 +355,13 @@ impl Spool {
         self.entries.push_back(output.stored(stored));
         // One that cannot be removed is removed at the next open.
         inputs.iter().filter(|input| input.is_on_disk()).try_for_each(|input| {
-            remove(&self.path(input))?;
+            let path = self.path(input);
+            let spare_bytes = self.spare_bytes() + input.bytes;
+            if input.bytes <= MOST_SPARE_BYTES && self.spare.len() < MOST_SPARES && spare_bytes <= self.limits.disk_bytes / SPARE_PART {
+                self.spare.push(Spare { path, bytes: input.bytes });
+            } else {
+                remove(&path)?;
+            }
             fault_point!("merge.removed");
             Ok(())
         })
@@ -338,6 +381,7 @@ impl Spool {
 
     /// Removes the files of entries below a sequence number, and attempts but for one.
     pub(crate) fn remove_stale(&mut self, keep_attempt: Option<Txid>) -> Result<(), SpoolError> {
+        self.remove_spare();
         (_, self.attempt_bytes) = sweep(&self.directory, self.first(), self.next, keep_attempt)?;
         Ok(())
     }
@@ -416,7 +460,9 @@ impl Spool {
         }
         let path = self.path(entry);
         let file = File::open(&path).map_err(|source| io_error(&path, source))?;
-        Ok(Reader::new(Input::File(BufReader::with_capacity(IO_BUFFER_BYTES, file))))
+        // A small entry costs a small buffer: many are merged at once.
+        let capacity = usize::try_from(entry.bytes).unwrap_or(usize::MAX).clamp(LEAST_BUFFER_BYTES, IO_BUFFER_BYTES);
+        Ok(Reader::new(Input::File(BufReader::with_capacity(capacity, file))))
     }
 }
 
@@ -584,22 +630,23 @@ mod tests {
             number += 1;
             match append(&mut spool, &[(number, 1), (number + 1000, 2)]) {
                 Ok(()) => {
-                    assert!(2 * spool.bytes() + 5000 <= LIMIT_BYTES);
-                    assert_eq!(spool.bytes() + 5000, bytes_in(dir.path()));
+                    assert!(2 * spool.bytes() + spool.spare_bytes() + 5000 <= LIMIT_BYTES);
+                    assert_eq!(spool.bytes() + spool.spare_bytes() + 5000, bytes_in(dir.path()));
                     spool.merge_waiting().unwrap();
                 }
                 Err(error) => break error,
             }
         };
         assert!(matches!(full, SpoolError::Full { needed_bytes: LIMIT_BYTES.., limit_bytes: LIMIT_BYTES, .. }), "{full}");
-        assert!(spool.bytes() > 7000 && contents(&spool).len() == 2 * (number as usize - 1));
+        assert!(spool.bytes() > 6000 && contents(&spool).len() == 2 * (number as usize - 1));
         spool.remove_attempt(Txid::FIRST);
         append(&mut spool, &[(1, 3)]).unwrap();
         // A batch of all that waits fits, and a larger one stops where the limit is.
         let waiting = usize::try_from(spool.bytes()).unwrap();
         attempted(&mut spool, waiting).unwrap();
         assert!(bytes_in(dir.path()) <= LIMIT_BYTES);
-        assert!(matches!(attempted(&mut spool, 20_000 - waiting + 1), Err(SpoolError::Full { .. })));
+        let rest = usize::try_from(LIMIT_BYTES - spool.bytes() - spool.spare_bytes()).unwrap();
+        assert!(matches!(attempted(&mut spool, rest + 1), Err(SpoolError::Full { .. })));
         assert!(bytes_in(dir.path()) <= LIMIT_BYTES);
     }
 

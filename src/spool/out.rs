@@ -66,7 +66,8 @@ pub(crate) fn is_disk_full(error: &io::Error) -> bool {
 impl Out {
     pub(super) fn create(path: &Path, owner: &OwnerMode, room: Room) -> io::Result<Self> {
         let made = fault_io!("spool.create").and_then(|()| {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+            // One that is written over is cut at its end only: a file that was cut to nothing, ext4 sends to the disk when it is closed.
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
             owner.apply(&file)?;
             Ok(file)
         });
@@ -90,8 +91,10 @@ impl Out {
     pub(super) fn finish(mut self) -> io::Result<Stored> {
         self.flush_buffer()?;
         if let Some(file) = &self.file {
-            match fault_io!("spool.written").and_then(|()| file.metadata()) {
-                Ok(metadata) => return Ok(Stored::File(metadata.len())),
+            let bytes = self.flushed_bytes;
+            let cut = |()| if file.metadata()?.len() == bytes { Ok(()) } else { file.set_len(bytes) };
+            match fault_io!("spool.written").and_then(cut) {
+                Ok(()) => return Ok(Stored::File(bytes)),
                 Err(error) => self.go_to_memory(error)?,
             }
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
-use super::abi::{File, IoMethods, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_SYNC_NORMAL, Vfs};
+use super::abi::{File, IoMethods, SQLITE_IOERR_SHORT_READ, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_SYNC_NORMAL, Vfs};
 use crate::replicator::database::Host;
 use crate::replicator::preserve::DatabaseFile;
 
@@ -81,7 +81,12 @@ impl DatabaseFile for BaseFile {
         };
         // SAFETY: the file is open, and the buffer has that many bytes.
         let rc = unsafe { read(pointer, buf.as_mut_ptr().cast::<c_void>(), bytes, offset) };
-        if rc == SQLITE_OK { Ok(()) } else { Err(sqlite_error("read", rc)) }
+        match rc {
+            SQLITE_OK => Ok(()),
+            // Every VFS fills up with zeros: SQLite's pager relies on it.
+            SQLITE_IOERR_SHORT_READ => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Err(sqlite_error("read", rc)),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -65,6 +65,8 @@ pub(super) struct MainFile {
     holds_checkpoint: AtomicBool,
     /// It has written to the database file under that lock.
     checkpoints: AtomicBool,
+    /// A checkpoint has begun, and the WAL was not synced since.
+    checkpoints_unsynced: AtomicBool,
     /// It has its WAL open, so that only checkpoints write to the database file.
     pub(super) in_wal_mode: AtomicBool,
     /// Frames were written without the WAL's write lock: there is no shared memory.
@@ -146,6 +148,7 @@ pub(crate) unsafe fn become_main(
         holds_write: AtomicBool::new(false),
         holds_checkpoint: AtomicBool::new(false),
         checkpoints: AtomicBool::new(false),
+        checkpoints_unsynced: AtomicBool::new(false),
         in_wal_mode: AtomicBool::new(false),
         wrote_unlocked: AtomicBool::new(false),
         unlocked_end: AtomicU64::new(0),
@@ -364,6 +367,9 @@ impl MainFile {
         let read = &mut |page: &mut [u8], at| unsafe { read_base(file, page, at) };
         guarded(self, (), || {
             database.note_synced(false);
+            if self.checkpoints_unsynced.swap(false, Ordering::Relaxed) {
+                database.checkpoint_outruns_wal();
+            }
             if !self.in_wal_mode.load(Ordering::Relaxed) {
                 self.writes_file.store(true, Ordering::Relaxed);
                 let writer = Writer {
@@ -644,9 +650,13 @@ unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argume
             }
             SQLITE_FCNTL_CKPT_START => guarded(main, (), || {
                 main.checkpoints.store(true, Ordering::Relaxed);
+                main.checkpoints_unsynced.store(true, Ordering::Relaxed);
                 database.checkpoint_begins();
             }),
-            SQLITE_FCNTL_CKPT_DONE => guarded(main, (), || database.writes_file(false)),
+            SQLITE_FCNTL_CKPT_DONE => {
+                main.checkpoints_unsynced.store(false, Ordering::Relaxed);
+                guarded(main, (), || database.writes_file(false));
+            }
             // The last that is heard of a rollback under an exclusive lock.
             SQLITE_FCNTL_SYNC => {
                 main.rolls_back.store(false, Ordering::Relaxed);
@@ -761,6 +771,7 @@ unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int {
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
     } else if let Some(database) = main.database() {
+        main.checkpoints_unsynced.store(false, Ordering::Relaxed);
         guarded(main, (), || database.wal_synced());
     }
     rc

@@ -32,8 +32,8 @@ pub fn page_compare(a: &Path, b: &Path) -> Result<(), String> {
 }
 
 /// Compares what two database files hold, page by page. What means nothing is left out: the content of free pages, which SQLite does not put back
-/// when a transaction is rolled back, and pages beyond the end that the header tells, which it cuts off after a commit, unless it dies before, and a last page
-/// that is not whole.
+/// when a transaction is rolled back, and pages beyond the end that the header tells, which it cuts off after a commit, unless it dies before. A last page that
+/// is not whole counts as filled up with zeros, as SQLite reads it.
 ///
 /// # Errors
 ///
@@ -41,7 +41,7 @@ pub fn page_compare(a: &Path, b: &Path) -> Result<(), String> {
 pub fn same_but_for_free_pages(a: &Path, b: &Path) -> Result<(), String> {
     let Err(difference) = page_compare(a, b) else { return Ok(()) };
     let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
-    let (left, right) = (read(a)?, read(b)?);
+    let (left, right) = (whole_pages(read(a)?), whole_pages(read(b)?));
     let (left, right) = (used(&left), used(&right));
     if left.len() != right.len() {
         return Err(difference);
@@ -60,6 +60,11 @@ fn page_size(database: &[u8]) -> usize {
         1 => 65536,
         other => other.max(512),
     }
+}
+
+fn whole_pages(mut database: Vec<u8>) -> Vec<u8> {
+    database.resize(database.len().next_multiple_of(page_size(&database)), 0);
+    database
 }
 
 /// The pages that the header tells of, where it can be believed.

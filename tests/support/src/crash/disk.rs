@@ -10,6 +10,9 @@
 //!
 //! A directory counts as synced after an xDelete that asked for it, and after the first xSync of a file that was made in it, as SQLite's `unix`
 //! VFS does it. The shared-memory file is memory: it is not modelled, and gone after a power loss.
+//!
+//! Where a deletion is undone, so is every later cut of another file: file systems keep these two in their order, and SQLite relies on it. It deletes the
+//! journal, which commits, and then cuts off what a VACUUM has left over, of which the journal has nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,7 +49,8 @@ enum Change {
 #[derive(Clone, Debug, Default)]
 struct Image {
     synced: Vec<u8>,
-    since: Vec<Change>,
+    /// With the moment of each.
+    since: Vec<(u64, Change)>,
     /// Made since the process began, and its directory was not synced since.
     is_new: bool,
     /// When it was modified before the last sync.
@@ -57,14 +61,16 @@ struct Image {
 struct Entry {
     /// `None` where it does not exist.
     image: Option<Image>,
-    /// What it was before a deletion that may be undone.
-    deleted: Option<Image>,
+    /// What it was before a deletion that may be undone, and the moment of that.
+    deleted: Option<(u64, Image)>,
 }
 
 /// All files of SQLite's that a process has opened.
 #[derive(Debug, Default)]
 pub struct Disk {
     files: BTreeMap<PathBuf, Entry>,
+    /// Counts changes and deletions.
+    moment: u64,
 }
 
 impl Disk {
@@ -93,15 +99,16 @@ impl Disk {
     }
 
     fn changed(&mut self, path: &Path, change: Change) {
+        self.moment += 1;
         if let Some(image) = self.files.get_mut(path).and_then(|entry| entry.image.as_mut()) {
-            image.since.push(change);
+            image.since.push((self.moment, change));
         }
     }
 
     /// The file was synced.
     pub fn synced(&mut self, path: &Path) {
         let Some(image) = self.files.get_mut(path).and_then(|entry| entry.image.as_mut()) else { return };
-        for change in std::mem::take(&mut image.since) {
+        for (_, change) in std::mem::take(&mut image.since) {
             apply(&mut image.synced, &change, &mut |_| true);
         }
         image.synced_at = modified(path);
@@ -113,8 +120,9 @@ impl Disk {
     /// The file was deleted.
     pub fn deleted(&mut self, path: &Path, directory_synced: bool) {
         let Some(entry) = self.files.get_mut(path) else { return };
+        self.moment += 1;
         if let Some(image) = entry.image.take() {
-            entry.deleted = Some(image);
+            entry.deleted = Some((self.moment, image));
         }
         if directory_synced {
             self.directory_synced();
@@ -136,16 +144,22 @@ impl Disk {
     /// Where they cannot be written.
     pub fn lose(&self, loss: Loss, random: &mut fastrand::Rng, folder: &Path) -> std::io::Result<Vec<(PathBuf, Fate)>> {
         let mut fates = Vec::new();
-        for (number, (path, entry)) in self.files.iter().enumerate() {
+        let may_come_back = |entry: &Entry| entry.image.is_none().then_some(entry.deleted.as_ref()).flatten().map(|(moment, _)| *moment);
+        let come_back: Vec<bool> =
+            self.files.values().map(|entry| loss == Loss::Torn && may_come_back(entry).is_some() && random.bool()).collect();
+        let undone =
+            self.files.values().zip(&come_back).filter(|(_, comes_back)| **comes_back).filter_map(|(entry, _)| may_come_back(entry));
+        let no_cut_after = undone.min().unwrap_or(u64::MAX);
+        for (number, ((path, entry), comes_back)) in self.files.iter().zip(come_back).enumerate() {
             // The time is the inode's, which goes to disk with or without what was written.
             let now = entry.image.as_ref().and_then(|_| modified(path));
             let at = |image: &Image, random: &mut fastrand::Rng| {
                 if loss == Loss::Torn && random.bool() { now.or(image.synced_at) } else { image.synced_at.or(now) }
             };
             let left = match (&entry.image, &entry.deleted) {
-                (Some(image), _) => left_of(image, loss, random).map(|content| (content, at(image, random))),
-                (None, Some(deleted)) if loss == Loss::Torn && random.bool() => {
-                    left_of(deleted, loss, random).map(|content| (content, at(deleted, random)))
+                (Some(image), _) => left_of(image, loss, no_cut_after, random).map(|content| (content, at(image, random))),
+                (None, Some((_, deleted))) if comes_back => {
+                    left_of(deleted, loss, no_cut_after, random).map(|content| (content, at(deleted, random)))
                 }
                 (None, _) => None,
             };
@@ -163,7 +177,7 @@ impl Disk {
     }
 }
 
-fn left_of(image: &Image, loss: Loss, random: &mut fastrand::Rng) -> Option<Vec<u8>> {
+fn left_of(image: &Image, loss: Loss, no_cut_after: u64, random: &mut fastrand::Rng) -> Option<Vec<u8>> {
     let mut content = image.synced.clone();
     if loss == Loss::Torn {
         if image.is_new && random.u8(0..4) == 0 {
@@ -172,8 +186,11 @@ fn left_of(image: &Image, loss: Loss, random: &mut fastrand::Rng) -> Option<Vec<
         // Often all or nothing: then the file is of one moment, and looks the most like a good one.
         let chance = *random.choice(&[0, 0, 5, 20, 50, 80, 95, 100, 100]).unwrap_or(&0);
         let whole_writes = random.bool();
-        for change in &image.since {
+        for (moment, change) in &image.since {
             let kept = random.u8(0..100) < chance;
+            if matches!(change, Change::Cut(_)) && *moment > no_cut_after {
+                continue;
+            }
             apply(&mut content, change, &mut |_| if whole_writes { kept } else { random.u8(0..100) < chance });
         }
     }
@@ -303,5 +320,23 @@ mod tests {
         let outcomes: std::collections::BTreeSet<_> = (0..20).map(|seed| left(&disk, Loss::Torn, seed)[0].1.clone()).collect();
         assert_eq!(outcomes.into_iter().collect::<Vec<_>>(), [None, Some(b"journal".to_vec())]);
         assert_eq!(left(&disk, Loss::Synced, 1)[0].1, None);
+    }
+
+    #[test]
+    fn a_cut_behind_a_deletion_is_undone_with_it() {
+        let (mut disk, file, journal) = (Disk::default(), Path::new("/nowhere/a"), Path::new("/nowhere/a-journal"));
+        for (path, content) in [(file, [1; 1000]), (journal, [2; 1000])] {
+            disk.known(path);
+            disk.opened(path);
+            disk.written(path, 0, &content);
+            disk.synced(path);
+        }
+        disk.deleted(journal, false);
+        disk.cut(file, 500);
+        let outcomes: std::collections::BTreeSet<_> = (0..200)
+            .map(|seed| left(&disk, Loss::Torn, seed))
+            .map(|files| (files[0].1.as_ref().map(Vec::len), files[1].1.is_some()))
+            .collect();
+        assert_eq!(outcomes.into_iter().collect::<Vec<_>>(), [(Some(500), false), (Some(1000), false), (Some(1000), true)]);
     }
 }

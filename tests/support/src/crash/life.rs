@@ -82,6 +82,8 @@ pub struct Life {
     /// How often the power failed: since then the bucket may have what the file lost.
     pub power_losses: u32,
     reproduction: String,
+    /// What was noted before the last process.
+    noted_before: Notes,
 }
 
 /// A number from the environment.
@@ -118,6 +120,7 @@ impl Life {
             flushes_first: true,
             power_losses: 0,
             reproduction: String::new(),
+            noted_before: Notes::default(),
         }
     }
 
@@ -172,7 +175,7 @@ impl Life {
         Session {
             database: self.database(),
             replica: self.bucket.url.clone(),
-            options: self.options.clone(),
+            options: self.options.iter().cloned().chain([("durability".to_owned(), self.style.durability.clone())]).collect(),
             style: self.style.clone(),
             seed: self.random.u64(..),
             steps: self.steps,
@@ -192,6 +195,7 @@ impl Life {
     /// Where something does not hold.
     pub fn round(&mut self, ending: &Ending) -> Outcome {
         let session = self.session(ending);
+        self.noted_before = self.notes();
         let outcome = self.run(&session, ending);
         if let Some(error) = &outcome.failed {
             self.fail(&format!("the process failed: {error}"));
@@ -344,6 +348,20 @@ impl Life {
         }
     }
 
+    /// After a process with `durability=remote`, on a fresh machine: every commit that returned is there.
+    ///
+    /// # Panics
+    /// Where that is not so.
+    pub fn check_acknowledged(&self) {
+        let notes = self.notes();
+        let Some(acknowledged) = notes.last_done.filter(|_| notes.done.len() > self.noted_before.done.len()) else { return };
+        let remote = self.check_bucket();
+        // One more may have been committed, and the process have died before it heard of it.
+        if remote != Some(acknowledged) && remote != notes.last_begun {
+            self.fail(&format!("{acknowledged:?} was acknowledged, and the bucket has {remote:?}"));
+        }
+    }
+
     /// After a flush: the bucket restores to the database, page by page.
     ///
     /// # Panics
@@ -351,11 +369,11 @@ impl Life {
     pub fn check_equal(&self) {
         let folder = self.path("");
         let restored = self.restored(Target::Latest);
-        let same = if self.style.may_be_damaged && !Path::new(&format!("{}-wal", self.database().display())).exists() {
-            // SQLite may not be able to read it.
-            same_but_for_free_pages(&self.database(), &restored)
-        } else {
-            same_but_for_free_pages(&flattened(&self.database(), &folder), &restored)
+        let same = match try_flattened(&self.database(), &folder) {
+            Ok(flat) => same_but_for_free_pages(&flat, &restored),
+            // It can be read so far that it was sent, and no further.
+            Err(_) if self.style.may_be_damaged && state_of(&restored).is_err() => Ok(()),
+            Err(error) => Err(error.to_string()),
         };
         if let Err(difference) = same {
             self.fail(&difference);
@@ -399,16 +417,43 @@ impl Life {
         outcome
     }
 
-    /// A last process on a database that SQLite has lost: what is left is sent, and nothing older is changed by that.
+    /// A last process on a database that SQLite has lost. What SQLite still reads of it is sent as it is. Where it reads nothing, nothing is sent, the
+    /// status says so, and what the bucket has, put in its place, is gone on from.
     ///
     /// # Panics
-    /// Where the bucket is not what is left.
+    /// Where that is not so.
     pub fn end_damaged(&mut self) {
         let outcome = self.round(&Ending::Itself { closes: true });
-        // Where nothing can be read of it, nothing is known of it either.
-        if !outcome.synced && !self.logged("not replicated").is_empty() {
-            self.fail(&format!("what is left was not sent: {outcome:?}"));
+        match &outcome.stopped {
+            Some(why) if why.contains("the database file is damaged") => {
+                if try_flattened(&self.database(), &self.path("")).is_ok() {
+                    self.fail(&format!("SQLite reads what is not sent: {why}"));
+                }
+                if self.remote().is_some() {
+                    self.repair();
+                }
+            }
+            Some(why) if why.contains("diverged") => {}
+            Some(why) => self.fail(&format!("what is left was not sent: {why}")),
+            None if !outcome.synced => self.fail(&format!("what is left was not sent: {outcome:?}")),
+            None => {}
         }
+    }
+
+    fn repair(&mut self) {
+        for suffix in ["-wal", "-shm", "-journal"] {
+            // It may not be there.
+            let _ = std::fs::remove_file(format!("{}{suffix}", self.database().display()));
+        }
+        std::fs::remove_file(self.database()).expect("it is there, and ours");
+        if let Err(error) = self.bucket.try_restore(Target::Latest, &self.database()) {
+            self.fail(&format!("what the bucket has cannot take the place of what is damaged: {error}"));
+        }
+        let outcome = self.round(&Ending::Itself { closes: true });
+        if !outcome.synced {
+            self.fail(&format!("what was put in place of a damaged file is not gone on from: {outcome:?}"));
+        }
+        self.check_prefix();
     }
 
     /// Somebody without the extension writes to the database and restarts its WAL: replication has to send the full state. The rows stay as they are.
