@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::faulty::{Endpoint, Fault};
-use replicated_testkit::host::{self, Db, Host, Program};
+use replicated_testkit::host::{self, Db, Host, Program, eventually};
 use replicated_testkit::s3::Server;
 use replicated_testkit::sqlite::{integrity_check, page_compare, same_but_for_free_pages};
 use replicated_testkit::tools;
@@ -446,6 +446,26 @@ fn a_spool_without_room_is_given_up_and_the_wal_stays_short() {
         site.check();
         assert_eq!(site.direct.full_states(), full_states, "{}", site.log());
     }
+}
+
+/// A transaction for which there is no room anywhere but in the WAL, and which is too large for a writer to encode: the WAL is restarted all the same.
+#[test]
+fn a_transaction_that_fits_nowhere_does_not_keep_the_wal() {
+    let Some(mut site) = Site::with(2 << 10, "wal", Small::Spool, &[("max_memory", "16MiB")]) else { return };
+    site.check();
+    site.endpoint.follow(Box::new(|_| Fault::ResetBefore));
+    site.fill();
+    site.insert(24_000_000).unwrap();
+    site.insert(1000).unwrap();
+    eventually("it is given up", || site.log().contains("the full state will be sent"));
+    let wal = site.path().with_file_name("app.db-wal");
+    let before = std::fs::metadata(&wal).unwrap().len();
+    for _ in 0..60 {
+        site.insert(200_000).unwrap();
+    }
+    assert_eq!(std::fs::metadata(&wal).unwrap().len(), before, "{}", site.log());
+    site.endpoint.behave();
+    site.check();
 }
 
 /// An explicit checkpoint of each kind answers on a full disk, in an outage, as it does without us.
