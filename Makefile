@@ -39,8 +39,8 @@ test-crash: ## thousands of kills at every step, and of power losses (ROUNDS=200
 test-faults: ## thousands of operations against a store that misbehaves (ROUNDS=20 seeds from SEED=1 on)
 	REPLICATED_TEST_ROUNDS=$(or $(ROUNDS),20) REPLICATED_TEST_OPERATIONS=500 REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test campaigns
 
-test-sqlite: ## SQLite's own test suite with the extension as the default VFS (FILES="wal wal2" for some of it)
-	bash scripts/test-sqlite.sh $(FILES)
+test-sqlite: ## SQLite's own test suite with the extension as the default VFS (SHORT=1 for what CI runs, FILES="wal wal2" for some of it)
+	bash scripts/test-sqlite.sh $(if $(SHORT),--list tests/sqlite/short.txt) $(FILES)
 
 lint: ## formatter and clippy, warnings denied
 	$(CARGO) fmt --all --check

@@ -10,7 +10,8 @@ home=$repository/target/test-sqlite
 
 # The sources as SQLite released them, as Debian 12 carries them: what expected.txt lists holds for this version of the suite.
 version=3.40.1
-url=http://deb.debian.org/debian/pool/main/s/sqlite3/sqlite3_$version.orig.tar.xz
+urls="http://deb.debian.org/debian/pool/main/s/sqlite3/sqlite3_$version.orig.tar.xz
+  https://snapshot.debian.org/archive/debian/20230101T000000Z/pool/main/s/sqlite3/sqlite3_$version.orig.tar.xz"
 sha256=aaa776260ab4dc976db34aa7891819484c8676b5b2783123ebc6301e2ca5d655
 
 if [ "${REPLICATED_TEST_SKIP_SQLITE:-}" = 1 ]; then
@@ -44,12 +45,17 @@ mkdir -p "$home"
 if [ ! -f "$source/Makefile" ]; then
   archive=$home/sqlite3_$version.orig.tar.xz
   if ! echo "$sha256  $archive" | sha256sum --check --status 2>/dev/null; then
-    echo "fetching $url" >&2
-    curl --fail --silent --show-error --location --retry 3 --output "$archive" "$url" || {
-      echo "SQLite's sources cannot be fetched: put sqlite3_$version.orig.tar.xz into $home, or set REPLICATED_TEST_SKIP_SQLITE=1" >&2
+    for url in $urls; do
+      echo "fetching $url" >&2
+      curl --fail --silent --show-error --location --connect-timeout 20 --retry 3 --output "$archive" "$url" || continue
+      echo "$sha256  $archive" | sha256sum --check --status && break
+      echo "$url is not what it should be (SHA-256)" >&2
+    done
+    echo "$sha256  $archive" | sha256sum --check --status 2>/dev/null || {
+      rm -f "$archive"
+      echo "SQLite's sources cannot be had from $(echo $urls): put sqlite3_$version.orig.tar.xz into $home, or set REPLICATED_TEST_SKIP_SQLITE=1 to go without these tests" >&2
       exit 1
     }
-    echo "$sha256  $archive" | sha256sum --check --status || { echo "$archive is not what it should be (SHA-256)" >&2; exit 1; }
   fi
   rm -rf "$source"
   tar -C "$home" -xf "$archive"

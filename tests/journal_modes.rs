@@ -322,6 +322,31 @@ fn a_backup_into_a_replicated_database_and_out_of_it() {
     }
 }
 
+/// A backup of an empty database into one of larger pages leaves a file shorter than one page of the size that its header names. To SQLite that is a page.
+#[test]
+fn a_backup_of_nothing_into_larger_pages() {
+    for flushed in [false, true] {
+        let mut place = Place::new(Program::Python);
+        let db = place.open("PRAGMA page_size=8192; CREATE TABLE old(x); CREATE INDEX i ON old(x)");
+        if flushed {
+            place.check(db);
+        }
+        place.host.backup_from(db, &place.dir.path().join("nothing.db")).unwrap();
+        let mut local = std::fs::read(place.path()).unwrap();
+        assert_eq!(local.len(), 4096);
+        place.host.sync(db);
+        let restored = place.dir.path().join("restored.db");
+        place.bucket.restore(&restored);
+        local.resize(8192, 0);
+        assert!(std::fs::read(&restored).unwrap() == local, "{}", place.log());
+        integrity_check(&restored).unwrap();
+        // And an open that finds such a file.
+        place.host.close(db);
+        let db = place.open(&format!("{TABLES}; {ADD}"));
+        place.check(db);
+    }
+}
+
 #[test]
 fn memory_mapped_reads_and_vacuum_into() {
     for mode in ["WAL", "DELETE"] {

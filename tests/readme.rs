@@ -215,3 +215,24 @@ fn what_the_invariants_name_is_there() {
         assert!(page.contains(&format!("## I{number}: ")), "I{number} has no section");
     }
 }
+
+/// docs/testing.md lists what tests/sqlite/expected.txt lets differ from SQLite's own tests, each with its reason, and nothing else.
+#[test]
+fn the_differences_in_sqlites_own_tests_are_told() {
+    let mut rows: Vec<(String, Vec<String>)> = Vec::new();
+    for line in read("tests/sqlite/expected.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (file, rest) = line.split_once(' ').unwrap();
+        let (case, reason) = rest.trim_start().split_once(' ').unwrap();
+        let (place, reason) = (format!("`{file}` `{case}`"), reason.trim_start().to_owned());
+        match rows.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, places)) => places.push(place),
+            None => rows.push((reason, vec![place])),
+        }
+    }
+    assert!(!rows.is_empty());
+    let rows: String = rows.iter().map(|(reason, places)| format!("| {} | {reason} |\n", places.join(", "))).collect();
+    let page = read("docs/testing.md");
+    let (_, told) = page.split_once("### What differs, and why").unwrap();
+    let (_, told) = told.split_once("| where | why |\n|---|---|\n").unwrap();
+    assert_eq!(told.trim_end(), rows.trim_end(), "make it by `python3 tests/sqlite/run.py --table`");
+}

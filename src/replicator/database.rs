@@ -659,6 +659,17 @@ impl Database {
 
     /// Waits until everything committed so far is in the bucket; the newest TXID, if there is one.
     pub(crate) fn sync(&self, limit: Duration) -> Result<Option<Txid>, WaitError> {
+        self.progress.wait(self.ask_for_all()?, limit)
+    }
+
+    /// The same for the last handle, which is being closed: nothing is waited for that only the next open can bring on its way.
+    pub(crate) fn sync_at_close(&self, limit: Duration) -> Result<(), WaitError> {
+        self.progress.update(|f| f.awaits_open = false);
+        self.progress.wait_at_close(self.ask_for_all()?, limit)
+    }
+
+    /// Has the uploader send everything committed so far at once. Returns the newest commit's number.
+    fn ask_for_all(&self) -> Result<u64, WaitError> {
         if !self.is_known() {
             self.observe_without_index();
         }
@@ -670,7 +681,7 @@ impl Database {
         self.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
         self.asked.fetch_add(1, Ordering::AcqRel);
         self.hub.notify(Notice::Look(self.id));
-        self.progress.wait(sequence, limit)
+        Ok(sequence)
     }
 
     /// Waits until the bucket has a TXID; the newest that it has. Nothing is sent the sooner for it.

@@ -16,6 +16,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 
 use super::batch::WalFile;
 use super::control::{FullReason, OpenTransaction, Stamp};
@@ -312,11 +313,10 @@ impl Database {
         self.writes_file(false);
     }
 
-    /// Whether nothing can be sent before the next open: a transaction has left its journal behind, which that open rolls back, and the full state
-    /// is wanted, which is no committed one until then.
-    pub(crate) fn awaits_rollback(&self) -> bool {
-        let active = self.outside.lock().active;
-        active && self.has_hot_journal() && matches!(self.lock_tail().mode, Mode::Full(_))
+    /// Whether what waits for a transaction's end waits for the next open: the last handle is closed, and a journal lies there that only then is
+    /// rolled back.
+    pub(super) fn awaits_open(&self) -> bool {
+        self.handles.load(Ordering::Acquire) == 0 && self.has_hot_journal()
     }
 
     /// A read of the database ends, with its lock still held: in a rollback-journal mode the file is the newest state.

@@ -193,8 +193,7 @@ pub(crate) fn close(database: &Arc<Database>) {
     let limit = database.options.close_timeout;
     if database.is_known()
         && !limit.is_zero()
-        && !database.awaits_rollback()
-        && let Err(error @ WaitError::Timeout(..)) = database.sync(limit)
+        && let Err(error @ WaitError::Timeout(..)) = database.sync_at_close(limit)
     {
         log::warn!(
             target: "replicated",

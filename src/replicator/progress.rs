@@ -65,6 +65,8 @@ pub(crate) struct Facts {
     pub(crate) snapshots: u64,
     /// Whether the store really refuses to replace objects; `None` before it was asked.
     pub(crate) fencing: Option<bool>,
+    /// The last handle is closed and has left a journal behind: nothing can be sent before the next open rolls that back.
+    pub(crate) awaits_open: bool,
     /// The uploader has nothing more to do with it.
     pub(crate) released: bool,
 }
@@ -77,8 +79,8 @@ impl Facts {
     }
 
     /// What anybody waits for.
-    fn awaited(&self) -> (u64, Option<Txid>, Option<ReplicationState>, bool) {
-        (self.acked_sequence, self.remote_txid, self.stopped(), self.released)
+    fn awaited(&self) -> (u64, Option<Txid>, Option<ReplicationState>, [bool; 2]) {
+        (self.acked_sequence, self.remote_txid, self.stopped(), [self.awaits_open, self.released])
     }
 
     /// Commits are on their way. Another try of what has failed is not that yet.
@@ -168,6 +170,7 @@ impl Progress {
                     uploads: 0,
                     snapshots: 0,
                     fencing: None,
+                    awaits_open: false,
                     released: false,
                 },
                 committers: Vec::new(),
@@ -236,6 +239,12 @@ impl Progress {
     /// Waits until everything up to a commit is in the bucket.
     pub(crate) fn wait(&self, sequence: u64, limit: Duration) -> Result<Option<Txid>, WaitError> {
         let done = |facts: &Facts| (facts.stopped().is_none() && facts.acked_sequence >= sequence).then_some(facts.remote_txid);
+        self.wait_for(&mut self.shared.lock(), limit, done)
+    }
+
+    /// Waits until everything up to a commit is in the bucket, or the next open has to come first.
+    pub(crate) fn wait_at_close(&self, sequence: u64, limit: Duration) -> Result<(), WaitError> {
+        let done = |facts: &Facts| (facts.awaits_open || facts.acked_sequence >= sequence).then_some(());
         self.wait_for(&mut self.shared.lock(), limit, done)
     }
 

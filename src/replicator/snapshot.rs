@@ -38,6 +38,9 @@ const RUN_BYTES: usize = 256 * 1024;
 /// Sends it. `Again` after success, or where the snapshot must start over.
 pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result<Next, StepError> {
     if database.awaits_writers() || database.awaits_others() {
+        if database.awaits_open() {
+            database.progress.update(|f| f.awaits_open = true);
+        }
         return Ok(Next::After(TRANSACTION_PAUSE));
     }
     if database.published().end.frame == 0

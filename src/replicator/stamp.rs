@@ -7,7 +7,6 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::control::Stamp;
-use super::database::now_ms;
 use super::file_header::{FileHeader, HEADER_BYTES};
 use crate::fault::fault_value;
 
@@ -35,21 +34,40 @@ pub(crate) fn take(database: &Path, header: &FileHeader, synced: bool) -> Option
 
 /// A stamp that a write in the same tick of the kernel's clock could not hide behind: waits for the next tick where it must.
 pub(crate) fn settled(database: &Path, read: &ReadHeader<'_>, synced: bool) -> Option<Stamp> {
-    const TICK: Duration = Duration::from_millis(10);
     let deadline = Instant::now() + 2 * TICK;
     loop {
+        // Before the file is looked at: what is written after that has this time or a later one.
+        let (clock_ns, unsure_ns) = clock_of_files();
         let mut header = [0; HEADER_BYTES];
         read(&mut header).ok()?;
         let stamp = take(database, &FileHeader::decode(&header), synced)?;
-        let age_ns = now_ms().saturating_mul(1_000_000).saturating_sub(stamp.mtime_ns.max(stamp.ctime_ns));
+        let age_ns = clock_ns.saturating_sub(stamp.mtime_ns.max(stamp.ctime_ns));
         // A time ahead of a clock that was set back hides nothing either: whoever writes now leaves another.
-        if age_ns.unsigned_abs() > u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX) {
+        if age_ns > unsure_ns || age_ns < -TICK_NS {
             return Some(stamp);
         }
         if Instant::now() >= deadline {
             return Some(Stamp { too_fresh: true, ..stamp });
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The longest that the clock of files' times stands still.
+const TICK: Duration = Duration::from_millis(10);
+const TICK_NS: i64 = 10_000_000;
+
+/// The clock that files' times are taken from, and how far behind what it says they may be.
+fn clock_of_files() -> (i64, i64) {
+    // Linux has that clock, which moves on at ticks only.
+    #[cfg(target_os = "linux")]
+    {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        (now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec), 0)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        (super::database::now_ms().saturating_mul(1_000_000), TICK_NS)
     }
 }
 
@@ -89,5 +107,29 @@ impl Stamp {
     /// since the stamp, but for SQLite rolling a journal back.
     pub(crate) const fn may_have_lost_power(&self, now: &Self, rolled_back: bool) -> bool {
         self.boot != now.boot && (rolled_back || now.ctime_ns <= self.ctime_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_after_a_stamp_never_looks_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        file.write_all_at(&[0; 4096], 0).unwrap();
+        let read = |header: &mut [u8; HEADER_BYTES]| file.read_exact_at(header, 0);
+        for round in 0..100_u8 {
+            file.write_all_at(&[round], 2000).unwrap();
+            let stamp = settled(&path, &read, true).unwrap();
+            // At once, within the tick that the stamp was taken in.
+            file.write_all_at(&[round], 2000).unwrap();
+            let now = settled(&path, &read, true).unwrap();
+            assert!(stamp.too_fresh || !stamp.is_same_file(&now), "round {round}");
+        }
     }
 }

@@ -263,6 +263,13 @@ impl Spool {
         }
     }
 
+    /// What waits must be able to be merged, and sent.
+    fn make_room(&mut self) {
+        if self.room(1).disk_bytes < self.bytes() {
+            self.remove_spare();
+        }
+    }
+
     fn over_limit(&self, bytes: u64) -> SpoolError {
         let others_bytes = self.attempt_bytes.saturating_add(self.spare_bytes());
         let needed_bytes = others_bytes.saturating_add(self.bytes().saturating_add(bytes).saturating_mul(2));
@@ -340,6 +347,7 @@ impl Spool {
             run += 1;
         }
         let keep = self.entries.len() - run;
+        self.make_room();
         fault_point!("merge.begin");
         let inputs: Vec<Entry> = self.entries.range(keep..).cloned().collect();
         let (Some(oldest), Some(newest)) = (inputs.first(), inputs.last()) else { return Ok(()) };
@@ -404,6 +412,7 @@ impl Spool {
         write: impl FnOnce(&mut Out) -> Result<(), E>,
     ) -> Result<Stored, E> {
         self.attempt_bytes = 0;
+        self.make_room();
         let stored = self.create(&self.attempt_path(txid), write)?;
         self.attempt_bytes = if let Stored::File(bytes) = stored { bytes } else { 0 };
         Ok(stored)

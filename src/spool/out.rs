@@ -91,10 +91,9 @@ impl Out {
     pub(super) fn finish(mut self) -> io::Result<Stored> {
         self.flush_buffer()?;
         if let Some(file) = &self.file {
-            let bytes = self.flushed_bytes;
-            let cut = |()| if file.metadata()?.len() == bytes { Ok(()) } else { file.set_len(bytes) };
+            let cut = |()| if file.metadata()?.len() > self.flushed_bytes { file.set_len(self.flushed_bytes) } else { Ok(()) };
             match fault_io!("spool.written").and_then(cut) {
-                Ok(()) => return Ok(Stored::File(bytes)),
+                Ok(()) => return Ok(Stored::File(self.flushed_bytes)),
                 Err(error) => self.go_to_memory(error)?,
             }
         }

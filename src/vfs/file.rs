@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use super::abi::{
     File, IoMethods, SQLITE_AUTH, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO,
     SQLITE_FCNTL_PDB, SQLITE_FCNTL_PRAGMA, SQLITE_FCNTL_SYNC, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR, SQLITE_IOERR_COMMIT_ATOMIC,
-    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
-    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
+    SQLITE_IOERR_SHORT_READ, SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
 use super::group::{self, FileName, Refusal};
@@ -490,6 +490,17 @@ unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
     rc
 }
 
+/// Whether a read failed only because the file ends within what was to be read: a page that is there in part. SQLite takes it for one that ends with
+/// zeros, as the VFS below has put them behind what it read.
+///
+/// # Safety
+/// `file` is an open file of ours.
+unsafe fn begins_within(file: *mut File, rc: c_int, offset: i64) -> bool {
+    let mut size = 0;
+    // SAFETY: passed on.
+    rc == SQLITE_IOERR_SHORT_READ && unsafe { file_size(file, &raw mut size) } == SQLITE_OK && offset < size
+}
+
 /// Reads the base's file; false on failure.
 ///
 /// # Safety
@@ -497,7 +508,10 @@ unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
 unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
     let (Ok(bytes), Ok(at)) = (c_int::try_from(page.len()), i64::try_from(at)) else { return false };
     // SAFETY: the buffer has that many bytes.
-    unsafe { read(file, page.as_mut_ptr().cast(), bytes, at) == SQLITE_OK }
+    unsafe {
+        let rc = read(file, page.as_mut_ptr().cast(), bytes, at);
+        rc == SQLITE_OK || begins_within(file, rc, at)
+    }
 }
 
 /// Keeps account of the lock: one that goes from SHARED straight to EXCLUSIVE with a journal there is about to roll that back.
@@ -754,7 +768,8 @@ unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_in
         }
     }
     // SAFETY: see above; SQLite passes as many bytes as it says.
-    if let Some(header) = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0)) }.as_array() {
+    let content = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0)) };
+    if let Ok(header) = content.try_into() {
         main.frames.lock().note(offset.cast_unsigned(), FrameHeader::decode(header));
     }
     // SAFETY: see above.
