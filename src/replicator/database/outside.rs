@@ -393,11 +393,17 @@ impl Database {
         const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
         /// Instead of the number of pages, which SQLite writes there when it has synced them.
         const NEVER_SYNCED: [u8; 4] = [0xff; 4];
-        let mut start = [0; MAGIC.len() + NEVER_SYNCED.len()];
-        // It carries no locks, so that opening and closing it harms nobody.
-        File::open(self.journal()).and_then(|file| file.read_exact_at(&mut start, 0)).ok()?;
+        let start = self.journal_start::<{ MAGIC.len() + NEVER_SYNCED.len() }>()?;
         let journal = if start.ends_with(&NEVER_SYNCED) { Journal::Unsynced } else { Journal::Synced };
         start.starts_with(&MAGIC).then_some(journal)
+    }
+
+    /// How the rollback journal on disk begins; `None` where there is none, or a shorter one.
+    pub(crate) fn journal_start<const BYTES: usize>(&self) -> Option<[u8; BYTES]> {
+        let mut start = [0; BYTES];
+        // It carries no locks, so that opening and closing it harms nobody.
+        File::open(self.journal()).and_then(|file| file.read_exact_at(&mut start, 0)).ok()?;
+        Some(start)
     }
 
     fn journal(&self) -> PathBuf {
