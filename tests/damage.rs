@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use replicated::restore::Target;
 use replicated::types::Txid;
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::host::{self, Db, Host, Program, eventually};
@@ -126,6 +127,8 @@ impl Place {
             Ok(_) => Outcome::GoesOn,
         };
         assert_eq!(found, expected, "{log}");
+        // The level-0 file itself has every page: whatever is merged across it brings no older page back.
+        assert!(found != Outcome::FullState || log.contains("pages, as 0/"), "{log}");
         let says = |line: &str| (line.starts_with("WARN") || line.starts_with("ERROR")) && line.contains(reason);
         assert!(expected == Outcome::GoesOn || log.lines().any(says), "{reason:?} is not in\n{log}");
         if found == Outcome::Diverged {
@@ -140,6 +143,12 @@ impl Place {
         let restored = self.path("restored.db");
         self.bucket.restore(&restored);
         same_but_for_free_pages(&flattened(&self.database(), self.dir.path()), &restored).unwrap();
+    }
+
+    fn rows(&self) -> i64 {
+        let restored = self.path("restored.db");
+        self.bucket.restore(&restored);
+        Connection::open(restored).unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap()
     }
 
     /// Every TXID is a whole state of one history.
@@ -478,6 +487,23 @@ fn a_frame_of_the_wal_damaged() {
     place.opens(Outcome::FullState, &format!("they can be restored with TXID {lost}"));
 }
 
+/// A commit of somebody without the extension, who is killed: a new WAL with frames, and the database file as it was.
+#[test]
+fn a_new_wal_of_somebody_else_beside_an_unchanged_file() {
+    let place = Place::new("first");
+    let (mut host, db) = place.begin();
+    host.close(db);
+    host.quit();
+    assert!(!place.wal().exists());
+    let mut plain = Host::plain(&[]);
+    let db = plain.open(&host::uri(&place.database(), &[]));
+    place.commit(&mut plain, db, 1);
+    plain.kill();
+    assert!(std::fs::metadata(place.wal()).unwrap().len() > 0);
+    place.opens(Outcome::GoesOn, "");
+    assert_eq!(place.rows(), 13);
+}
+
 // The spool.
 
 /// Commits that wait in the spool, of a process that died.
@@ -633,4 +659,60 @@ fn everything_of_ours_put_back() {
     copy(&place.path("kept"), &ours);
     // By its change counter the file is the newer one.
     place.opens(Outcome::FullState, "was restarted");
+}
+
+/// Everything of an hour ago, each file fitting to the others, and the WAL was restarted since.
+#[test]
+fn everything_put_back() {
+    let place = Place::new("first");
+    let (host, _) = place.begin();
+    host.kill();
+    let files = ["app.db", "app.db-wal", "app.db-replicated/control"];
+    std::fs::create_dir(place.path("kept")).unwrap();
+    let kept = |file: &str| place.path("kept").join(file.replace('/', "-"));
+    for file in files {
+        std::fs::copy(place.path(file), kept(file)).unwrap();
+    }
+    let (mut host, db) = place.open();
+    for _ in 0..2 {
+        host.query(db, "PRAGMA wal_checkpoint(RESTART)");
+        place.commit(&mut host, db, 3);
+    }
+    host.sync(db);
+    host.close(db);
+    host.quit();
+    for file in files {
+        copy_over(&kept(file), &place.path(file));
+    }
+    // By the mark in the control file, which is of the file's own time: nobody can tell a copy by that which was put back with its times.
+    let _ = std::fs::remove_file(place.path("app.db-shm"));
+    std::fs::File::options()
+        .write(true)
+        .open(place.database())
+        .unwrap()
+        .set_modified(std::fs::metadata(kept("app.db")).unwrap().modified().unwrap())
+        .unwrap();
+    place.opens(Outcome::Diverged, "the bucket goes on to TXID");
+}
+
+/// What our tool has restored goes on from there, if it is the latest state.
+#[test]
+fn a_restored_database_is_gone_on_from() {
+    for latest in [true, false] {
+        let place = Place::new("first");
+        let (mut host, db) = place.begin();
+        let earlier = place.newest();
+        place.commit(&mut host, db, 3);
+        host.sync(db);
+        host.close(db);
+        host.quit();
+        std::fs::remove_file(place.database()).unwrap();
+        let target = if latest { Target::Latest } else { Target::Txid(earlier) };
+        place.bucket.try_restore(target, &place.database()).unwrap();
+        if latest {
+            place.opens(Outcome::GoesOn, "");
+        } else {
+            place.opens(Outcome::Diverged, "this database was restored to TXID");
+        }
+    }
 }

@@ -387,6 +387,22 @@ fn a_state_whose_answer_is_lost_is_not_sent_again() {
     site.restored_equals();
 }
 
+/// A request hangs, for as long as requests may take: a commit that waits is acknowledged all the same, by another one.
+#[test]
+fn a_request_that_hangs_does_not_use_up_the_time_of_a_commit_that_waits() {
+    for fault in [Fault::Hang, Fault::HangAfter] {
+        let site = Site::new(Options::default());
+        let mut host = site.host();
+        let db = site.open(&mut host, &[("durability", "remote"), ("ack_timeout", "9s"), ("request_timeout", "1h")]);
+        commit(&mut host, db, 1);
+        site.once(fault, |seen| seen.kind == Kind::Put);
+        // An error of this would be COMMIT's: not known to be in the bucket.
+        commit(&mut host, db, 2);
+        host.close(db);
+        site.restored_equals();
+    }
+}
+
 /// A store that works and fails in turn is told of as what it is, not turn by turn.
 #[test]
 fn a_store_that_flaps_fills_no_log() {

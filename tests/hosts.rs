@@ -255,6 +255,46 @@ first.close()
     restored_equals(&two, &second);
 }
 
+/// The child of a fork inherits the parent's files. What tells that a process replicates must go with that process all the same.
+#[test]
+fn a_child_that_outlives_its_parent_keeps_nobody_out() {
+    const SCRIPT: &str = r#"
+import os, sqlite3, sys, time
+loader = sqlite3.connect(":memory:")
+loader.enable_load_extension(True)
+loader.load_extension(sys.argv[1])
+db = sqlite3.connect(sys.argv[2], uri=True, isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL")
+db.execute("CREATE TABLE t(x)")
+child = os.fork()
+if child == 0:
+    sys.stdin.readline()
+    os._exit(0)
+print("forked", flush=True)
+time.sleep(3600)
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    let (path, bucket) = (dir.path().join("app.db"), Bucket::folder(&dir.path().join("bucket")));
+    let mut command = host::command(host::python(), &bucket.env);
+    command.args(["-c", SCRIPT]).arg(host::extension()).arg(host::replicated(&path, &bucket.url, &[]));
+    let mut parent = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(parent.stdout.take().unwrap()), &mut said).unwrap();
+    assert_eq!(said, "forked\n");
+    // The child's input, too: it goes on for as long as this is open.
+    let input = parent.stdin.take();
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    let mut host = Host::start(Program::Rust, &bucket.env);
+    let db = host.open(&host::replicated(&path, &bucket.url, &[]));
+    host.run(db, "INSERT INTO t VALUES (1)");
+    host.sync(db);
+    host.close(db);
+    host.quit();
+    restored_equals(&bucket, &path);
+    drop(input);
+}
+
 /// Many connections on several threads: what is in the bucket is what they committed.
 #[test]
 fn several_connections_of_a_process_share_one_replication() {

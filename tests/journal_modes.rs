@@ -233,6 +233,9 @@ fn switches_on_an_open_database() {
         for (index, mode) in order.iter().enumerate() {
             let answer = place.host.value(db, &format!("PRAGMA journal_mode={mode}"));
             assert_eq!(answer, mode.to_lowercase());
+            // Else the database would be in WAL mode again at the next open.
+            let has_wal = place.dir.path().join("app.db-wal").exists();
+            assert!(!has_wal || *mode == "WAL", "{mode}");
             place.host.run(db, ADD);
             if index % 2 == 0 {
                 place.check(db);
@@ -248,6 +251,7 @@ fn switches_on_an_open_database() {
         place.check(db);
         assert_eq!(place.full_states(), 1, "{}", place.log());
         place.host.close(db);
+        assert!(!place.dir.path().join("app.db-wal").exists(), "the last close left it");
         place.check_prefixes();
     }
 }

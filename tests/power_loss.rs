@@ -128,6 +128,21 @@ fn while_journal_modes_take_turns() {
     campaign("turns", &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced, Own::Random], Afterwards::MayAsk);
 }
 
+/// What tells that the last close has left nothing behind is on disk before its WAL goes: the next open needs no full state.
+#[test]
+fn when_the_last_close_has_just_deleted_the_wal() {
+    for (seed, loss) in [(1, Loss::Synced), (2, Loss::Torn), (3, Loss::Torn)] {
+        let mut life = Life::new("closed", seed, Style::default(), |folder| Bucket::folder(&folder.join("bucket")));
+        life.style.autocheckpoint_pages = 0;
+        life.round(&Ending::Itself { closes: true });
+        let end = End { call: 1, counted: Counted::WalDeletions, after: true };
+        assert!(life.round(&Ending::PowerLoss(end, loss, Own::ControlAsSynced)).killed);
+        life.check_prefix();
+        life.end();
+        assert_eq!(life.full_states().len(), 1, "{:?}", life.full_states());
+    }
+}
+
 /// A commit that returned is in the bucket, whatever SQLite has lost of it.
 #[test]
 fn with_commits_that_wait_for_the_bucket() {

@@ -166,10 +166,15 @@ pub const OPTIONS: &[OptionSpec] = &[
         "max_local",
         Kind::Bytes { min: MIB, max: 1024 * TIB },
         "4GiB",
-        "The limit of the local disk that changes take which wait in the spool while the bucket cannot be reached. Past it they are dropped, and the full state follows.",
+        "The limit of the local disk that changes take which wait in the spool while the bucket cannot be reached, with what is made of them to send them: half of it may wait. Past it they are dropped, and the full state follows.",
     ),
     option("connect_timeout", durations(100, 600_000), "5s", "How long a connection to the store may take to open."),
-    option("request_timeout", durations(100, 3_600_000), "60s", "How long one request to the store may take."),
+    option(
+        "request_timeout",
+        durations(100, 3_600_000),
+        "60s",
+        "How long one request to the store may take. A small one is made again sooner: after a third of `ack_timeout`, 2 to 10 s.",
+    ),
     option("log", Kind::Log, "sqlite", "Where log lines go: to SQLite's own log (`sqlite3_log`), to stderr, or to a file."),
     option("log_level", Kind::LogLevel, "info", "How much is logged."),
     option(

@@ -99,7 +99,7 @@ impl Preserver {
         let mut missing =
             (whole.saturating_add(1)..=self.commit_pages).filter(|page| *page != lock_page && self.frames.frame_of(*page).is_none());
         let first = missing.next()?;
-        Some((first, missing.last().unwrap_or(first)))
+        Some((first, missing.next_back().unwrap_or(first)))
     }
 
     /// A page of the database file is about to be overwritten; `read` reads it as it is.

@@ -21,7 +21,7 @@ use super::tail::{Mode, StopKind, Tail};
 use super::uploader;
 use crate::config::Options;
 use crate::fault::fault_point;
-use crate::spool::{Spool, SpoolError};
+use crate::spool::{Limits, Spool, SpoolError};
 use crate::store::{self, ReplicaUrl, StoreError, UrlError};
 
 /// Why a database cannot be opened with replication.
@@ -280,7 +280,9 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) ->
     }
     let spool = |state: &State| {
         let attempt = state.attempt.map(|a| a.txid);
-        Spool::open(&paths.directory, owner, options.max_local_bytes, state.spool_first, state.spool_next, attempt)
+        // With one more that is being made, of what `max_memory` allows.
+        let limits = Limits { disk_bytes: options.max_local_bytes, memory_bytes: options.max_memory_bytes / 2 };
+        Spool::open(&paths.directory, owner, limits, state.spool_first, state.spool_next, attempt)
     };
     let whole = |spool: Spool| spool.check_node(state.node_id).map(|()| spool);
     let opened = match spool(&state).and_then(whole) {

@@ -19,13 +19,14 @@ use tokio::sync::Notify;
 
 use super::budget::{Backoff, Budget, Siblings};
 use super::clock;
+use super::control::FullReason;
 use super::database::{Database, now_ms};
 use super::hub::{Hub, HubReceiver, Notice};
 use super::lineage::{self, Exists};
 use super::outage::{Outages, Over, Tell};
 use super::process::Registry;
 use super::progress::{Facts, ReplicationState};
-use super::send;
+use super::send::{self, Patience};
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
 use crate::fault::fault_point;
@@ -166,6 +167,7 @@ struct Task {
     budget: Budget,
     backoff: Backoff,
     siblings: Siblings,
+    patience: Patience,
     /// The bucket has been compared with what the control file says.
     verified: bool,
     outages: RefCell<Outages>,
@@ -183,6 +185,7 @@ impl Task {
             budget,
             backoff: Backoff::default(),
             siblings: Siblings::default(),
+            patience: Patience::default(),
             verified: false,
             outages: RefCell::default(),
             left_alone,
@@ -362,11 +365,11 @@ impl Task {
         self.budget.take(clock::now());
         let name = LtxName::level0(inflight.attempt.txid);
         fault_point!("send.put");
-        let created = self.meanwhile(send::send(&database, &name, &inflight)).await??;
+        let created = self.patiently(&database, &inflight, send::send(&database, &name, &inflight)).await?;
         fault_point!("send.done");
         if created == Created::AlreadyExists {
             fault_point!("send.compare");
-            match self.meanwhile(lineage::compare(&database, &name, &inflight.attempt)).await?? {
+            match self.patiently(&database, &inflight, lineage::compare(&database, &name, &inflight.attempt)).await? {
                 Exists::Ours => {}
                 Exists::Foreign(whose) => {
                     stop(&database, StopKind::Fenced, whose);
@@ -403,6 +406,23 @@ impl Task {
         );
         self.succeeded();
         Ok(())
+    }
+
+    /// Awaits what a batch takes: where that is one request, not as long as requests may take.
+    async fn patiently<T>(
+        &mut self,
+        database: &Database,
+        inflight: &Inflight,
+        request: impl Future<Output = Result<T, StepError>>,
+    ) -> Result<T, StepError> {
+        let (name, bytes) = (LtxName::level0(inflight.attempt.txid), inflight.attempt.size_bytes);
+        if bytes > database.store.part_size_bytes() as u64 {
+            return self.meanwhile(request).await?;
+        }
+        let mut patience = std::mem::take(&mut self.patience);
+        let done = self.meanwhile(patience.wait(database, &name, bytes, request)).await;
+        self.patience = patience;
+        done?
     }
 
     /// Awaits a request; spools as the WAL grows, and ends early where the last handle is closed.
@@ -468,10 +488,17 @@ impl Task {
         }
         database.note_looked();
         let live = database.published().live();
-        let much = tail.uncaptured_frames(&live.end) >= ENCODE_AHEAD_FRAMES;
-        let spooled = if much { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
+        let frames = tail.uncaptured_frames(&live.end);
+        let spooled =
+            if frames >= ENCODE_AHEAD_FRAMES { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
         database.note_captured(&tail);
         let Err(error) = spooled else { return ENCODE_AHEAD_FRAMES };
+        if error.is_out_of_room() && frames > database.most_gate_frames() {
+            // A writer that wants to restart the WAL would not try it, and the WAL would grow without end.
+            log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
+            database.lose(&mut tail, FullReason::SpoolLost);
+            return u32::MAX;
+        }
         if let Err(error) = recover(database, &mut tail, error)
             // A disk that is full fails at every try, and with every commit comes one.
             && self.outages.borrow_mut().is_news("encode ahead", clock::now())
@@ -545,7 +572,6 @@ impl Task {
 /// What a local failure means: the full state where something is lost, another try where it may pass.
 fn recover(database: &Database, tail: &mut super::tail::Tail, error: TailError) -> Result<Next, StepError> {
     use super::batch::BatchError;
-    use super::control::FullReason;
     match &error {
         TailError::Spool(lost) if lost.is_lasting() => {
             log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());

@@ -5,12 +5,22 @@
 //! costs disk in the order of the pages that changed, not of the writes made.
 //!
 //! A batch that was sent, or may have been, is kept apart as `attempt-<txid>.ltx`, byte for byte, and never merged.
+//!
+//! All of it, what is being made included, stays below a limit of bytes, and below what it leaves free on its disk. What a full disk does not
+//! take is kept in memory, up to another limit, so that SQLite need not be held up: should the process die meanwhile, the entry that the
+//! control file names is missed at the next open, and the full state follows.
+
+mod out;
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Seek as _};
+use std::fs::File;
+use std::io::{self, BufReader, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+
+use self::out::Room;
+pub(crate) use self::out::{Out, Stored, is_disk_full};
 use crate::fault::{fault_io, fault_point};
 use crate::ltx::{Header, LtxError, Reader, merge};
 use crate::replicator::local::OwnerMode;
@@ -23,9 +33,12 @@ const MOST_ENTRIES: usize = 8;
 const MOST_UNMERGED: usize = 32;
 const IO_BUFFER_BYTES: usize = 64 * 1024;
 const LEAST_BUFFER_BYTES: usize = 4 * 1024;
-/// Files that are kept to be written over, and how large one may be: 2 MiB beside what `max_local` counts.
+/// Files that are kept to be written over, how large one may be, and the part of the limit that they may have.
 const MOST_SPARES: usize = MOST_UNMERGED;
 const MOST_SPARE_BYTES: u64 = 64 * 1024;
+const SPARE_PART: u64 = 16;
+/// That much may wait on a disk that has hardly anything left, too.
+const ALWAYS_BYTES: u64 = 1024 * 1024;
 
 /// What went wrong in the spool.
 #[derive(Debug, thiserror::Error)]
@@ -51,8 +64,11 @@ pub(crate) enum SpoolError {
     #[error("spool {path}: it is another entry, made by node {found:016x} (this is {node_id:016x})")]
     Foreign { path: PathBuf, found: u64, node_id: u64 },
     /// The limit of local disk would be passed.
-    #[error("spool {directory}: {needed_bytes} bytes are over the limit of {limit_bytes} (max_local)")]
+    #[error("spool {directory}: what waits and its sending take {needed_bytes} bytes, over the limit of {limit_bytes} (max_local)")]
     Full { directory: PathBuf, needed_bytes: u64, limit_bytes: u64 },
+    /// It takes more of its disk than it leaves to everybody else.
+    #[error("spool {directory}: {bytes} bytes wait there, and only {free_bytes} are left on that disk")]
+    Crowding { directory: PathBuf, bytes: u64, free_bytes: u64 },
 }
 
 impl SpoolError {
@@ -69,19 +85,71 @@ impl SpoolError {
     pub(crate) fn is_lasting(&self) -> bool {
         match self {
             Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Ltx { .. } | Self::Missing { .. } | Self::Foreign { .. } | Self::Full { .. } => true,
+            Self::Ltx { .. } | Self::Missing { .. } | Self::Foreign { .. } | Self::Full { .. } | Self::Crowding { .. } => true,
+        }
+    }
+
+    /// More waits than there is room for.
+    pub(crate) fn is_out_of_room(&self) -> bool {
+        match self {
+            Self::Full { .. } | Self::Crowding { .. } => true,
+            Self::Io { source, .. } | Self::Ltx { source: LtxError::Io(source), .. } => is_disk_full(source),
+            Self::Ltx { .. } | Self::Missing { .. } | Self::Foreign { .. } => false,
         }
     }
 }
 
 /// All entries to be merged, oldest first, and the newest one's header.
-pub(crate) type Contents = (Vec<Reader<BufReader<File>>>, Header);
+pub(crate) type Contents = (Vec<Reader<Input>>, Header);
 
-/// One file.
+/// An entry that is read.
+pub(crate) enum Input {
+    File(BufReader<File>),
+    Memory(Cursor<Bytes>),
+}
+
+impl Read for Input {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.read(buf),
+            Self::Memory(bytes) => bytes.read(buf),
+        }
+    }
+}
+
+/// What the spool may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// All files together, those that are being made included.
+    pub(crate) disk_bytes: u64,
+    /// What a full disk does not take.
+    pub(crate) memory_bytes: u64,
+}
+
+/// One file, or what takes its place.
 #[derive(Clone, Debug)]
 struct Entry {
     first: u64,
     last: u64,
+    bytes: u64,
+    /// It is here and not on the disk, which was full.
+    memory: Option<Bytes>,
+}
+
+impl Entry {
+    const fn is_on_disk(&self) -> bool {
+        self.memory.is_none()
+    }
+
+    fn stored(self, stored: Stored) -> Self {
+        Self { bytes: stored.bytes(), memory: stored.into_memory(), ..self }
+    }
+}
+
+/// A file that nothing needs.
+#[derive(Debug)]
+struct Spare {
+    path: PathBuf,
     bytes: u64,
 }
 
@@ -90,12 +158,14 @@ struct Entry {
 pub(crate) struct Spool {
     directory: PathBuf,
     owner: OwnerMode,
-    limit_bytes: u64,
+    limits: Limits,
     entries: VecDeque<Entry>,
     next: u64,
+    /// What the batch that is being sent takes on the disk.
+    attempt_bytes: u64,
     /// Files of entries that were merged into others, to be written over: where commits are spooled one by one, making a file and removing it costs
     /// more than filling it. They keep their names, under which the next open removes them.
-    spare: Vec<PathBuf>,
+    spare: Vec<Spare>,
 }
 
 impl Spool {
@@ -104,33 +174,14 @@ impl Spool {
     pub(crate) fn open(
         directory: &Path,
         owner: OwnerMode,
-        limit_bytes: u64,
+        limits: Limits,
         first: u64,
         next: u64,
         keep_attempt: Option<Txid>,
     ) -> Result<Self, SpoolError> {
-        let mut found = Vec::new();
-        let read = std::fs::read_dir(directory).map_err(|source| io_error(directory, source))?;
-        for item in read {
-            let item = item.map_err(|source| io_error(directory, source))?;
-            let name = item.file_name();
-            let Some(name) = name.to_str() else { continue };
-            let entry = parse_name(name).filter(|(a, b)| first <= *a && *b < next);
-            let stray = match entry {
-                Some(_) => false,
-                None => {
-                    let attempt = name.starts_with("attempt-") && Some(name) != keep_attempt.map(attempt_name).as_deref();
-                    name.starts_with("spool-") || name.ends_with(".tmp") || attempt
-                }
-            };
-            if stray {
-                remove(&item.path())?;
-            } else if let Some((a, b)) = entry {
-                let bytes = item.metadata().map_err(|source| io_error(&item.path(), source))?.len();
-                found.push(Entry { first: a, last: b, bytes });
-            }
-        }
-        let mut spool = Self { directory: directory.to_owned(), owner, limit_bytes, entries: VecDeque::new(), next, spare: Vec::new() };
+        let (found, attempt_bytes) = sweep(directory, first, next, keep_attempt)?;
+        let mut spool =
+            Self { directory: directory.to_owned(), owner, limits, entries: VecDeque::new(), next, attempt_bytes, spare: Vec::new() };
         spool.adopt_found(found, first)?;
         Ok(spool)
     }
@@ -160,7 +211,7 @@ impl Spool {
     pub(crate) fn check_node(&self, node_id: u64) -> Result<(), SpoolError> {
         for entry in &self.entries {
             let path = self.path(entry);
-            let header = read_header(&path)?;
+            let header = self.header(entry)?;
             if header.node_id != node_id || header.min_txid != placeholder(entry.first) || header.max_txid != placeholder(entry.last) {
                 return Err(SpoolError::Foreign { path, found: header.node_id, node_id });
             }
@@ -185,32 +236,92 @@ impl Spool {
         self.entries.len() > MOST_ENTRIES
     }
 
-    /// Bytes of all entries.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.entries.iter().map(|e| e.bytes).sum()
+    /// What the entries take of the disk.
+    fn bytes(&self) -> u64 {
+        self.entries.iter().filter(|e| e.is_on_disk()).map(|e| e.bytes).sum()
+    }
+
+    /// What there is room for: in a file beside all that is there or, with two copies, in one that will be there twice as the others will.
+    fn room(&self, copies: u64) -> Room {
+        let others_bytes = self.attempt_bytes.saturating_add(self.spare_bytes());
+        let taken_bytes = others_bytes.saturating_add(copies.saturating_mul(self.bytes()));
+        let in_memory: u64 = self.entries.iter().filter(|e| !e.is_on_disk()).map(|e| e.bytes).sum();
+        Room {
+            disk_bytes: self.limits.disk_bytes.saturating_sub(taken_bytes) / copies,
+            memory_bytes: self.limits.memory_bytes.saturating_sub(in_memory),
+        }
+    }
+
+    fn spare_bytes(&self) -> u64 {
+        self.spare.iter().map(|spare| spare.bytes).sum()
+    }
+
+    fn remove_spare(&mut self) {
+        for spare in self.spare.drain(..) {
+            // One that cannot be removed is removed at the next open.
+            let _ = std::fs::remove_file(spare.path);
+        }
+    }
+
+    /// What waits must be able to be merged, and sent.
+    fn make_room(&mut self) {
+        if self.room(1).disk_bytes < self.bytes() {
+            self.remove_spare();
+        }
+    }
+
+    fn over_limit(&self, bytes: u64) -> SpoolError {
+        let others_bytes = self.attempt_bytes.saturating_add(self.spare_bytes());
+        let needed_bytes = others_bytes.saturating_add(self.bytes().saturating_add(bytes).saturating_mul(2));
+        SpoolError::Full { directory: self.directory.clone(), needed_bytes, limit_bytes: self.limits.disk_bytes }
     }
 
     /// Adds an entry, which `write` encodes into the file given to it.
     ///
-    /// Fails with `Full` once the entry is there but the limit is passed; the caller then gives the whole queue up.
-    pub(crate) fn append<E: From<SpoolError>>(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>) -> Result<(), E> {
+    /// Fails where there is no room for it, or too little left behind it; the caller then gives the whole queue up.
+    pub(crate) fn append<E: From<SpoolError>>(&mut self, write: impl FnOnce(&mut Out) -> Result<(), E>) -> Result<(), E> {
         // Before it and not after it: what is merged must have been named by the control file.
         self.bound()?;
-        let entry = Entry { first: self.next, last: self.next, bytes: 0 };
+        let entry = Entry { first: self.next, last: self.next, bytes: 0, memory: None };
         // Nobody looks at it before the control file names its number, so that it needs no rename to be there as a whole.
         let path = self.path(&entry);
+        let room = self.room(2);
         if let Some(spare) = self.spare.pop() {
             // Where it has gone one is made.
-            let _ = std::fs::rename(spare, &path);
+            let _ = std::fs::rename(spare.path, &path);
         }
-        let bytes = self.write_file(&path, write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
-        self.entries.push_back(Entry { bytes, ..entry });
+        // What waits is written once more when it is merged or sent, and both are there then.
+        let stored = self.write_file(&path, room, write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        if let Stored::Memory(_) = stored {
+            self.remove_spare();
+        }
+        self.entries.push_back(entry.stored(stored));
         self.next += 1;
-        let needed_bytes = self.bytes();
-        if needed_bytes > self.limit_bytes {
-            return Err(SpoolError::Full { directory: self.directory.clone(), needed_bytes, limit_bytes: self.limit_bytes }.into());
+        Ok(self.leave_room_for_others()?)
+    }
+
+    /// Fails where the spool takes more of its disk than is left there: before it is full for SQLite as well.
+    fn leave_room_for_others(&self) -> Result<(), SpoolError> {
+        let bytes = self.bytes() + self.spare_bytes();
+        if bytes <= ALWAYS_BYTES {
+            return Ok(());
         }
-        Ok(())
+        // Where it does not say, its own error does.
+        let Ok(disk) = rustix::fs::statvfs(&self.directory) else { return Ok(()) };
+        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if bytes > free_bytes { Err(SpoolError::Crowding { directory: self.directory.clone(), bytes, free_bytes }) } else { Ok(()) }
+    }
+
+    /// Puts what had to stay in memory onto the disk, as far as there is room now.
+    pub(crate) fn settle(&mut self) {
+        for at in 0..self.entries.len() {
+            let Some(entry) = self.entries.get(at).filter(|e| !e.is_on_disk()).cloned() else { continue };
+            let (path, bytes) = (self.path(&entry), entry.memory.clone().unwrap_or_default());
+            let room = Room { memory_bytes: 0, ..self.room(2) };
+            let stored = self.create_in(&path, room, |out| out.write_all(&bytes).map_err(|source| io_error(&path, source)));
+            let (Ok(stored), Some(place)) = (stored, self.entries.get_mut(at)) else { return };
+            *place = entry.stored(stored);
+        }
     }
 
     /// Merges until there are fewer entries than a merge may open.
@@ -236,25 +347,26 @@ impl Spool {
             run += 1;
         }
         let keep = self.entries.len() - run;
+        self.make_room();
         fault_point!("merge.begin");
         let inputs: Vec<Entry> = self.entries.range(keep..).cloned().collect();
         let (Some(oldest), Some(newest)) = (inputs.first(), inputs.last()) else { return Ok(()) };
-        let output = Entry { first: oldest.first, last: newest.last, bytes: 0 };
+        let output = Entry { first: oldest.first, last: newest.last, bytes: 0, memory: None };
         let readers = inputs.iter().map(|e| self.reader(e)).collect::<Result<Vec<_>, _>>()?;
-        let newest_path = self.path(newest);
-        let mut header = read_header(&newest_path)?;
+        let mut header = self.header(newest)?;
         header.min_txid = placeholder(oldest.first);
         let output_path = self.path(&output);
-        let bytes =
+        let stored =
             self.create(&output_path, |out| merge(readers, &header, out).map(drop).map_err(|source| SpoolError::of(&output_path, source)))?;
         fault_point!("merge.written");
         self.entries.truncate(keep);
-        self.entries.push_back(Entry { bytes, ..output });
+        self.entries.push_back(output.stored(stored));
         // One that cannot be removed is removed at the next open.
-        inputs.iter().try_for_each(|input| {
+        inputs.iter().filter(|input| input.is_on_disk()).try_for_each(|input| {
             let path = self.path(input);
-            if input.bytes <= MOST_SPARE_BYTES && self.spare.len() < MOST_SPARES {
-                self.spare.push(path);
+            let spare_bytes = self.spare_bytes() + input.bytes;
+            if input.bytes <= MOST_SPARE_BYTES && self.spare.len() < MOST_SPARES && spare_bytes <= self.limits.disk_bytes / SPARE_PART {
+                self.spare.push(Spare { path, bytes: input.bytes });
             } else {
                 remove(&path)?;
             }
@@ -267,7 +379,7 @@ impl Spool {
     pub(crate) fn readers(&self) -> Result<Option<Contents>, SpoolError> {
         let Some(newest) = self.entries.back() else { return Ok(None) };
         let readers = self.entries.iter().map(|e| self.reader(e)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Some((readers, read_header(&self.path(newest))?)))
+        Ok(Some((readers, self.header(newest)?)))
     }
 
     /// Forgets all entries. Their files go when the caller has saved that they are not needed: see `remove_stale`.
@@ -276,10 +388,34 @@ impl Spool {
     }
 
     /// Removes the files of entries below a sequence number, and attempts but for one.
-    pub(crate) fn remove_stale(&self, keep_attempt: Option<Txid>) -> Result<(), SpoolError> {
-        let reopened = Self::open(&self.directory, self.owner, self.limit_bytes, self.first(), self.next, keep_attempt)?;
-        drop(reopened);
+    pub(crate) fn remove_stale(&mut self, keep_attempt: Option<Txid>) -> Result<(), SpoolError> {
+        self.remove_spare();
+        (_, self.attempt_bytes) = sweep(&self.directory, self.first(), self.next, keep_attempt)?;
         Ok(())
+    }
+
+    /// The bytes of an attempted batch are not needed any more. A file that stays behind is removed at the next open.
+    pub(crate) fn remove_attempt(&mut self, txid: Txid) {
+        let _ = std::fs::remove_file(self.attempt_path(txid));
+        self.attempt_bytes = 0;
+    }
+
+    /// Whether there is a file of an attempted batch.
+    pub(crate) const fn has_attempt(&self) -> bool {
+        self.attempt_bytes > 0
+    }
+
+    /// Keeps the bytes of an attempted batch, of which there is one at a time.
+    pub(crate) fn create_attempt<E: From<SpoolError>>(
+        &mut self,
+        txid: Txid,
+        write: impl FnOnce(&mut Out) -> Result<(), E>,
+    ) -> Result<Stored, E> {
+        self.attempt_bytes = 0;
+        self.make_room();
+        let stored = self.create(&self.attempt_path(txid), write)?;
+        self.attempt_bytes = if let Stored::File(bytes) = stored { bytes } else { 0 };
+        Ok(stored)
     }
 
     /// Where the bytes of an attempted batch are kept.
@@ -287,49 +423,76 @@ impl Spool {
         self.directory.join(attempt_name(txid))
     }
 
-    /// Creates a file in the directory under its final name, whole or not at all; returns its size in bytes.
-    pub(crate) fn create<E: From<SpoolError>>(
-        &self,
-        path: &Path,
-        write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
-    ) -> Result<u64, E> {
+    /// Creates a file in the directory under its final name, whole or not at all; what a full disk does not take stays in memory.
+    fn create<E: From<SpoolError>>(&self, path: &Path, write: impl FnOnce(&mut Out) -> Result<(), E>) -> Result<Stored, E> {
+        self.create_in(path, self.room(1), write)
+    }
+
+    fn create_in<E: From<SpoolError>>(&self, path: &Path, room: Room, write: impl FnOnce(&mut Out) -> Result<(), E>) -> Result<Stored, E> {
         let temporary = path.with_extension("tmp");
-        let made = self.write_file(&temporary, write).and_then(|bytes| {
-            std::fs::rename(&temporary, path).map_err(|source| io_error(path, source))?;
+        let made = self.write_file(&temporary, room, write).and_then(|stored| {
+            if let Stored::File(_) = stored {
+                std::fs::rename(&temporary, path).map_err(|source| io_error(path, source))?;
+            }
             fault_point!("spool.renamed");
-            Ok(bytes)
+            Ok(stored)
         });
         // The error to report is the first one; a temporary file left over is removed at the next open.
         made.inspect_err(|_| drop(std::fs::remove_file(&temporary)))
     }
 
-    fn write_file<E: From<SpoolError>>(&self, path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>) -> Result<u64, E> {
-        fault_io!("spool.create").map_err(|source| io_error(path, source))?;
-        // One that is written over is cut at its end only: a file that was cut to nothing, ext4 sends to the disk when it is closed.
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(|source| io_error(path, source))?;
-        self.owner.apply(&file).map_err(|source| io_error(path, source))?;
-        let mut out = BufWriter::with_capacity(IO_BUFFER_BYTES, file);
-        write(&mut out)?;
-        let mut file = out.into_inner().map_err(|e| io_error(path, e.into_error()))?;
-        fault_io!("spool.written").map_err(|source| io_error(path, source))?;
-        let bytes = file.stream_position().map_err(|source| io_error(path, source))?;
-        if file.metadata().map_err(|source| io_error(path, source))?.len() != bytes {
-            file.set_len(bytes).map_err(|source| io_error(path, source))?;
+    fn write_file<E: From<SpoolError>>(&self, path: &Path, room: Room, write: impl FnOnce(&mut Out) -> Result<(), E>) -> Result<Stored, E> {
+        let mut out = Out::create(path, &self.owner, room).map_err(|source| io_error(path, source))?;
+        let written = write(&mut out);
+        if let Some(bytes) = out.over_limit_bytes() {
+            return Err(self.over_limit(bytes).into());
         }
-        Ok(bytes)
+        written?;
+        Ok(out.finish().map_err(|source| io_error(path, source))?)
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {
         self.directory.join(format!("spool-{:016x}-{:016x}.ltx", entry.first, entry.last))
     }
 
-    fn reader(&self, entry: &Entry) -> Result<Reader<BufReader<File>>, SpoolError> {
+    fn header(&self, entry: &Entry) -> Result<Header, SpoolError> {
+        let path = self.path(entry);
+        let Some(bytes) = &entry.memory else { return read_header(&path) };
+        let mut start = [0; crate::ltx::HEADER_BYTES];
+        bytes.as_ref().read_exact(&mut start).map_err(|source| io_error(&path, source))?;
+        Header::decode(&start).map_err(|source| SpoolError::Ltx { path, source })
+    }
+
+    fn reader(&self, entry: &Entry) -> Result<Reader<Input>, SpoolError> {
+        if let Some(bytes) = &entry.memory {
+            return Ok(Reader::new(Input::Memory(Cursor::new(bytes.clone()))));
+        }
         let path = self.path(entry);
         let file = File::open(&path).map_err(|source| io_error(&path, source))?;
         // A small entry costs a small buffer: many are merged at once.
         let capacity = usize::try_from(entry.bytes).unwrap_or(usize::MAX).clamp(LEAST_BUFFER_BYTES, IO_BUFFER_BYTES);
-        Ok(Reader::new(BufReader::with_capacity(capacity, file)))
+        Ok(Reader::new(Input::File(BufReader::with_capacity(capacity, file))))
     }
+}
+
+/// Removes what lies in the directory beside the entries of some sequence numbers and one attempt. Returns those entries, and the attempt's bytes.
+fn sweep(directory: &Path, first: u64, next: u64, keep_attempt: Option<Txid>) -> Result<(Vec<Entry>, u64), SpoolError> {
+    let (mut found, mut attempt_bytes) = (Vec::new(), 0);
+    let read = std::fs::read_dir(directory).map_err(|source| io_error(directory, source))?;
+    for item in read {
+        let item = item.map_err(|source| io_error(directory, source))?;
+        let name = item.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let bytes = || item.metadata().map(|m| m.len()).map_err(|source| io_error(&item.path(), source));
+        if let Some((first, last)) = parse_name(name).filter(|(a, b)| first <= *a && *b < next) {
+            found.push(Entry { first, last, bytes: bytes()?, memory: None });
+        } else if keep_attempt.is_some_and(|txid| name == attempt_name(txid)) {
+            attempt_bytes = bytes()?;
+        } else if name.starts_with("spool-") || name.starts_with("attempt-") || name.ends_with(".tmp") {
+            remove(&item.path())?;
+        }
+    }
+    Ok((found, attempt_bytes))
 }
 
 /// The header of an entry before it has a TXID of its own: TXIDs are given when a batch is frozen.
@@ -364,7 +527,6 @@ fn parse_name(name: &str) -> Option<(u64, u64)> {
 }
 
 fn read_header(path: &Path) -> Result<Header, SpoolError> {
-    use std::io::Read;
     let mut bytes = [0; crate::ltx::HEADER_BYTES];
     File::open(path).and_then(|mut f| f.read_exact(&mut bytes)).map_err(|source| io_error(path, source))?;
     Header::decode(&bytes).map_err(|source| SpoolError::Ltx { path: path.to_owned(), source })
@@ -388,16 +550,21 @@ mod tests {
     use crate::ltx::Encoder;
     use crate::types::{PageNo, PageSize};
 
+    fn open(dir: &Path, disk_bytes: u64, first: u64, next: u64) -> Result<Spool, SpoolError> {
+        Spool::open(dir, OwnerMode::of(dir).unwrap(), Limits { disk_bytes, memory_bytes: 0 }, first, next, None)
+    }
+
+    fn encode(out: &mut Out, header: &Header, pages: &[(u32, u8)]) -> Result<(), LtxError> {
+        let mut encoder = Encoder::new(out, header)?;
+        for (number, fill) in pages {
+            encoder.page(PageNo::new(*number).unwrap(), &[*fill; 512])?;
+        }
+        encoder.finish().map(drop)
+    }
+
     fn append(spool: &mut Spool, pages: &[(u32, u8)]) -> Result<(), SpoolError> {
-        let header = entry_header(PageSize::MIN, 100, TimestampMs(1), 7, spool.next());
-        spool.append(|out| {
-            let mut encoder = Encoder::new(out, &header).unwrap();
-            for (number, fill) in pages {
-                encoder.page(PageNo::new(*number).unwrap(), &[*fill; 512]).unwrap();
-            }
-            encoder.finish().unwrap();
-            Ok(())
-        })
+        let header = entry_header(PageSize::MIN, 10_000, TimestampMs(1), 7, spool.next());
+        spool.append(|out| encode(out, &header, pages).map_err(|error| SpoolError::of(Path::new("entry"), error)))
     }
 
     fn contents(spool: &Spool) -> Vec<(u32, u8)> {
@@ -414,7 +581,7 @@ mod tests {
     #[test]
     fn many_entries_are_merged_into_few_and_read_the_same() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 0, 0, None).unwrap();
+        let mut spool = open(dir.path(), u64::MAX, 0, 0).unwrap();
         for i in 0..100_u32 {
             append(&mut spool, &[(1, i as u8), (2 + i % 7, i as u8)]).unwrap();
             spool.merge_waiting().unwrap();
@@ -422,45 +589,96 @@ mod tests {
         }
         let expected = vec![(1, 99), (2, 98), (3, 99), (4, 93), (5, 94), (6, 95), (7, 96), (8, 97)];
         assert_eq!(contents(&spool), expected);
-        let again = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, spool.first(), spool.next(), None).unwrap();
+        let again = open(dir.path(), u64::MAX, spool.first(), spool.next()).unwrap();
         assert_eq!(contents(&again), expected);
     }
 
     #[test]
     fn entries_are_few_where_nobody_merges() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 0, 0, None).unwrap();
+        let mut spool = open(dir.path(), u64::MAX, 0, 0).unwrap();
         for i in 0..500_u32 {
             append(&mut spool, &[(1, i as u8), (2 + i % 7, i as u8)]).unwrap();
             assert!(spool.entries.len() <= MOST_UNMERGED);
         }
         assert_eq!(contents(&spool)[0], (1, 499_u32 as u8));
-        let again = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, spool.first(), spool.next(), None).unwrap();
+        let again = open(dir.path(), u64::MAX, spool.first(), spool.next()).unwrap();
         assert_eq!(contents(&again), contents(&spool));
     }
 
     #[test]
     fn a_missing_entry_is_an_error_and_strays_are_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 5, 5, None).unwrap();
+        let mut spool = open(dir.path(), u64::MAX, 5, 5).unwrap();
         append(&mut spool, &[(1, 1)]).unwrap();
         append(&mut spool, &[(1, 2)]).unwrap();
         std::fs::write(dir.path().join("half.tmp"), b"x").unwrap();
-        assert!(matches!(
-            Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 5, 8, None),
-            Err(SpoolError::Missing { first: 7, last: 7, .. })
-        ));
+        assert!(matches!(open(dir.path(), u64::MAX, 5, 8), Err(SpoolError::Missing { first: 7, last: 7, .. })));
         assert!(!dir.path().join("half.tmp").exists());
         // What the control file does not name never happened.
-        let shorter = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), u64::MAX, 5, 6, None).unwrap();
+        let shorter = open(dir.path(), u64::MAX, 5, 6).unwrap();
         assert_eq!(contents(&shorter), [(1, 1)]);
     }
 
+    fn bytes_in(dir: &Path) -> u64 {
+        std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum()
+    }
+
+    /// What waits, what is being sent and what is in the making: whatever waits can still be merged, and sent.
     #[test]
     fn the_limit_is_kept() {
+        const LIMIT_BYTES: u64 = 20_000;
         let dir = tempfile::tempdir().unwrap();
-        let mut spool = Spool::open(dir.path(), OwnerMode::of(dir.path()).unwrap(), 300, 0, 0, None).unwrap();
-        append(&mut spool, &[(1, 1)]).unwrap();
-        assert!(matches!(append(&mut spool, &[(1, 1)]), Err(SpoolError::Full { .. })));
+        let mut spool = open(dir.path(), LIMIT_BYTES, 0, 0).unwrap();
+        let attempted = |spool: &mut Spool, bytes: usize| {
+            spool.create_attempt(Txid::FIRST, |out| out.write_all(&vec![1; bytes]).map_err(|source| io_error(Path::new("attempt"), source)))
+        };
+        attempted(&mut spool, 5000).unwrap();
+        let mut number = 0;
+        let full = loop {
+            number += 1;
+            match append(&mut spool, &[(number, 1), (number + 1000, 2)]) {
+                Ok(()) => {
+                    assert!(2 * spool.bytes() + spool.spare_bytes() + 5000 <= LIMIT_BYTES);
+                    assert_eq!(spool.bytes() + spool.spare_bytes() + 5000, bytes_in(dir.path()));
+                    spool.merge_waiting().unwrap();
+                }
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(full, SpoolError::Full { needed_bytes: LIMIT_BYTES.., limit_bytes: LIMIT_BYTES, .. }), "{full}");
+        assert!(spool.bytes() > 6000 && contents(&spool).len() == 2 * (number as usize - 1));
+        spool.remove_attempt(Txid::FIRST);
+        append(&mut spool, &[(1, 3)]).unwrap();
+        // A batch of all that waits fits, and a larger one stops where the limit is.
+        let waiting = usize::try_from(spool.bytes()).unwrap();
+        attempted(&mut spool, waiting).unwrap();
+        assert!(bytes_in(dir.path()) <= LIMIT_BYTES);
+        let rest = usize::try_from(LIMIT_BYTES - spool.bytes() - spool.spare_bytes()).unwrap();
+        assert!(matches!(attempted(&mut spool, rest + 1), Err(SpoolError::Full { .. })));
+        assert!(bytes_in(dir.path()) <= LIMIT_BYTES);
+    }
+
+    #[test]
+    fn what_is_kept_in_memory_is_merged_and_put_onto_the_disk_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open(dir.path(), u64::MAX, 0, 0).unwrap();
+        for number in 1..20_u32 {
+            append(&mut spool, &[(1, number as u8), (1 + number, 1)]).unwrap();
+            // As if the disk had been full.
+            let newest = spool.entries.pop_back().unwrap();
+            let path = spool.path(&newest);
+            let bytes = Bytes::from(std::fs::read(&path).unwrap());
+            std::fs::remove_file(&path).unwrap();
+            spool.entries.push_back(newest.stored(Stored::Memory(bytes)));
+            spool.merge_waiting().unwrap();
+        }
+        let expected = contents(&spool);
+        assert_eq!((expected.len(), expected[0]), (20, (1, 19)));
+        assert!(spool.entries.iter().any(|entry| !entry.is_on_disk()));
+        spool.settle();
+        assert!(spool.entries.iter().all(Entry::is_on_disk));
+        let again = open(dir.path(), u64::MAX, spool.first(), spool.next()).unwrap();
+        assert_eq!(contents(&again), expected);
     }
 }

@@ -29,7 +29,9 @@ NOBODY = 65534
 LIMIT_S = 600
 
 # Files that need the page of SQLite's locks at 64 KiB, where the suite puts it: see prelude.tcl.
-LOW_LOCK_PAGE = {"autovacuum", "backup", "backup_ioerr", "corrupt2", "pager1", "tkt4018", "wal", "wal2"}
+LOW_LOCK_PAGE = {
+    "autovacuum", "backup", "backup_ioerr", "corrupt2", "corruptN", "memdb1", "mmap1", "mmapwarm", "pager1", "temptable2", "tkt4018", "wal", "wal2",
+}
 LOW_LOCK_PAGE_BYTES = 0x10000
 
 # Files about threads print dots on the way.

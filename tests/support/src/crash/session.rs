@@ -362,6 +362,8 @@ impl Player {
         };
         match done {
             Err(error) if is_busy(&error) => Ok(()),
+            // A VACUUM, which ends with a commit as well.
+            Err(error) if self.session.may_fail && is_unacknowledged(&error) => Ok(()),
             other => other,
         }
     }

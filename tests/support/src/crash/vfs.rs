@@ -85,6 +85,8 @@ pub enum Counted {
     All,
     /// Those that change a file or a lock.
     Changing,
+    /// Deletions of a WAL.
+    WalDeletions,
 }
 
 /// When the process dies.
@@ -103,6 +105,9 @@ pub type LastAct = Box<dyn Fn(&Disk) + Send + Sync>;
 /// Something that is called before and after every call.
 pub type Hook = Arc<dyn Fn(&Call<'_>) + Send + Sync>;
 
+/// Says of a call whether it fails, with an I/O error, and is not carried out.
+pub type Refusal = Arc<dyn Fn(&Call<'_>) -> bool + Send + Sync>;
+
 #[derive(Default)]
 struct State {
     all: AtomicU64,
@@ -111,6 +116,8 @@ struct State {
     /// Only kept where the power may fail.
     disk: Option<Mutex<Disk>>,
     hook: Mutex<Option<Hook>>,
+    refusal: Mutex<Option<Refusal>>,
+    wal_deletions: AtomicU64,
 }
 
 static STATE: OnceLock<State> = OnceLock::new();
@@ -156,7 +163,18 @@ pub fn end_at(end: End, last_act: LastAct) {
 /// # Panics
 /// Where the VFS is not registered.
 pub fn set_hook(hook: Option<Hook>) {
-    *lock(&STATE.get().expect("the VFS is registered").hook) = hook;
+    let before = std::mem::replace(&mut *lock(&STATE.get().expect("the VFS is registered").hook), hook);
+    // Not under the lock: it may have a connection, whose end comes by here.
+    drop(before);
+}
+
+/// Has calls fail, or none any more.
+///
+/// # Panics
+/// Where the VFS is not registered.
+pub fn set_refusal(refusal: Option<Refusal>) {
+    let before = std::mem::replace(&mut *lock(&STATE.get().expect("the VFS is registered").refusal), refusal);
+    drop(before);
 }
 
 /// How many calls there were: all, and those that change something.
@@ -184,7 +202,20 @@ fn carry_out(call: &Call<'_>, forward: impl FnOnce() -> c_int, note: impl FnOnce
     let changes = call.method.changes();
     let all = state.all.fetch_add(1, Ordering::SeqCst) + 1;
     let changing = if changes { state.changing.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 };
-    let end = state.end.get().filter(|(end, _)| end.call == if end.counted == Counted::All { all } else { changing });
+    let is_wal_deletion = call.method == Method::Delete && call.kind == Kind::Wal;
+    let wal_deletions = if is_wal_deletion { state.wal_deletions.fetch_add(1, Ordering::SeqCst) + 1 } else { 0 };
+    let end = state.end.get().filter(|(end, _)| {
+        end.call
+            == match end.counted {
+                Counted::All => all,
+                Counted::Changing => changing,
+                Counted::WalDeletions => wal_deletions,
+            }
+    });
+    let refusal = lock(&state.refusal).clone();
+    if refusal.is_some_and(|refuses| refuses(call)) {
+        return ffi::SQLITE_IOERR;
+    }
     let hook = lock(&state.hook).clone();
     if let Some(hook) = &hook {
         hook(call);

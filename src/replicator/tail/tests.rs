@@ -2,9 +2,12 @@
 
 use rusqlite::Connection;
 
+use super::continuity::MOST_RESTARTS;
 use super::*;
-use crate::replicator::control::RestoredEarlier;
+use crate::replicator::control::{Acked, OpenTransaction, RestoredEarlier};
 use crate::replicator::local::OwnerMode;
+use crate::spool::Limits;
+use crate::types::Txid;
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -31,6 +34,10 @@ impl Fixture {
         std::fs::remove_file(self.paths().wal).unwrap();
     }
 
+    fn remove_wal_if_there(&self) {
+        let _ = std::fs::remove_file(self.paths().wal);
+    }
+
     fn commit(&self) {
         self.connection.execute_batch("INSERT INTO t VALUES (randomblob(500))").unwrap();
     }
@@ -54,8 +61,15 @@ impl Fixture {
         let owner = OwnerMode::of(&paths.database).unwrap();
         paths.create_directory(&owner).unwrap();
         let (control, _) = Control::open(&paths.control(), &owner).unwrap().unwrap();
-        let spool =
-            Spool::open(&paths.directory, owner, u64::MAX, state.spool_first, state.spool_next, state.attempt.map(|a| a.txid)).unwrap();
+        let spool = Spool::open(
+            &paths.directory,
+            owner,
+            Limits { disk_bytes: u64::MAX, memory_bytes: 0 },
+            state.spool_first,
+            state.spool_next,
+            state.attempt.map(|a| a.txid),
+        )
+        .unwrap();
         Tail::new(paths, control, state, spool, Mode::Unresolved, 1 << 20)
     }
 
@@ -102,6 +116,29 @@ fn with_nothing_known_the_whole_wal_is_kept_until_the_bucket_decides() {
     let live = fixture.live();
     assert_eq!(tail.state.captured, Some(WalPos { frame: 0, checksum: [0, 0], ..live }));
     assert_eq!(tail.uncaptured_frames(&live), live.frame);
+}
+
+/// The last commit was made outside of WAL mode, so that no salts are known. Those of a WAL that is there now, small by chance, tell nothing; nor does the
+/// absence of one, whatever the salts were.
+#[test]
+fn no_salts_are_no_proof_that_a_file_is_newer() {
+    let fixture = Fixture::new();
+    let outside = State { sealed: true, stamp: Some(Stamp { is_wal: false, ..stamp(9) }), ..captured(WalPos::default()) };
+    let judged = |state: State, live: WalPos, now: Stamp| {
+        let mut tail = fixture.tail(state);
+        tail.resolve(&live, &|| Some(now));
+        is_diverged(&tail)
+    };
+    for first in [1, 77, MOST_RESTARTS - 1, MOST_RESTARTS, u32::MAX] {
+        let live = WalPos { salts: [first, 5], frame: 3, checksum: [1, 2] };
+        assert!(judged(outside.clone(), live, stamp(3)), "{first}");
+        fixture.remove_wal_if_there();
+        let before = captured(WalPos { salts: [0_u32.wrapping_sub(first), 5], frame: 0, checksum: [0, 0] });
+        assert!(judged(State { stamp: Some(stamp(9)), ..before }, WalPos::default(), stamp(3)), "{first}");
+    }
+    // And where they are known they are one.
+    let live = WalPos { salts: [8, 5], frame: 3, checksum: [1, 2] };
+    assert!(!judged(captured(WalPos { salts: [7, 4], frame: 2, checksum: [3, 4] }), live, stamp(3)));
 }
 
 #[test]
@@ -163,6 +200,24 @@ fn after_a_clean_close_an_unchanged_file_is_continued() {
     let mut tail = resolved(&fixture, closed(stamp(7)), Some(stamp(7)));
     assert_eq!(tail.mode, Mode::Running);
     assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
+    // Whatever of the file is another.
+    let seven = stamp(7);
+    for other in [
+        Stamp { size_bytes: 8192, ..seven },
+        Stamp { mtime_ns: 99, ..seven },
+        Stamp { ctime_ns: 99, ..seven },
+        Stamp { header_words: [7, 8], ..seven },
+        Stamp { header_words: [8, 7], ..seven },
+        Stamp { boot: 2, ..seven },
+    ] {
+        let mut tail = fixture.tail(closed(seven));
+        tail.resolve(&WalPos::default(), &|| Some(other));
+        assert_ne!(tail.mode, Mode::Running, "{other:?}");
+    }
+    // What was synced outlives a loss of power.
+    let mut tail = fixture.tail(closed(Stamp { synced: true, ..seven }));
+    tail.resolve(&WalPos::default(), &|| Some(Stamp { boot: 2, ..seven }));
+    assert_eq!(tail.mode, Mode::Running);
 }
 
 /// A change of the journal mode that was cut off, with its WAL deleted: before or after it has written to the database file, which SQLite puts back.
@@ -172,14 +227,15 @@ fn a_change_of_the_journal_mode_that_is_rolled_back_left_nothing() {
     let sealed = State { sealed: true, stamp: Some(stamp(7)), ..captured(fixture.live()) };
     fixture.remove_wal();
     let (rolled_back, written) = (Stamp { mtime_ns: 99, ctime_ns: 99, ..stamp(7) }, Stamp { mtime_ns: 98, ..stamp(8) });
-    let judge = |begun: Option<OpenTransaction>, found: Option<Stamp>, now: Stamp| {
+    let judge_after = |begun: Option<OpenTransaction>, found: Option<Stamp>, now: Stamp, synced: bool| {
         let mut tail = fixture.tail(State { open_transaction: begun, ..sealed.clone() });
         if found.is_some() {
-            tail.rolls_back_in_file(found);
+            tail.rolls_back_in_file(found, synced);
         }
         tail.resolve(&WalPos::default(), &|| Some(now));
         tail.mode == Mode::Running
     };
+    let judge = |begun, found, now| judge_after(begun, found, now, true);
     let journaled = Some(OpenTransaction::Journaled);
     assert!(judge(None, Some(stamp(7)), rolled_back));
     assert!(judge(journaled, Some(written), rolled_back));
@@ -189,6 +245,14 @@ fn a_change_of_the_journal_mode_that_is_rolled_back_left_nothing() {
     assert!(!judge(journaled, Some(written), stamp(9)));
     // Somebody else has rolled it back, and may have committed to a WAL since.
     assert!(!judge(journaled, None, rolled_back));
+    // The journal was never synced, and the power has failed: it may have held anything.
+    let safe = State { stamp: Some(Stamp { synced: true, ..stamp(7) }), ..sealed.clone() };
+    for (synced, boot) in [(true, 1), (false, 1), (true, 2), (false, 2)] {
+        let mut tail = fixture.tail(safe.clone());
+        tail.rolls_back_in_file(Some(Stamp { boot, ..stamp(7) }), synced);
+        tail.resolve(&WalPos::default(), &|| Some(Stamp { boot, ..rolled_back }));
+        assert_eq!(tail.mode == Mode::Running, synced || boot == 1);
+    }
 }
 
 #[test]

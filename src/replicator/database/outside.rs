@@ -10,22 +10,23 @@
 //!   xUnlock without one  rolled back: the file holds what it held, but for the content of free pages, which SQLite does not restore
 //! ```
 //!
-//! Under `locking_mode=EXCLUSIVE` there is no xUnlock, so that a transaction that was rolled back looks open until the next one commits. And a WAL has no shared memory that could tell its end: the file itself is read.
+//! Under `locking_mode=EXCLUSIVE` there is no xUnlock, so that a transaction that was rolled back looks open until the next one commits, or until the full
+//! state is to be sent: see `end_if_rolled_back`. And a WAL has no shared memory that could tell its end: the file itself is read.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use super::batch::WalFile;
-use super::control::{FullReason, OpenTransaction, Stamp};
-use super::database::{Database, now_ms};
-use super::durability::UNSEEN;
-use super::file_header::{FileHeader, HEADER_BYTES};
-use super::frames::WrittenFrames;
-use super::pages::PageSet;
-use super::stamp;
-use super::tail::{FileCommit, Mode, Tail};
+use super::{Database, now_ms};
+use crate::replicator::batch::WalFile;
+use crate::replicator::control::{FullReason, OpenTransaction, Stamp};
+use crate::replicator::durability::UNSEEN;
+use crate::replicator::file_header::{FileHeader, HEADER_BYTES};
+use crate::replicator::frames::WrittenFrames;
+use crate::replicator::pages::PageSet;
+use crate::replicator::stamp;
+use crate::replicator::tail::{FileCommit, Mode, Tail};
 use crate::types::{PageSize, WalPos};
 
 /// What a small commit outside the WAL counts for, in frames: several of them make the uploader look, which then merges their spool entries.
@@ -43,6 +44,10 @@ pub(crate) struct Outside {
     rolls_back: bool,
     /// What the header says once it is rolled back, where it says something else once it is committed.
     undone_words: Option<[u32; 2]>,
+    /// It has a journal on disk.
+    is_protected: bool,
+    /// It has synced the file, and not written since.
+    is_synced: bool,
 }
 
 /// A journal that undoes what was written to the database file.
@@ -95,16 +100,18 @@ impl Database {
         let mut outside = self.outside.lock();
         if writer.rolls_back && !outside.active {
             let now = stamp::take(&self.paths.database, &read_header(read), self.is_file_synced());
-            self.lock_tail().rolls_back_in_file(now);
-            outside.rolls_back = true;
+            let was_synced = self.hot_journal() == Some(Journal::Synced);
+            self.lock_tail().rolls_back_in_file(now, was_synced);
+            (outside.rolls_back, outside.is_protected) = (true, true);
         } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
             // A rollback that has come to its end under an exclusive lock, without a word.
             outside.rolls_back = false;
-            outside.undone_words = self.begin_in_file(writer, read);
+            (outside.is_protected, outside.undone_words) = self.begin_in_file(writer, read);
         }
         if !std::mem::replace(&mut outside.active, true) {
             self.writes_file(true);
         }
+        outside.is_synced = false;
         match change {
             FileChange::Write { offset, bytes } => {
                 let size =
@@ -120,8 +127,9 @@ impl Database {
         }
     }
 
-    /// A transaction writes for the first time, with nobody else writing. Returns the header's words where a commit changes them.
-    fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) -> Option<[u32; 2]> {
+    /// A transaction writes for the first time, with nobody else writing. Returns whether it has a journal on disk, and the header's words where a
+    /// commit changes them.
+    fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) -> (bool, Option<[u32; 2]>) {
         let header = read_header(read);
         let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
         let mut tail = self.lock_tail();
@@ -140,7 +148,7 @@ impl Database {
             (Some(_), true) => OpenTransaction::Uncounted,
             (Some(_), false) => OpenTransaction::Journaled,
         };
-        let undone = journal == Some(Journal::Unsynced) && tail.file_may_be_lost();
+        let undone = journal != Some(Journal::Synced) && tail.file_may_be_lost();
         let begun = tail.begins_in_file(transaction, now);
         if let Err(error) = &begun {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
@@ -153,7 +161,7 @@ impl Database {
             // Once: from then on nothing counts as being on disk.
             self.sync_control();
         }
-        (transaction == OpenTransaction::Journaled).then(|| header.words())
+        (transaction != OpenTransaction::Unprotected, (transaction == OpenTransaction::Journaled).then(|| header.words()))
     }
 
     fn lose_unless_stopped(&self, tail: &mut Tail, reason: FullReason) {
@@ -225,6 +233,17 @@ impl Database {
 
     /// Under exclusive locking nobody tells of a rollback. Where the journal has gone and the header is what it was, there was one. For the
     /// uploader, which cannot read the full state while a transaction is open.
+    ///
+    /// Where the header tells nothing, because SQLite counts its change counter up once for a lock, or there is no journal on disk, the file holds a
+    /// committed state all the same: what is rolled back, or what is committed and about to be announced.
+    ///
+    /// ```text
+    ///   a journal on disk    made durable before the first write to the file; gone, or without its header, once SQLite has committed or rolled back
+    ///   none                 both end with a sync of the file, which nothing comes after but, for a commit, COMMIT_PHASETWO
+    /// ```
+    ///
+    /// For the latter the pages stay noted and become an increment that says what the full state has said. The control file does not hear of either:
+    /// it says that the full state is due, until that is begun.
     pub(super) fn end_if_rolled_back(&self) {
         let mut outside = self.outside.lock();
         if !outside.active || self.has_hot_journal() {
@@ -233,16 +252,35 @@ impl Database {
         let Ok(header) = self.file_header() else { return };
         if outside.rolls_back || outside.undone_words == Some(header.words()) {
             self.was_rolled_back(&mut outside, &header);
+        } else if outside.undone_words.is_none() && (outside.is_protected || outside.is_synced) {
+            self.ended(&mut outside);
         }
     }
 
+    /// Whether a transaction has written to the database file of which no journal on disk tells whether it has ended.
+    pub(crate) fn is_unprotected(&self) -> bool {
+        let outside = self.outside.lock();
+        outside.active && !outside.is_protected
+    }
+
+    /// SQLite has synced the database file at the end of a transaction that changes no other database: it is committed, or rolled back.
+    pub(crate) fn ends_with_sync(&self) {
+        let mut outside = self.outside.lock();
+        if !outside.active {
+            return;
+        }
+        outside.is_synced = true;
+        drop(outside);
+        self.look_for_snapshot();
+    }
+
     /// Whether somebody else has a transaction open that may have written to the database file: a hot journal which is not this process's.
-    pub(super) fn awaits_others(&self) -> bool {
+    pub(crate) fn awaits_others(&self) -> bool {
         self.is_in_file() && self.has_hot_journal() && !self.outside.lock().active
     }
 
     /// Whether somebody else has written to the database file since it was last noted what it looks like, or is about to.
-    pub(super) fn is_touched_by_others(&self) -> bool {
+    pub(crate) fn is_touched_by_others(&self) -> bool {
         let outside = self.outside.lock();
         if outside.active || !self.is_in_file() {
             return false;
@@ -267,13 +305,18 @@ impl Database {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
         }
         drop(tail);
+        self.ended(outside);
+    }
+
+    /// The pages stay noted.
+    fn ended(&self, outside: &mut Outside) {
         (outside.active, outside.rolls_back, outside.undone_words) = (false, false, None);
         self.writes_file(false);
     }
 
     /// Whether what waits for a transaction's end waits for the next open: the last handle is closed, and a journal lies there that only then is
     /// rolled back.
-    pub(super) fn awaits_open(&self) -> bool {
+    pub(crate) fn awaits_open(&self) -> bool {
         self.handles.load(Ordering::Acquire) == 0 && self.has_hot_journal()
     }
 
@@ -350,11 +393,17 @@ impl Database {
         const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
         /// Instead of the number of pages, which SQLite writes there when it has synced them.
         const NEVER_SYNCED: [u8; 4] = [0xff; 4];
-        let mut start = [0; MAGIC.len() + NEVER_SYNCED.len()];
-        // It carries no locks, so that opening and closing it harms nobody.
-        File::open(self.journal()).and_then(|file| file.read_exact_at(&mut start, 0)).ok()?;
+        let start = self.journal_start::<{ MAGIC.len() + NEVER_SYNCED.len() }>()?;
         let journal = if start.ends_with(&NEVER_SYNCED) { Journal::Unsynced } else { Journal::Synced };
         start.starts_with(&MAGIC).then_some(journal)
+    }
+
+    /// How the rollback journal on disk begins; `None` where there is none, or a shorter one.
+    pub(crate) fn journal_start<const BYTES: usize>(&self) -> Option<[u8; BYTES]> {
+        let mut start = [0; BYTES];
+        // It carries no locks, so that opening and closing it harms nobody.
+        File::open(self.journal()).and_then(|file| file.read_exact_at(&mut start, 0)).ok()?;
+        Some(start)
     }
 
     fn journal(&self) -> PathBuf {

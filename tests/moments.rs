@@ -1,0 +1,166 @@
+//! What happens between two calls of SQLite's to its VFS: somebody else comes at that very moment.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
+
+use replicated_testkit::bucket::{Bucket, flattened};
+use replicated_testkit::crash::vfs::{self, Call, Kind, Method};
+use replicated_testkit::host;
+use replicated_testkit::sqlite::same_but_for_free_pages;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+struct Place {
+    dir: tempfile::TempDir,
+    bucket: Bucket,
+    /// The hook is the process's.
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Place {
+    fn new() -> Self {
+        static ONCE: Once = Once::new();
+        static ALONE: Mutex<()> = Mutex::new(());
+        ONCE.call_once(|| {
+            vfs::register(false);
+            replicated::register!(rusqlite::ffi).unwrap();
+        });
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = tempfile::tempdir().unwrap();
+        let bucket = Bucket::folder(&dir.path().join("bucket"));
+        Self { dir, bucket, _alone: alone }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("app.db")
+    }
+
+    fn open(&self, options: &[(&str, &str)]) -> Connection {
+        let uri = host::replicated(&self.path(), &self.bucket.url, &[&[("sync_interval", "10ms"), ("burst", "100")], options].concat());
+        let connection = Connection::open_with_flags(uri, OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI).unwrap();
+        connection.execute_batch("PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE IF NOT EXISTS t(x)").unwrap();
+        connection
+    }
+
+    /// Has something done, once, after a call of that kind.
+    fn after(
+        &self,
+        is_meant: impl Fn(&Call<'_>) -> bool + Send + Sync + 'static,
+        then: impl Fn() + Send + Sync + 'static,
+    ) -> Arc<AtomicBool> {
+        let came = Arc::new(AtomicBool::new(false));
+        let (seen, path) = (Arc::clone(&came), self.path());
+        vfs::set_hook(Some(Arc::new(move |call| {
+            if call.is_done && call.path == Some(&*path) && is_meant(call) && !seen.swap(true, Ordering::SeqCst) {
+                then();
+            }
+        })));
+        came
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        vfs::set_hook(None);
+        vfs::set_refusal(None);
+    }
+}
+
+fn sync(connection: &Connection) {
+    connection.query_row("PRAGMA replicated_sync='20s'", [], |row| row.get::<_, String>(0)).unwrap();
+}
+
+/// Another process, without the extension.
+fn elsewhere(path: &Path, sql: &str) {
+    const SCRIPT: &str =
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.executescript(sys.argv[2]); c.close()";
+    let status = Command::new(host::python()).args(["-c", SCRIPT]).arg(path).arg(sql).status().unwrap();
+    assert!(status.success());
+}
+
+/// The write lock is released, and before the next instruction another connection has committed: what the WAL-index tells then is not of this commit, which
+/// is waited for all the same.
+#[test]
+fn somebody_commits_when_the_write_lock_is_released() {
+    const RELEASE: [i64; 3] = [0, 1, 1 | 8];
+    let place = Place::new();
+    let first = place.open(&[("durability", "remote"), ("ack_timeout", "300ms")]);
+    let second = place.open(&[("durability", "local")]);
+    second.busy_timeout(Duration::from_millis(1)).unwrap();
+    sync(&first);
+    // From now on nothing can be acknowledged.
+    let (bucket, away) = (place.dir.path().join("bucket"), place.dir.path().join("away"));
+    std::fs::rename(&bucket, &away).unwrap();
+    std::fs::write(&bucket, b"not a folder").unwrap();
+    let second = Mutex::new(second);
+    let commit = move || second.lock().unwrap().execute_batch("INSERT INTO t VALUES (2)").unwrap();
+    let came = place.after(|call| call.method == Method::ShmLock && call.arguments == RELEASE, commit);
+    let committed = first.execute_batch("INSERT INTO t VALUES (1)");
+    assert!(came.load(Ordering::SeqCst));
+    let Err(rusqlite::Error::SqliteFailure(refused, _)) = committed else { panic!("it was acknowledged") };
+    assert_eq!((refused.code, refused.extended_code), (ErrorCode::SystemIoFailure, replicated::NOT_ACKNOWLEDGED));
+    std::fs::remove_file(&bucket).unwrap();
+    std::fs::rename(&away, &bucket).unwrap();
+    sync(&first);
+    let restored = place.dir.path().join("restored.db");
+    place.bucket.restore(&restored);
+    same_but_for_free_pages(&flattened(&place.path(), place.dir.path()), &restored).unwrap();
+}
+
+/// The last lock is given up, and before the file is closed somebody else has committed.
+#[test]
+fn somebody_commits_between_the_last_unlock_and_the_close() {
+    let place = Place::new();
+    let connection = place.open(&[]);
+    connection.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+    sync(&connection);
+    let (path, wal) = (place.path(), place.dir.path().join("app.db-wal"));
+    let came = place.after(
+        move |call| call.method == Method::Unlock && call.kind == Kind::Main && call.arguments[0] == 0 && !wal.exists(),
+        move || elsewhere(&path, "CREATE TABLE u(y); INSERT INTO t VALUES (2)"),
+    );
+    connection.close().unwrap();
+    assert!(came.load(Ordering::SeqCst));
+    let connection = place.open(&[]);
+    connection.execute_batch("INSERT INTO t VALUES (3)").unwrap();
+    sync(&connection);
+    let restored = place.dir.path().join("restored.db");
+    place.bucket.restore(&restored);
+    same_but_for_free_pages(&flattened(&place.path(), place.dir.path()), &restored).unwrap();
+    let rows: i64 = Connection::open(restored).unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 3);
+}
+
+/// Under exclusive locking nothing but its WAL tells of a commit, and one whose sync has failed lies there as if it were one. What comes next may have
+/// changed nothing, and is told of all the same.
+#[test]
+fn a_commit_that_could_not_be_synced_is_not_sent() {
+    let place = Place::new();
+    let exclusive = |connection: &Connection| connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=FULL").unwrap();
+    drop(place.open(&[]));
+    let uri = host::replicated(&place.path(), &place.bucket.url, &[("sync_interval", "10ms"), ("burst", "100")]);
+    let connection = Connection::open_with_flags(uri, OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI).unwrap();
+    exclusive(&connection);
+    connection.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+    sync(&connection);
+    vfs::set_refusal(Some(Arc::new(|call| call.method == Method::Sync && call.kind == Kind::Wal)));
+    connection.execute_batch("INSERT INTO t VALUES (2)").unwrap_err();
+    vfs::set_refusal(None);
+    connection.execute_batch("BEGIN IMMEDIATE; COMMIT").unwrap();
+    sync(&connection);
+    let rows = || {
+        let restored = place.dir.path().join("restored.db");
+        place.bucket.restore(&restored);
+        let restored = Connection::open(restored).unwrap();
+        let mut statement = restored.prepare("SELECT x FROM t").unwrap();
+        statement.query_map([], |row| row.get::<_, i64>(0)).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    assert_eq!(rows(), [1]);
+    connection.execute_batch("INSERT INTO t VALUES (3)").unwrap();
+    sync(&connection);
+    assert_eq!(rows(), [1, 3]);
+}
