@@ -250,6 +250,8 @@ class Runner:
         no_database = "file is not a database" in facts.get("read", [])
         if state != "idle" and no_database:
             return Database(name, "no database to SQLite either")
+        if state == "diverged" and "written" in notes:
+            return Database(name, "written by other means than SQLite")
         if state != "idle":
             return Database(name, state, "; ".join(facts["status"] + sorted(notes)))
         if size == 0 and not any((directory / "bucket" / path.name).rglob("*.ltx")):
