@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!   control.saved=kill@3                    at the third time that the control file was saved, the process ends as by kill -9
-//!   send.put=panic;spool.create=error@2..   rules are separated by semicolons; 2.. is the second time and every later one
+//!   send.put=panic;spool.create=error@2..   rules are separated by semicolons; 2.. is the second time and every later one,
+//!                                           2..4 the second to the fourth
 //!   *=kill@57                               at the 57th point of all that the process comes to
 //! ```
 //!
@@ -193,8 +194,9 @@ mod active {
                 "full" => Action::Error(libc::ENOSPC),
                 _ => return None,
             };
-            let (first, last) = match times.strip_suffix("..") {
-                Some(first) => (first.parse().ok()?, u64::MAX),
+            let (first, last) = match times.split_once("..") {
+                Some((first, "")) => (first.parse().ok()?, u64::MAX),
+                Some((first, last)) => (first.parse().ok()?, last.parse().ok()?),
                 None => times.parse().ok().map(|only| (only, only))?,
             };
             let known = point == "*" || POINTS.contains(&point);
@@ -282,11 +284,16 @@ mod active {
 
         #[test]
         fn rules_are_read_or_refused() {
-            let rules = parse("control.saved=kill@3; *=error@2..;send.put=panic").unwrap();
+            let rules = parse("control.saved=kill@3; *=error@2..;send.put=panic;resolve=full@2..4").unwrap();
             let read: Vec<_> = rules.iter().map(|r| (r.point.as_str(), r.action, r.first, r.last)).collect();
             assert_eq!(
                 read,
-                [("control.saved", Action::Kill, 3, 3), ("*", Action::Error(libc::EIO), 2, u64::MAX), ("send.put", Action::Panic, 1, 1)]
+                [
+                    ("control.saved", Action::Kill, 3, 3),
+                    ("*", Action::Error(libc::EIO), 2, u64::MAX),
+                    ("send.put", Action::Panic, 1, 1),
+                    ("resolve", Action::Error(libc::ENOSPC), 2, 4)
+                ]
             );
             assert!(parse("").unwrap().is_empty());
             for wrong in ["nowhere=kill", "control.saved=explode", "control.saved", "control.saved=kill@x"] {

@@ -11,9 +11,9 @@ use std::process::{Child, Command, Stdio};
 
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::faulty::{Endpoint, Fault};
-use replicated_testkit::host::{self, Db, Host, Program};
+use replicated_testkit::host::{self, Db, Host, Program, eventually};
 use replicated_testkit::s3::Server;
-use replicated_testkit::sqlite::{integrity_check, page_compare};
+use replicated_testkit::sqlite::{integrity_check, page_compare, same_but_for_free_pages};
 use replicated_testkit::tools;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
@@ -269,7 +269,9 @@ fn a_large_transaction_is_sent_from_a_full_disk() {
     site.endpoint.follow(Box::new(|_| Fault::ResetBefore));
     site.insert(10_000_000).unwrap();
     site.fill();
-    assert_eq!(site.insert(200_000), Err(FULL.to_owned()));
+    // A file that was being made when the disk became full has made room by going.
+    let refused = (0..200).find_map(|_| site.insert(200_000).err());
+    assert_eq!(refused.as_deref(), Some(FULL));
     site.endpoint.behave();
     site.check();
     assert_eq!(site.host.status(site.db, "snapshots"), "1", "{}", site.log());
@@ -446,6 +448,26 @@ fn a_spool_without_room_is_given_up_and_the_wal_stays_short() {
     }
 }
 
+/// A transaction for which there is no room anywhere but in the WAL, and which is too large for a writer to encode: the WAL is restarted all the same.
+#[test]
+fn a_transaction_that_fits_nowhere_does_not_keep_the_wal() {
+    let Some(mut site) = Site::with(2 << 10, "wal", Small::Spool, &[("max_memory", "16MiB")]) else { return };
+    site.check();
+    site.endpoint.follow(Box::new(|_| Fault::ResetBefore));
+    site.fill();
+    site.insert(24_000_000).unwrap();
+    site.insert(1000).unwrap();
+    eventually("it is given up", || site.log().contains("the full state will be sent"));
+    let wal = site.path().with_file_name("app.db-wal");
+    let before = std::fs::metadata(&wal).unwrap().len();
+    for _ in 0..60 {
+        site.insert(200_000).unwrap();
+    }
+    assert_eq!(std::fs::metadata(&wal).unwrap().len(), before, "{}", site.log());
+    site.endpoint.behave();
+    site.check();
+}
+
 /// An explicit checkpoint of each kind answers on a full disk, in an outage, as it does without us.
 #[test]
 fn checkpoints_answer_as_without_us() {
@@ -543,6 +565,53 @@ fn an_open_on_a_full_disk_works_or_says_why_not() {
     let other = site.host.open(&uri);
     site.host.sync(other);
     site.host.close(other);
+}
+
+/// Each of our own files meets a full disk for a while, and SQLite's do not: no statement fails, and in the end the bucket has everything.
+#[test]
+fn each_file_of_ours_may_find_the_disk_full() {
+    for point in ["control.save", "spool.create", "spool.written", "attempt.write", "preserve.aside"] {
+        for journal_mode in ["wal", "delete"] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("app.db");
+            let log = dir.path().join("log");
+            let bucket = Bucket::folder(&dir.path().join("bucket"));
+            let mut env = bucket.env.clone();
+            env.push(("REPLICATED_TEST_FAULT".to_owned(), format!("{point}=full@4..30")));
+            env.push(("REPLICATED_TEST_LOG".to_owned(), log.display().to_string()));
+            let mut host = Host::start(Program::Faulty, &env);
+            // Seldom sent, so that there is something to spool, unless somebody waits.
+            let options = [("sync_interval", "1h"), ("burst", "1"), ("close_timeout", "0s")];
+            let db = host.open(&host::replicated(&path, &bucket.url, &options));
+            host.run(db, &format!("PRAGMA journal_mode={journal_mode}; CREATE TABLE t(id INTEGER PRIMARY KEY, x BLOB)"));
+            for round in 0..80 {
+                host.run(
+                    db,
+                    "BEGIN; INSERT INTO t(x) VALUES (randomblob(9000)); UPDATE t SET x = randomblob(3000) WHERE id % 7 = 1; COMMIT",
+                );
+                if journal_mode == "wal" && round % 4 == 3 {
+                    let kind = if round % 8 == 3 { "RESTART" } else { "TRUNCATE" };
+                    host.run(db, &format!("PRAGMA wal_checkpoint({kind})"));
+                }
+                if round % 20 == 19 {
+                    host.sync(db);
+                }
+            }
+            assert_eq!(host.value(db, "SELECT count(*) FROM t"), json!(80));
+            host.sync(db);
+            assert_eq!(host.status(db, "state"), "idle", "{point} {journal_mode}");
+            let text = std::fs::read_to_string(&log).unwrap();
+            if point.starts_with("spool") {
+                // It was in memory meanwhile.
+                assert_eq!(host.status(db, "snapshots"), "1", "{point} {journal_mode}: {text}");
+            }
+            host.close(db);
+            host.quit();
+            let restored = dir.path().join("restored.db");
+            bucket.restore(&restored);
+            same_but_for_free_pages(&flattened(&path, dir.path()), &restored).unwrap();
+        }
+    }
 }
 
 /// The same by a limit on the size of files, which needs no rights.

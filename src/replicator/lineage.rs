@@ -67,7 +67,15 @@ pub(crate) async fn newest(database: &Database) -> Result<Option<Newest>, StepEr
         }
         found.extend(newest);
     }
-    Ok(newest.map(|object| Newest { object, has_base: restore::plan(&found, Target::Txid(object.name.max_txid)).is_ok() }))
+    let Some(object) = newest else { return Ok(None) };
+    let leads_there = |found: &[Listed]| restore::plan(found, Target::Txid(object.name.max_txid)).is_ok();
+    let mut has_base = leads_there(&found);
+    if !has_base {
+        // The listing of the snapshots may lag as well; this is where a bucket begins.
+        found.extend(look(database, &LtxName::snapshot(Txid::FIRST.next())).await?);
+        has_base = leads_there(&found);
+    }
+    Ok(Some(Newest { object, has_base }))
 }
 
 /// What an object is by itself, whatever a listing says.

@@ -5,7 +5,7 @@
 //! | `database` | what SQLite's threads tell, and what they may do with the WAL |
 //! | `outside`, `pages`, `file_header` | commits that no shared-memory WAL announces: rollback-journal modes, exclusive locking |
 //! | `hub` | the channel and the wake-up |
-//! | `tail` | which frames are captured, and where |
+//! | `tail` | which frames are captured, and where: `continuity`, `capture`, `attempt` |
 //! | `frames`, `batch` | which page is in which frame; from frames to an LTX file |
 //! | `control`, `local`, `mark` | what is kept beside the database |
 //! | `uploader`, `send`, `budget`, `clock` | when what is sent |
@@ -30,7 +30,6 @@ mod lineage;
 pub(crate) mod local;
 mod mark;
 mod outage;
-pub(crate) mod outside;
 mod pages;
 pub(crate) mod preserve;
 pub(crate) mod process;

@@ -33,9 +33,10 @@ const MOST_ENTRIES: usize = 8;
 const MOST_UNMERGED: usize = 32;
 const IO_BUFFER_BYTES: usize = 64 * 1024;
 const LEAST_BUFFER_BYTES: usize = 4 * 1024;
-/// Files that are kept to be written over, and how large one may be: 2 MiB beside what `max_local` counts.
+/// Files that are kept to be written over, how large one may be, and the part of the limit that they may have.
 const MOST_SPARES: usize = MOST_UNMERGED;
 const MOST_SPARE_BYTES: u64 = 64 * 1024;
+const SPARE_PART: u64 = 16;
 /// That much may wait on a disk that has hardly anything left, too.
 const ALWAYS_BYTES: u64 = 1024 * 1024;
 
@@ -145,6 +146,13 @@ impl Entry {
     }
 }
 
+/// A file that nothing needs.
+#[derive(Debug)]
+struct Spare {
+    path: PathBuf,
+    bytes: u64,
+}
+
 /// The queue of one database.
 #[derive(Debug)]
 pub(crate) struct Spool {
@@ -157,7 +165,7 @@ pub(crate) struct Spool {
     attempt_bytes: u64,
     /// Files of entries that were merged into others, to be written over: where commits are spooled one by one, making a file and removing it costs
     /// more than filling it. They keep their names, under which the next open removes them.
-    spare: Vec<PathBuf>,
+    spare: Vec<Spare>,
 }
 
 impl Spool {
@@ -235,7 +243,8 @@ impl Spool {
 
     /// What there is room for: in a file beside all that is there or, with two copies, in one that will be there twice as the others will.
     fn room(&self, copies: u64) -> Room {
-        let taken_bytes = self.attempt_bytes.saturating_add(copies.saturating_mul(self.bytes()));
+        let others_bytes = self.attempt_bytes.saturating_add(self.spare_bytes());
+        let taken_bytes = others_bytes.saturating_add(copies.saturating_mul(self.bytes()));
         let in_memory: u64 = self.entries.iter().filter(|e| !e.is_on_disk()).map(|e| e.bytes).sum();
         Room {
             disk_bytes: self.limits.disk_bytes.saturating_sub(taken_bytes) / copies,
@@ -243,8 +252,27 @@ impl Spool {
         }
     }
 
+    fn spare_bytes(&self) -> u64 {
+        self.spare.iter().map(|spare| spare.bytes).sum()
+    }
+
+    fn remove_spare(&mut self) {
+        for spare in self.spare.drain(..) {
+            // One that cannot be removed is removed at the next open.
+            let _ = std::fs::remove_file(spare.path);
+        }
+    }
+
+    /// What waits must be able to be merged, and sent.
+    fn make_room(&mut self) {
+        if self.room(1).disk_bytes < self.bytes() {
+            self.remove_spare();
+        }
+    }
+
     fn over_limit(&self, bytes: u64) -> SpoolError {
-        let needed_bytes = self.attempt_bytes.saturating_add(self.bytes().saturating_add(bytes).saturating_mul(2));
+        let others_bytes = self.attempt_bytes.saturating_add(self.spare_bytes());
+        let needed_bytes = others_bytes.saturating_add(self.bytes().saturating_add(bytes).saturating_mul(2));
         SpoolError::Full { directory: self.directory.clone(), needed_bytes, limit_bytes: self.limits.disk_bytes }
     }
 
@@ -257,12 +285,16 @@ impl Spool {
         let entry = Entry { first: self.next, last: self.next, bytes: 0, memory: None };
         // Nobody looks at it before the control file names its number, so that it needs no rename to be there as a whole.
         let path = self.path(&entry);
+        let room = self.room(2);
         if let Some(spare) = self.spare.pop() {
             // Where it has gone one is made.
-            let _ = std::fs::rename(spare, &path);
+            let _ = std::fs::rename(spare.path, &path);
         }
         // What waits is written once more when it is merged or sent, and both are there then.
-        let stored = self.write_file(&path, self.room(2), write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        let stored = self.write_file(&path, room, write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        if let Stored::Memory(_) = stored {
+            self.remove_spare();
+        }
         self.entries.push_back(entry.stored(stored));
         self.next += 1;
         Ok(self.leave_room_for_others()?)
@@ -270,7 +302,7 @@ impl Spool {
 
     /// Fails where the spool takes more of its disk than is left there: before it is full for SQLite as well.
     fn leave_room_for_others(&self) -> Result<(), SpoolError> {
-        let bytes = self.bytes();
+        let bytes = self.bytes() + self.spare_bytes();
         if bytes <= ALWAYS_BYTES {
             return Ok(());
         }
@@ -315,6 +347,7 @@ impl Spool {
             run += 1;
         }
         let keep = self.entries.len() - run;
+        self.make_room();
         fault_point!("merge.begin");
         let inputs: Vec<Entry> = self.entries.range(keep..).cloned().collect();
         let (Some(oldest), Some(newest)) = (inputs.first(), inputs.last()) else { return Ok(()) };
@@ -331,8 +364,9 @@ impl Spool {
         // One that cannot be removed is removed at the next open.
         inputs.iter().filter(|input| input.is_on_disk()).try_for_each(|input| {
             let path = self.path(input);
-            if input.bytes <= MOST_SPARE_BYTES && self.spare.len() < MOST_SPARES {
-                self.spare.push(path);
+            let spare_bytes = self.spare_bytes() + input.bytes;
+            if input.bytes <= MOST_SPARE_BYTES && self.spare.len() < MOST_SPARES && spare_bytes <= self.limits.disk_bytes / SPARE_PART {
+                self.spare.push(Spare { path, bytes: input.bytes });
             } else {
                 remove(&path)?;
             }
@@ -355,6 +389,7 @@ impl Spool {
 
     /// Removes the files of entries below a sequence number, and attempts but for one.
     pub(crate) fn remove_stale(&mut self, keep_attempt: Option<Txid>) -> Result<(), SpoolError> {
+        self.remove_spare();
         (_, self.attempt_bytes) = sweep(&self.directory, self.first(), self.next, keep_attempt)?;
         Ok(())
     }
@@ -377,6 +412,7 @@ impl Spool {
         write: impl FnOnce(&mut Out) -> Result<(), E>,
     ) -> Result<Stored, E> {
         self.attempt_bytes = 0;
+        self.make_room();
         let stored = self.create(&self.attempt_path(txid), write)?;
         self.attempt_bytes = if let Stored::File(bytes) = stored { bytes } else { 0 };
         Ok(stored)
@@ -603,22 +639,23 @@ mod tests {
             number += 1;
             match append(&mut spool, &[(number, 1), (number + 1000, 2)]) {
                 Ok(()) => {
-                    assert!(2 * spool.bytes() + 5000 <= LIMIT_BYTES);
-                    assert_eq!(spool.bytes() + 5000, bytes_in(dir.path()));
+                    assert!(2 * spool.bytes() + spool.spare_bytes() + 5000 <= LIMIT_BYTES);
+                    assert_eq!(spool.bytes() + spool.spare_bytes() + 5000, bytes_in(dir.path()));
                     spool.merge_waiting().unwrap();
                 }
                 Err(error) => break error,
             }
         };
         assert!(matches!(full, SpoolError::Full { needed_bytes: LIMIT_BYTES.., limit_bytes: LIMIT_BYTES, .. }), "{full}");
-        assert!(spool.bytes() > 7000 && contents(&spool).len() == 2 * (number as usize - 1));
+        assert!(spool.bytes() > 6000 && contents(&spool).len() == 2 * (number as usize - 1));
         spool.remove_attempt(Txid::FIRST);
         append(&mut spool, &[(1, 3)]).unwrap();
         // A batch of all that waits fits, and a larger one stops where the limit is.
         let waiting = usize::try_from(spool.bytes()).unwrap();
         attempted(&mut spool, waiting).unwrap();
         assert!(bytes_in(dir.path()) <= LIMIT_BYTES);
-        assert!(matches!(attempted(&mut spool, 20_000 - waiting + 1), Err(SpoolError::Full { .. })));
+        let rest = usize::try_from(LIMIT_BYTES - spool.bytes() - spool.spare_bytes()).unwrap();
+        assert!(matches!(attempted(&mut spool, rest + 1), Err(SpoolError::Full { .. })));
         assert!(bytes_in(dir.path()) <= LIMIT_BYTES);
     }
 

@@ -5,6 +5,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use super::abi::{File, SQLITE_FCNTL_JOURNAL_POINTER, SQLITE_TXN_WRITE, Vfs};
+use crate::fault::fault_value;
 
 /// The oldest SQLite whose table has all that we call: `sqlite3_filename_database` came with 3.31.0, and 3.32.0 is what is tested.
 pub(crate) const OLDEST_VERSION: c_int = 3_032_000;
@@ -160,7 +161,9 @@ impl SqliteApi {
                     slot::DB_FILENAME,
                     "sqlite3_db_filename",
                 )?),
-                schemas: if version < DB_NAME_VERSION {
+                schemas: if fault_value!("REPLICATED_TEST_SQLITE_VERSION", version, |older| c_int::try_from(older).unwrap_or(version))
+                    < DB_NAME_VERSION
+                {
                     None
                 } else {
                     Some(Schemas {
@@ -313,6 +316,11 @@ impl SqliteApi {
             }
         }
         schemas
+    }
+
+    /// Whether `schemas` knows anything.
+    pub(crate) const fn tells_schemas(&self) -> bool {
+        self.schemas.is_some()
     }
 
     /// Whether the transaction writes to temporary tables.

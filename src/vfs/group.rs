@@ -29,7 +29,7 @@ use parking_lot::Mutex;
 
 use super::abi::{File, SQLITE_AUTH, SQLITE_LOCK_RESERVED, SQLITE_OK};
 use super::api::Schema;
-use super::file::MainFile;
+use super::main_file::MainFile;
 use crate::replicator::process;
 
 /// The open files of each process of a chain of forks: a lock that is inherited may be held by nobody.
@@ -69,8 +69,7 @@ pub(super) enum Refusal {
 /// # Safety
 /// `journal` is null or a file of SQLite's, open or not.
 unsafe fn rolls_back(journal: *mut File) -> bool {
-    const WAL_MAGIC: u32 = 0x377f_0682;
-    let mut start = [0_u8; 24];
+    let mut start = [0; JOURNAL_START_BYTES];
     // SAFETY: a file that is not open has no methods; the buffer is as long as it says.
     let read = unsafe {
         match journal.as_ref().and_then(|file| file.methods.as_ref()).and_then(|methods| methods.read) {
@@ -78,9 +77,17 @@ unsafe fn rolls_back(journal: *mut File) -> bool {
             None => return false,
         }
     };
+    read == SQLITE_OK && begins_a_journal(&start)
+}
+
+const JOURNAL_START_BYTES: usize = 24;
+
+/// Whether that is the start of a journal that says how to undo a transaction, or will.
+fn begins_a_journal(start: &[u8; JOURNAL_START_BYTES]) -> bool {
+    const WAL_MAGIC: u32 = 0x377f_0682;
     let word = |at: usize| start.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
     // The magic number of a journal is written when it is synced; the size of a sector at once, and set to zero when the transaction is over.
-    read == SQLITE_OK && word(0) & !1 != WAL_MAGIC && word(20) != 0
+    word(0) & !1 != WAL_MAGIC && word(20) != 0
 }
 
 /// Whether the transaction changes that database, which is not only in memory, and has not committed it: then it can be rolled back.
@@ -103,6 +110,49 @@ impl MainFile {
         unsafe { self.api.schemas(*connection) }
     }
 
+    /// Which of the connection's databases is this one, and which of them can be rolled back, in the order in which they commit.
+    ///
+    /// # Safety
+    /// This thread is working with the connection.
+    unsafe fn members(&self) -> Option<(usize, Vec<bool>)> {
+        // SAFETY: passed on.
+        let schemas = unsafe { self.schemas() };
+        let own = schemas.iter().position(|schema| std::ptr::eq(schema.file_name, self.name))?;
+        Some((own, schemas.iter().map(can_be_rolled_back).collect()))
+    }
+
+    /// The same with a SQLite that does not tell which databases a connection has. Those among them that are replicated are known, in the order in which
+    /// they were opened, which is the order of attachment; and of what they have changed, as much as is in a journal on disk.
+    ///
+    /// # Safety
+    /// This thread is working with the connection.
+    unsafe fn replicated_members(&self) -> Option<(usize, Vec<bool>)> {
+        let open = OPEN.get(self.generation)?.lock();
+        let connection_of = |main: &Self| {
+            let at = main.connection.load(Ordering::Acquire);
+            // SAFETY: SQLite keeps what it gave with `SQLITE_FCNTL_PDB` as long as the file is open, which it is while it is on the list. Where another
+            // connection uses the file, and shares its cache, that one may change it: then it is one or the other.
+            (!at.is_null()).then(|| unsafe { at.read_volatile() })
+        };
+        let connection = connection_of(self)?;
+        // SAFETY: they are on the list, whose lock is held.
+        let members = open.iter().map(|open| unsafe { &*open.0 }).filter(|main| connection_of(main) == Some(connection));
+        let (mut own, mut can_be_rolled_back) = (None, Vec::new());
+        for (i, main) in members.enumerate() {
+            if std::ptr::eq(main, self) {
+                own = Some(i);
+            }
+            let has_journal =
+                || main.database().is_some_and(|database| database.journal_start().is_some_and(|start| begins_a_journal(&start)));
+            can_be_rolled_back.push(
+                main.lock_level.load(Ordering::Relaxed) >= SQLITE_LOCK_RESERVED
+                    && !main.in_wal_mode.load(Ordering::Relaxed)
+                    && has_journal(),
+            );
+        }
+        Some((own?, can_be_rolled_back))
+    }
+
     /// Whether an error from this database's `COMMIT_PHASETWO` would do harm. To be asked when all databases of the transaction are known.
     ///
     /// # Safety
@@ -112,11 +162,10 @@ impl MainFile {
             return None;
         }
         // SAFETY: passed on.
-        let schemas = unsafe { self.schemas() };
-        let own = schemas.iter().position(|schema| std::ptr::eq(schema.file_name, self.name))?;
+        let (own, can_be_rolled_back) = unsafe { if self.api.tells_schemas() { self.members() } else { self.replicated_members() } }?;
         let others: Vec<usize> =
-            schemas.iter().enumerate().filter(|(i, schema)| *i != own && can_be_rolled_back(schema)).map(|(i, _)| i).collect();
-        let is_changed = self.in_wal_mode.load(Ordering::Relaxed) || schemas.get(own).is_some_and(can_be_rolled_back);
+            can_be_rolled_back.iter().enumerate().filter(|(i, can_be)| *i != own && **can_be).map(|(i, _)| i).collect();
+        let is_changed = self.in_wal_mode.load(Ordering::Relaxed) || can_be_rolled_back.get(own).copied().unwrap_or(false);
         match others.as_slice() {
             _ if !is_changed => None,
             // Two journals have a super-journal above them.

@@ -13,8 +13,10 @@ mod group;
 mod host;
 #[cfg(test)]
 mod layout_tests;
+mod main_file;
 mod pragma;
 mod shim;
+mod wal_file;
 
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::catch_unwind;

@@ -2,10 +2,12 @@
 
 use rusqlite::Connection;
 
+use super::continuity::MOST_RESTARTS;
 use super::*;
-use crate::replicator::control::RestoredEarlier;
+use crate::replicator::control::{Acked, OpenTransaction, RestoredEarlier};
 use crate::replicator::local::OwnerMode;
 use crate::spool::Limits;
+use crate::types::Txid;
 
 struct Fixture {
     dir: tempfile::TempDir,

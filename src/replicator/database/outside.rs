@@ -18,15 +18,15 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use super::batch::WalFile;
-use super::control::{FullReason, OpenTransaction, Stamp};
-use super::database::{Database, now_ms};
-use super::durability::UNSEEN;
-use super::file_header::{FileHeader, HEADER_BYTES};
-use super::frames::WrittenFrames;
-use super::pages::PageSet;
-use super::stamp;
-use super::tail::{FileCommit, Mode, Tail};
+use super::{Database, now_ms};
+use crate::replicator::batch::WalFile;
+use crate::replicator::control::{FullReason, OpenTransaction, Stamp};
+use crate::replicator::durability::UNSEEN;
+use crate::replicator::file_header::{FileHeader, HEADER_BYTES};
+use crate::replicator::frames::WrittenFrames;
+use crate::replicator::pages::PageSet;
+use crate::replicator::stamp;
+use crate::replicator::tail::{FileCommit, Mode, Tail};
 use crate::types::{PageSize, WalPos};
 
 /// What a small commit outside the WAL counts for, in frames: several of them make the uploader look, which then merges their spool entries.
@@ -275,12 +275,12 @@ impl Database {
     }
 
     /// Whether somebody else has a transaction open that may have written to the database file: a hot journal which is not this process's.
-    pub(super) fn awaits_others(&self) -> bool {
+    pub(crate) fn awaits_others(&self) -> bool {
         self.is_in_file() && self.has_hot_journal() && !self.outside.lock().active
     }
 
     /// Whether somebody else has written to the database file since it was last noted what it looks like, or is about to.
-    pub(super) fn is_touched_by_others(&self) -> bool {
+    pub(crate) fn is_touched_by_others(&self) -> bool {
         let outside = self.outside.lock();
         if outside.active || !self.is_in_file() {
             return false;
@@ -316,7 +316,7 @@ impl Database {
 
     /// Whether what waits for a transaction's end waits for the next open: the last handle is closed, and a journal lies there that only then is
     /// rolled back.
-    pub(super) fn awaits_open(&self) -> bool {
+    pub(crate) fn awaits_open(&self) -> bool {
         self.handles.load(Ordering::Acquire) == 0 && self.has_hot_journal()
     }
 
@@ -393,11 +393,17 @@ impl Database {
         const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
         /// Instead of the number of pages, which SQLite writes there when it has synced them.
         const NEVER_SYNCED: [u8; 4] = [0xff; 4];
-        let mut start = [0; MAGIC.len() + NEVER_SYNCED.len()];
-        // It carries no locks, so that opening and closing it harms nobody.
-        File::open(self.journal()).and_then(|file| file.read_exact_at(&mut start, 0)).ok()?;
+        let start = self.journal_start::<{ MAGIC.len() + NEVER_SYNCED.len() }>()?;
         let journal = if start.ends_with(&NEVER_SYNCED) { Journal::Unsynced } else { Journal::Synced };
         start.starts_with(&MAGIC).then_some(journal)
+    }
+
+    /// How the rollback journal on disk begins; `None` where there is none, or a shorter one.
+    pub(crate) fn journal_start<const BYTES: usize>(&self) -> Option<[u8; BYTES]> {
+        let mut start = [0; BYTES];
+        // It carries no locks, so that opening and closing it harms nobody.
+        File::open(self.journal()).and_then(|file| file.read_exact_at(&mut start, 0)).ok()?;
+        Some(start)
     }
 
     fn journal(&self) -> PathBuf {

@@ -1,0 +1,168 @@
+//! The database file: who writes to it, what a snapshot needs of it before, what it looks like.
+
+use std::io;
+use std::sync::atomic::Ordering;
+
+use super::Database;
+use super::published::Published;
+use crate::replicator::control::Stamp;
+use crate::replicator::file_header::{FileHeader, HEADER_BYTES};
+use crate::replicator::hub::Notice;
+use crate::replicator::mark::{self, Mark};
+use crate::replicator::preserve::{DatabaseFile, Preserver};
+use crate::replicator::stamp;
+
+#[derive(Debug, Default)]
+pub(super) struct PreserverSlot {
+    pub(super) active: Option<Preserver>,
+    /// Checkpoints and transactions of this process that write to the database file now.
+    writers: u32,
+}
+
+impl Database {
+    /// Whether `before_write` has to be called.
+    pub(crate) fn is_preserving(&self) -> bool {
+        self.preserving.load(Ordering::Acquire)
+    }
+
+    /// A page of the database file is about to be overwritten.
+    pub(crate) fn before_write(&self, offset: u64, bytes: usize, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        if let Some(preserver) = &mut self.preserver.lock().active {
+            preserver.before_write(offset, bytes, read);
+        }
+    }
+
+    /// The database file is about to become shorter.
+    pub(crate) fn before_truncate(&self, new_bytes: u64, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        if let Some(preserver) = &mut self.preserver.lock().active {
+            preserver.before_truncate(new_bytes, read);
+        }
+    }
+
+    /// A checkpoint or transaction of this process begins or ends to write the database file.
+    pub(crate) fn writes_file(&self, begins: bool) {
+        let mut slot = self.preserver.lock();
+        slot.writers = if begins { slot.writers + 1 } else { slot.writers.saturating_sub(1) };
+        let waits = slot.writers == 0 && self.snapshot_waits.swap(false, Ordering::AcqRel);
+        drop(slot);
+        if waits {
+            self.asked.fetch_add(1, Ordering::AcqRel);
+            self.hub.notify(Notice::Look(self.id));
+        }
+    }
+
+    /// A checkpoint of this process begins to write the database file.
+    pub(crate) fn checkpoint_begins(&self) {
+        self.writes_file(true);
+        let mut marks = self.marks.lock();
+        if marks.is_none() {
+            // How what is captured relates to what is there is decided before the file is changed.
+            let mut tail = self.lock_tail();
+            let live = self.published.lock().live();
+            tail.resolve(&live.end, &|| self.stamp());
+            *marks = tail.control_file();
+        }
+        let known = marks.as_ref().map(|control| mark::write(control, None));
+        drop(marks);
+        self.warn_of_mark(known);
+    }
+
+    /// A checkpoint is about to write what no sync of the WAL has come before, as with `synchronous=OFF`: after a loss of power the file may have
+    /// pages of commits that the WAL has lost, and what it held before counts no longer as being on disk.
+    pub(crate) fn checkpoint_outruns_wal(&self) {
+        let undone = self.lock_tail().file_may_be_lost();
+        if undone {
+            self.sync_control();
+        }
+    }
+
+    /// The checkpoint that `checkpoint_begins` told of is about to give its lock up.
+    pub(crate) fn checkpoint_ended(&self) {
+        let Some(now) = self.stamp() else { return };
+        let marked = self.marks.lock().as_ref().map(|control| mark::write(control, Some(Mark::of(&now))));
+        self.warn_of_mark(marked);
+    }
+
+    fn warn_of_mark(&self, written: Option<std::io::Result<()>>) {
+        if let Some(Err(error)) = written {
+            log::debug!(target: "replicated", "{}: {error}", self.paths.control().display());
+        }
+    }
+
+    /// Has the uploader look, where a snapshot waits for a transaction that may have ended.
+    pub(crate) fn look_for_snapshot(&self) {
+        if self.snapshot_waits.swap(false, Ordering::AcqRel) {
+            self.asked.fetch_add(1, Ordering::AcqRel);
+            self.hub.notify(Notice::Look(self.id));
+        }
+    }
+
+    /// Whether a snapshot could begin now, as far as writes to the database file go; if not, the next end of one wakes the uploader.
+    pub(crate) fn awaits_writers(&self) -> bool {
+        self.end_if_rolled_back();
+        let slot = self.preserver.lock();
+        let waits = slot.writers > 0;
+        self.snapshot_waits.store(waits, Ordering::Release);
+        waits
+    }
+
+    /// The database file was written to, or synced.
+    pub(crate) fn note_synced(&self, synced: bool) {
+        self.file_synced.store(synced, Ordering::Relaxed);
+    }
+
+    /// Has the disk keep the database file as it is, so that what is built on it outlives a loss of power.
+    pub(crate) fn sync_file(&self) {
+        // Whoever writes meanwhile says so after this.
+        self.note_synced(true);
+        if let Err(error) = self.open_file().and_then(|file| file.sync()) {
+            log::debug!(target: "replicated", "{}: {error}", self.paths.database.display());
+            self.note_synced(false);
+        }
+    }
+
+    pub(crate) fn is_file_synced(&self) -> bool {
+        self.file_synced.load(Ordering::Relaxed)
+    }
+
+    /// Begins to preserve the state as it is now, if no checkpoint runs; `build` makes the preserver for it and completes what is published.
+    pub(crate) fn begin_preserving<E>(
+        &self,
+        build: impl FnOnce(Published) -> Result<(Preserver, Published), E>,
+    ) -> Result<Option<Published>, E> {
+        let mut slot = self.preserver.lock();
+        if slot.writers > 0 {
+            return Ok(None);
+        }
+        let (preserver, published) = build(self.published_for_batch())?;
+        slot.active = Some(preserver);
+        self.preserving.store(true, Ordering::Release);
+        Ok(Some(published))
+    }
+
+    /// Works with the preserver while SQLite's writes to the file wait.
+    pub(crate) fn with_preserver<T>(&self, work: impl FnOnce(&mut Preserver) -> T) -> Option<T> {
+        self.preserver.lock().active.as_mut().map(work)
+    }
+
+    pub(crate) fn end_preserving(&self) {
+        self.preserving.store(false, Ordering::Release);
+        self.preserver.lock().active = None;
+    }
+
+    /// What the database file looks like now; `None` where it cannot be told.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        stamp::take(&self.paths.database, &self.file_header().ok()?, self.is_file_synced())
+    }
+
+    pub(crate) fn open_file(&self) -> io::Result<Box<dyn DatabaseFile>> {
+        self.host.open_database(&self.paths.database)
+    }
+
+    /// The header of the database file, by a handle of its own.
+    pub(crate) fn file_header(&self) -> io::Result<FileHeader> {
+        let mut header = [0; HEADER_BYTES];
+        self.open_file()?.read_exact_at(&mut header, 0)?;
+        Ok(FileHeader::decode(&header))
+    }
+}

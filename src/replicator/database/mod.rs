@@ -1,0 +1,268 @@
+//! One replicated database as SQLite's threads see it: what the FFI shim calls, quick and without the network.
+//!
+//! Locks, in this order: `tail`, `preserver`, `published`. The commit path takes only `published`, for a few loads and stores.
+
+mod file;
+mod gate;
+pub(crate) mod outside;
+mod published;
+mod status;
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use self::file::PreserverSlot;
+pub(crate) use self::published::Published;
+use crate::config::Options;
+use crate::fault::fault_point;
+use crate::replicator::batch::WalFile;
+use crate::replicator::control::FullReason;
+use crate::replicator::database::outside::Outside;
+use crate::replicator::durability::Unacknowledged;
+use crate::replicator::frames::FrameLog;
+use crate::replicator::hub::{Hub, Notice};
+use crate::replicator::local::Paths;
+use crate::replicator::preserve::DatabaseFile;
+use crate::replicator::progress::{Progress, WaitError};
+use crate::replicator::tail::{Mode, StopKind, Tail, TailGuard};
+use crate::store::Store;
+use crate::types::Txid;
+
+/// What the replicator needs of SQLite: the database file by a handle of SQLite's own.
+pub(crate) trait Host: Send + Sync + std::fmt::Debug {
+    /// Opens the file once more, through the VFS that SQLite itself uses for it.
+    fn open_database(&self, path: &Path) -> io::Result<Box<dyn DatabaseFile>>;
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Database {
+    pub(crate) id: u64,
+    pub(crate) paths: Paths,
+    pub(crate) options: Options,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) progress: Progress,
+    hub: Arc<Hub>,
+    host: Arc<dyn Host>,
+    published: Mutex<Published>,
+    tail: Mutex<Tail>,
+    preserver: Mutex<PreserverSlot>,
+    /// Whether a snapshot needs to hear of writes to the database file.
+    preserving: AtomicBool,
+    /// A snapshot waits until nobody writes to the database file.
+    pub(super) snapshot_waits: AtomicBool,
+    /// What a transaction has written to the database file.
+    pub(super) outside: Mutex<Outside>,
+    /// Which page is in which frame of the WAL.
+    frames: Arc<FrameLog>,
+    /// The WAL, where commits have to be read from it.
+    pub(super) exclusive_wal: Mutex<Option<WalFile>>,
+    /// SQLite has synced the database file since its last write.
+    file_synced: AtomicBool,
+    /// The control file, once a checkpoint has to be noted there.
+    marks: Mutex<Option<Arc<File>>>,
+    /// The header of a generation was written whose salts do not follow on those before: see `wal_synced`.
+    begins_afresh: AtomicBool,
+    /// Commits up to this one shall go without a token of the budget.
+    pub(crate) urgent: AtomicU64,
+    /// How often a flush was asked for: each ends a pause.
+    pub(crate) asked: AtomicU64,
+    /// How often a commit began to wait, or wanted the next batch sooner.
+    pub(crate) calls: AtomicU64,
+    /// The uploader sleeps, or is about to, and a commit that waits must wake it.
+    dozing: AtomicBool,
+    pub(crate) unacknowledged: Unacknowledged,
+    /// The last handle is closed; the uploader shall forget the database.
+    pub(crate) closing: AtomicBool,
+    /// The WAL was deleted: the next release of the last lock is the moment to stamp the file.
+    pub(crate) stamp_due: AtomicBool,
+    /// Open handles, changed under the registry's lock.
+    pub(crate) handles: AtomicU32,
+    /// Handles that were the last one when they were closed and are still flushing, changed under the registry's lock.
+    pub(crate) flushing: AtomicU32,
+}
+
+impl Database {
+    pub(crate) fn new(
+        id: u64,
+        paths: Paths,
+        options: Options,
+        store: Arc<dyn Store>,
+        hub: Arc<Hub>,
+        host: Arc<dyn Host>,
+        tail: Tail,
+    ) -> Self {
+        Self {
+            id,
+            paths,
+            options,
+            store,
+            progress: Progress::new(),
+            hub,
+            host,
+            published: Mutex::new(Published::unseen()),
+            preserver: Mutex::default(),
+            preserving: AtomicBool::new(false),
+            snapshot_waits: AtomicBool::new(false),
+            outside: Mutex::default(),
+            frames: tail.frames(),
+            tail: Mutex::new(tail),
+            exclusive_wal: Mutex::default(),
+            file_synced: AtomicBool::new(false),
+            marks: Mutex::default(),
+            begins_afresh: AtomicBool::new(false),
+            urgent: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            dozing: AtomicBool::new(false),
+            unacknowledged: Unacknowledged::default(),
+            closing: AtomicBool::new(false),
+            stamp_due: AtomicBool::new(false),
+            handles: AtomicU32::new(0),
+            flushing: AtomicU32::new(0),
+        }
+    }
+
+    // What the shim calls.
+
+    /// A fault of ours: replication of this database ends, the application goes on.
+    pub(crate) fn poison(&self, why: &str) {
+        let message =
+            format!("a fault in the extension ({why}); closing the database everywhere in this process and opening it again recovers it");
+        // A page that a snapshot needs may be gone.
+        self.with_preserver(|preserver| preserver.give_up(why.to_owned()));
+        self.lock_tail().fail(message.clone());
+        self.progress.update(|f| {
+            f.state = StopKind::Failed.into();
+            f.last_error = Some(message);
+        });
+        // The uploader may be at something that is worth nothing any more.
+        self.hub.notify(Notice::Look(self.id));
+    }
+
+    /// Waits until everything committed so far is in the bucket; the newest TXID, if there is one.
+    pub(crate) fn sync(&self, limit: Duration) -> Result<Option<Txid>, WaitError> {
+        self.progress.wait(self.ask_for_all()?, limit)
+    }
+
+    /// The same for the last handle, which is being closed: nothing is waited for that only the next open can bring on its way.
+    pub(crate) fn sync_at_close(&self, limit: Duration) -> Result<(), WaitError> {
+        self.progress.update(|f| f.awaits_open = false);
+        self.progress.wait_at_close(self.ask_for_all()?, limit)
+    }
+
+    /// Has the uploader send everything committed so far at once. Returns the newest commit's number.
+    fn ask_for_all(&self) -> Result<u64, WaitError> {
+        if !self.is_known() {
+            self.observe_without_index();
+        }
+        if !self.is_known() {
+            return Err(WaitError::NotRead);
+        }
+        let sequence = self.published.lock().sequence;
+        self.progress.look_again();
+        self.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
+        self.asked.fetch_add(1, Ordering::AcqRel);
+        self.hub.notify(Notice::Look(self.id));
+        Ok(sequence)
+    }
+
+    /// Waits until the bucket has a TXID; the newest that it has. Nothing is sent the sooner for it.
+    pub(crate) fn wait_txid(&self, txid: Txid, limit: Duration) -> Result<Txid, WaitError> {
+        if !self.is_known() {
+            self.observe_without_index();
+        }
+        self.progress.wait_txid(txid, limit)
+    }
+
+    /// Commits up to this one shall go without a token of the budget, because somebody waits for them.
+    pub(crate) fn hasten(&self, sequence: u64) {
+        self.urgent.fetch_max(sequence, Ordering::AcqRel);
+        self.call();
+    }
+
+    /// Has the uploader look, where it sleeps.
+    fn call(&self) {
+        // In one order with `doze`: either this sees that the uploader sleeps, or the uploader sees the call.
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.dozing.load(Ordering::SeqCst) {
+            self.hub.notify(Notice::Look(self.id));
+        }
+    }
+
+    /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
+    pub(crate) fn reopened(&self) {
+        let mut tail = self.lock_tail();
+        self.closing.store(false, Ordering::Release);
+        if tail.mode == Mode::Running {
+            tail.mode = Mode::Unresolved;
+        }
+        let mut published = self.published.lock();
+        (published.known, published.from_index) = (false, false);
+        published.wake_frames = 1;
+    }
+
+    /// Has the uploader forget the database, which is `closing`, and waits until it has, for a moment.
+    pub(crate) fn wait_forgotten(&self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        self.hub.notify(Notice::Look(self.id));
+        self.progress.wait_released(PATIENCE);
+    }
+
+    /// The uploader forgets it: the control file's lock goes before a successor can take it.
+    pub(crate) fn release(&self) {
+        fault_point!("forget.release");
+        // Closing the last descriptor gives the lock up.
+        *self.marks.lock() = None;
+        self.lock_tail().release();
+        fault_point!("forget.released");
+        self.progress.update(|f| f.released = true);
+    }
+
+    // What the uploader calls.
+
+    pub(crate) fn lock_tail(&self) -> TailGuard<'_> {
+        TailGuard::new(self.tail.lock())
+    }
+
+    /// The uploader is about to sleep; false where it was called since `calls` was read.
+    pub(crate) fn doze(&self, calls: u64) -> bool {
+        self.dozing.store(true, Ordering::SeqCst);
+        self.calls.load(Ordering::SeqCst) == calls
+    }
+
+    /// It is awake: whoever waits from now on need not wake it.
+    pub(crate) fn is_up(&self) {
+        self.dozing.store(false, Ordering::SeqCst);
+    }
+
+    /// Gives continuity up; a snapshot that runs is worthless then.
+    pub(crate) fn lose(&self, tail: &mut Tail, reason: FullReason) {
+        if let Some(preserver) = &mut self.preserver.lock().active {
+            preserver.give_up(reason.text().to_owned());
+        }
+        tail.lose(reason);
+        self.note_captured(tail);
+    }
+
+    /// Whether nothing is waiting to be sent, as far as is known.
+    pub(crate) fn is_settled(&self, tail: &Tail) -> bool {
+        let published = self.published.lock();
+        tail.inflight.is_none()
+            && tail.state.attempt.is_none()
+            && tail.spool.is_empty()
+            && tail.mode == Mode::Running
+            && published.is_captured(tail)
+    }
+}
+
+/// Milliseconds since the epoch.
+pub(crate) fn now_ms() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}

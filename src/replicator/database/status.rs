@@ -1,0 +1,64 @@
+//! What `PRAGMA replicated_status` says.
+
+use std::time::Duration;
+
+use super::Database;
+
+use crate::replicator::durability::Policy;
+use crate::replicator::progress::Facts;
+use crate::replicator::tail::Mode;
+use crate::types::Txid;
+
+impl Database {
+    /// The TXID with which the bucket has everything that is committed so far, if no full state comes between and nothing fails for good.
+    fn local_txid(&self, facts: &Facts) -> u64 {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let remote = facts.remote_txid.map_or(0, Txid::get);
+        let tail = self.tail.try_lock_for(PATIENCE);
+        let published = self.published();
+        if published.sequence <= facts.acked_sequence {
+            return remote;
+        }
+        let Some(tail) = tail else { return remote.max(1) + 1 };
+        // Newer than the facts where an acknowledgement came between. An empty bucket begins with the snapshot 1-2.
+        let newest = tail.state.acked.map_or(0, |acked| acked.txid.get()).max(remote).max(1);
+        let is_under_way = match tail.mode {
+            Mode::Full(_) => tail.state.captured.is_some(),
+            _ => tail.inflight.is_some() || tail.state.attempt.is_some(),
+        };
+        newest + 1 + u64::from(is_under_way && !(tail.spool.is_empty() && published.is_captured(&tail)))
+    }
+
+    /// Names and values for people.
+    pub(crate) fn status(&self, policy: &Policy) -> Vec<(&'static str, String)> {
+        let facts = self.progress.facts();
+        let published = self.published();
+        let waiting = published.sequence.saturating_sub(facts.acked_sequence);
+        let local = self.local_txid(&facts);
+        let lag = published.oldest_waiting.filter(|_| waiting > 0).map(|oldest| oldest.elapsed()).unwrap_or_default();
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        vec![
+            ("state", facts.state.as_str().to_owned()),
+            ("local_txid", format!("{local:016x}")),
+            ("remote_txid", or_dash(facts.remote_txid.map(|t| t.to_string()))),
+            ("waiting_commits", waiting.to_string()),
+            ("lag_ms", lag.as_millis().to_string()),
+            ("durability", policy.durability().to_string()),
+            ("max_lag_ms", policy.max_lag.as_millis().to_string()),
+            ("last_success", or_dash(facts.last_success_ms.map(|ms| crate::types::TimestampMs(ms).to_string()))),
+            ("last_error", or_dash(facts.last_error)),
+            ("uploads", facts.uploads.to_string()),
+            ("snapshots", facts.snapshots.to_string()),
+            (
+                "fencing",
+                match facts.fencing {
+                    None => "not probed",
+                    Some(true) => "conditional",
+                    Some(false) => "weak",
+                }
+                .to_owned(),
+            ),
+            ("replica", self.store.url().to_owned()),
+        ]
+    }
+}

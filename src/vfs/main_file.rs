@@ -1,0 +1,500 @@
+//! A database file: its locks tell what is committed, its writes what a snapshot or a commit outside the WAL needs.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::abi::{
+    File, SQLITE_AUTH, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_PDB,
+    SQLITE_FCNTL_PRAGMA, SQLITE_FCNTL_SYNC, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR_COMMIT_ATOMIC, SQLITE_IOERR_SHORT_READ,
+    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
+    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
+};
+use super::api::SqliteApi;
+use super::group::{FileName, Refusal};
+use super::pragma::{self, Answer};
+use crate::replicator::database::Database;
+use crate::replicator::database::outside::{FileChange, Writer};
+use crate::replicator::durability::{self, NotAcknowledged, Policy};
+use crate::replicator::frames::WrittenFrames;
+use crate::replicator::process;
+use crate::wal::{FRAME_HEADER_BYTES, INDEX_HEADER_BYTES, IndexHeader};
+
+use super::file::{file_control, file_size, guarded, lock, main_of, read, shm_lock, shm_map, shm_unmap, sync, truncate, unlock, write};
+/// A database file.
+pub(super) struct MainFile {
+    pub(super) api: &'static SqliteApi,
+    /// `None`: opened read-only, everything passes through.
+    pub(super) database: Option<Arc<Database>>,
+    /// As SQLite passed it.
+    pub(super) name: FileName,
+    /// Where SQLite keeps the connection that works with the file.
+    pub(super) connection: AtomicPtr<*mut c_void>,
+    /// The refusal of a transaction over several databases was logged.
+    pub(super) told_of_group: AtomicBool,
+    /// What this connection's commits wait for.
+    pub(super) policy: Policy,
+    /// The sequence number of the commit that this connection has published and that `COMMIT_PHASETWO` has not come for; 0 for none.
+    own_commit: AtomicU64,
+    /// The process of a chain of forks that opened it.
+    pub(super) generation: usize,
+    /// The WAL-index's first region, while it is mapped.
+    index: AtomicPtr<u8>,
+    /// This connection holds the WAL's write lock.
+    pub(super) holds_write: AtomicBool,
+    /// This connection holds the checkpoint lock.
+    holds_checkpoint: AtomicBool,
+    /// It has written to the database file under that lock.
+    checkpoints: AtomicBool,
+    /// A checkpoint has begun, and the WAL was not synced since.
+    pub(super) checkpoints_unsynced: AtomicBool,
+    /// It has its WAL open, so that only checkpoints write to the database file.
+    pub(super) in_wal_mode: AtomicBool,
+    /// Frames were written without the WAL's write lock: there is no shared memory.
+    pub(super) wrote_unlocked: AtomicBool,
+    /// How far they reach, in bytes of the file.
+    pub(super) unlocked_end: AtomicU64,
+    /// The frames that were written since the transaction began.
+    pub(super) frames: Mutex<WrittenFrames>,
+    /// A write or sync of the WAL has failed since the transaction began: what lies there is not committed.
+    pub(super) wal_failed: AtomicBool,
+    /// The lock that it holds on the database file, of SQLite's five levels.
+    pub(super) lock_level: AtomicI32,
+    /// It took the EXCLUSIVE lock to roll back what a dead process left.
+    rolls_back: AtomicBool,
+    /// It has written to the database file, and neither committed nor given its lock up.
+    writes_file: AtomicBool,
+    /// It has committed to the database file under the lock that it holds.
+    has_committed: AtomicBool,
+    /// It is about to sync the database file at the end of a transaction that changes nothing else.
+    pub(super) ends_alone: AtomicBool,
+}
+
+impl MainFile {
+    pub(super) fn new(api: &'static SqliteApi, name: FileName, database: Option<Arc<Database>>, policy: Policy) -> Self {
+        Self {
+            api,
+            database,
+            name,
+            connection: AtomicPtr::new(std::ptr::null_mut()),
+            told_of_group: AtomicBool::new(false),
+            policy,
+            own_commit: AtomicU64::new(0),
+            generation: process::generation(),
+            index: AtomicPtr::new(std::ptr::null_mut()),
+            holds_write: AtomicBool::new(false),
+            holds_checkpoint: AtomicBool::new(false),
+            checkpoints: AtomicBool::new(false),
+            checkpoints_unsynced: AtomicBool::new(false),
+            in_wal_mode: AtomicBool::new(false),
+            wrote_unlocked: AtomicBool::new(false),
+            unlocked_end: AtomicU64::new(0),
+            frames: Mutex::default(),
+            wal_failed: AtomicBool::new(false),
+            lock_level: AtomicI32::new(SQLITE_LOCK_NONE),
+            rolls_back: AtomicBool::new(false),
+            writes_file: AtomicBool::new(false),
+            has_committed: AtomicBool::new(false),
+            ends_alone: AtomicBool::new(false),
+        }
+    }
+
+    /// The replicated database, unless this is the child of a fork that happened since: SQLite forbids using the connection there.
+    pub(super) fn database(&self) -> Option<&Arc<Database>> {
+        self.database.as_ref().filter(|_| self.generation == process::generation())
+    }
+
+    /// The WAL-index header as it is; `None` where it is not mapped, not initialised or being written.
+    fn index_header(&self) -> Option<IndexHeader> {
+        let index = self.index.load(Ordering::Acquire);
+        if index.is_null() {
+            return None;
+        }
+        let read = |copy: usize| {
+            let mut bytes = [0_u8; INDEX_HEADER_BYTES];
+            for (at, word) in bytes.chunks_exact_mut(4).enumerate() {
+                // SAFETY: the region is mapped (SQLite unmaps it through `main_shm_unmap`), at least 32 KiB long and aligned; other
+                // processes may write it, hence volatile.
+                let value = unsafe { index.add(copy * INDEX_HEADER_BYTES).cast::<u32>().add(at).read_volatile() };
+                word.copy_from_slice(&value.to_ne_bytes());
+            }
+            bytes
+        };
+        let (first, second) = (read(0), read(1));
+        if first == second { IndexHeader::decode(&first) } else { None }
+    }
+}
+
+impl MainFile {
+    /// The database file is about to be changed: a snapshot may still need what is there, and what no checkpoint writes is a transaction's.
+    ///
+    /// # Safety
+    /// `file` is this file, open.
+    unsafe fn before_change(&self, file: *mut File, change: FileChange) {
+        let Some(database) = self.database() else { return };
+        // SAFETY: passed on.
+        let read = &mut |page: &mut [u8], at| unsafe { read_base(file, page, at) };
+        guarded(self, (), || {
+            database.note_synced(false);
+            if self.checkpoints_unsynced.swap(false, Ordering::Relaxed) {
+                database.checkpoint_outruns_wal();
+            }
+            if !self.in_wal_mode.load(Ordering::Relaxed) {
+                self.writes_file.store(true, Ordering::Relaxed);
+                let writer = Writer {
+                    rolls_back: self.rolls_back.load(Ordering::Relaxed),
+                    has_committed: self.has_committed.load(Ordering::Relaxed),
+                };
+                database.changes_file(change, writer, read);
+            }
+            if database.is_preserving() {
+                match change {
+                    FileChange::Write { offset, bytes } => database.before_write(offset, usize::try_from(bytes).unwrap_or(0), read),
+                    FileChange::Truncate { bytes } => database.before_truncate(bytes, read),
+                }
+            }
+        });
+    }
+
+    /// A commit is complete. What the release of the WAL's write lock has not told is told here. Returns its number, where it has changed anything.
+    ///
+    /// # Safety
+    /// `file` is this file, open.
+    unsafe fn committed(&self, file: *mut File, database: &Arc<Database>) -> Option<u64> {
+        let published = self.own_commit.swap(0, Ordering::Relaxed);
+        if self.wrote_unlocked.swap(false, Ordering::Relaxed) {
+            let written_bytes = self.unlocked_end.swap(0, Ordering::Relaxed);
+            let mut frames = self.frames.lock();
+            if self.wal_failed.swap(false, Ordering::Relaxed) {
+                frames.clear();
+                return None;
+            }
+            match self.index_header() {
+                Some(index) => database.commits_in_wal(&index, &mut frames),
+                None => database.commits_exclusively(written_bytes, &mut frames),
+            }
+        } else if !self.in_wal_mode.load(Ordering::Relaxed) {
+            // SAFETY: passed on.
+            let own = database.commits_file(&mut |page, at| unsafe { read_base(file, page, at) });
+            if self.writes_file.swap(false, Ordering::Relaxed) {
+                self.has_committed.store(true, Ordering::Relaxed);
+            }
+            own
+        } else {
+            (published > 0).then_some(published)
+        }
+    }
+
+    /// The WAL is about to be destroyed, under exclusive locking. A transaction over several databases of which another one has failed is committed in
+    /// this one all the same, and no `COMMIT_PHASETWO` has told so.
+    pub(super) fn before_unlocked_end(&self, database: &Arc<Database>) {
+        if self.wrote_unlocked.load(Ordering::Relaxed) && !self.wal_failed.load(Ordering::Relaxed) && self.index_header().is_none() {
+            // Its number is for those who wait for it, and nobody does.
+            let _ = database.commits_exclusively(self.unlocked_end.load(Ordering::Relaxed), &mut self.frames.lock());
+        }
+    }
+
+    /// The EXCLUSIVE lock comes when a transaction commits, and all of its databases are known.
+    ///
+    /// # Safety
+    /// SQLite is about to lock this file.
+    unsafe fn refusal_before_lock(&self, level: c_int) -> Option<c_int> {
+        if level != SQLITE_LOCK_EXCLUSIVE || self.lock_level.load(Ordering::Relaxed) != SQLITE_LOCK_RESERVED {
+            return None;
+        }
+        // SAFETY: passed on.
+        guarded(self, None, || unsafe { self.refuses_group() }.map(|refusal| self.refuse_group(refusal)))
+    }
+
+    /// The header of a frame that completes a transaction comes when it commits.
+    ///
+    /// # Safety
+    /// SQLite is about to write this to the WAL.
+    pub(super) unsafe fn refusal_before_frame(&self, content: &[u8]) -> Option<c_int> {
+        if content.len() != FRAME_HEADER_BYTES || content.get(4..8) == Some(&[0; 4]) {
+            return None;
+        }
+        // SAFETY: passed on.
+        guarded(self, None, || unsafe { self.refuses_group() }.map(|refusal| self.refuse_group(refusal)))
+    }
+
+    /// Waits for the bucket as this connection's commits do, and says what SQLite gets.
+    ///
+    /// An I/O error, since a busy one would have the application make the transaction again, and this one among them because an application that
+    /// asks for extended codes sees it for nothing else.
+    fn await_acknowledgement(&self, database: &Database, own_commit: Option<u64>) -> c_int {
+        let waited = guarded(self, Err(NotAcknowledged), || durability::after_commit(database, &self.policy, own_commit));
+        if waited.is_ok() { SQLITE_OK } else { SQLITE_IOERR_COMMIT_ATOMIC }
+    }
+}
+
+pub(super) unsafe extern "C" fn main_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
+    // SAFETY: see above.
+    unsafe {
+        let change = FileChange::Write { offset: offset.cast_unsigned(), bytes: u64::try_from(bytes).unwrap_or(0) };
+        main_of(file).before_change(file, change);
+        write(file, from, bytes, offset)
+    }
+}
+
+pub(super) unsafe extern "C" fn main_truncate(file: *mut File, bytes: i64) -> c_int {
+    // SAFETY: see above.
+    unsafe {
+        main_of(file).before_change(file, FileChange::Truncate { bytes: bytes.cast_unsigned() });
+        truncate(file, bytes)
+    }
+}
+
+pub(super) unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
+    // SAFETY: see above.
+    let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
+    if rc == SQLITE_OK
+        && let Some(database) = main.database()
+    {
+        database.note_synced(true);
+        if main.ends_alone.swap(false, Ordering::Relaxed) {
+            guarded(main, (), || database.ends_with_sync());
+        }
+    }
+    rc
+}
+
+/// Whether a read failed only because the file ends within what was to be read: a page that is there in part. SQLite takes it for one that ends with
+/// zeros, as the VFS below has put them behind what it read.
+///
+/// # Safety
+/// `file` is an open file of ours.
+unsafe fn begins_within(file: *mut File, rc: c_int, offset: i64) -> bool {
+    let mut size = 0;
+    // SAFETY: passed on.
+    rc == SQLITE_IOERR_SHORT_READ && unsafe { file_size(file, &raw mut size) } == SQLITE_OK && offset < size
+}
+
+/// Reads the base's file; false on failure.
+///
+/// # Safety
+/// `file` is an open file of ours.
+unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
+    let (Ok(bytes), Ok(at)) = (c_int::try_from(page.len()), i64::try_from(at)) else { return false };
+    // SAFETY: the buffer has that many bytes.
+    unsafe {
+        let rc = read(file, page.as_mut_ptr().cast(), bytes, at);
+        rc == SQLITE_OK || begins_within(file, rc, at)
+    }
+}
+
+/// Keeps account of the lock: one that goes from SHARED straight to EXCLUSIVE with a journal there is about to roll that back.
+pub(super) unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_int {
+    // SAFETY: see above.
+    if let Some(rc) = unsafe { main_of(file).refusal_before_lock(level) } {
+        return rc;
+    }
+    // SAFETY: see above.
+    let (main, rc) = unsafe { (main_of(file), lock(file, level)) };
+    if rc == SQLITE_OK
+        && let Some(database) = main.database()
+    {
+        let before = main.lock_level.swap(level, Ordering::Relaxed);
+        if level == SQLITE_LOCK_EXCLUSIVE && before == SQLITE_LOCK_SHARED {
+            main.rolls_back.store(guarded(main, false, || database.has_hot_journal()), Ordering::Relaxed);
+        }
+    }
+    rc
+}
+
+/// The last moment at which nobody else can write: notes what the database file looks like after a transaction was rolled back, or the WAL deleted.
+pub(super) unsafe extern "C" fn main_unlock(file: *mut File, level: c_int) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if let Some(database) = main.database() {
+        // SAFETY: see above.
+        let read = &mut |page: &mut [u8], at| unsafe { read_base(file, page, at) };
+        guarded(main, (), || {
+            if main.writes_file.swap(false, Ordering::Relaxed) {
+                database.leaves_file(read);
+            }
+            if level == SQLITE_LOCK_NONE {
+                if main.lock_level.load(Ordering::Relaxed) >= SQLITE_LOCK_SHARED {
+                    database.sees_file(read);
+                }
+                if database.stamp_due.load(Ordering::Relaxed) {
+                    database.stamp_clean();
+                }
+            }
+        });
+        main.lock_level.store(level, Ordering::Relaxed);
+        main.rolls_back.store(false, Ordering::Relaxed);
+        main.has_committed.store(false, Ordering::Relaxed);
+    }
+    // SAFETY: see above.
+    unsafe { unlock(file, level) }
+}
+
+pub(super) unsafe extern "C" fn main_shm_map(file: *mut File, region: c_int, bytes: c_int, extend: c_int, out: *mut *mut c_void) -> c_int {
+    // SAFETY: see above; `out` is SQLite's.
+    unsafe {
+        let rc = shm_map(file, region, bytes, extend, out);
+        if rc == SQLITE_OK && region == 0 {
+            main_of(file).index.store((*out).cast(), Ordering::Release);
+        }
+        rc
+    }
+}
+
+pub(super) unsafe extern "C" fn main_shm_unmap(file: *mut File, delete: c_int) -> c_int {
+    // SAFETY: see above.
+    unsafe {
+        main_of(file).index.store(std::ptr::null_mut(), Ordering::Release);
+        shm_unmap(file, delete)
+    }
+}
+
+/// Commits become visible, and the WAL is restarted, under these locks.
+///
+/// ```text
+///   LOCK   EXCL WRITE            a write transaction begins
+///   UNLOCK EXCL WRITE            ... is over: what the WAL-index shows now is committed, and stable until the lock is released
+///   LOCK   EXCL READ(1)..READ(4) the WAL is to be restarted: the gate
+///   LOCK   SHARED READ(k)        a reader: recovery is done, the WAL-index is valid
+/// ```
+pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n: c_int, flags: c_int) -> c_int {
+    const TAKE: c_int = SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE;
+    const GIVE: c_int = SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE;
+    const READ: c_int = SQLITE_SHM_LOCK | SQLITE_SHM_SHARED;
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    let Some(database) = main.database() else {
+        // SAFETY: see above.
+        return unsafe { shm_lock(file, offset, n, flags) };
+    };
+    let observe = || match main.index_header() {
+        Some(index) => database.commits_in_wal(&index, &mut main.frames.lock()).unwrap_or_default(),
+        None => durability::UNSEEN,
+    };
+    match (flags, offset, n) {
+        (GIVE, WAL_WRITE_LOCK, 1) => {
+            main.holds_write.store(false, Ordering::Relaxed);
+            main.own_commit.store(guarded(main, durability::UNSEEN, observe), Ordering::Relaxed);
+        }
+        (GIVE, WAL_CHECKPOINT_LOCK, 1) => {
+            main.holds_checkpoint.store(false, Ordering::Relaxed);
+            if main.checkpoints.swap(false, Ordering::Relaxed) {
+                guarded(main, (), || database.checkpoint_ended());
+            }
+        }
+        (TAKE, 4, 4) => {
+            let asked_for = main.holds_checkpoint.load(Ordering::Relaxed);
+            let allowed = guarded(main, false, || main.index_header().is_some_and(|index| database.may_restart(&index, asked_for)));
+            if !allowed {
+                return SQLITE_BUSY;
+            }
+        }
+        _ => {}
+    }
+    // SAFETY: see above.
+    let rc = unsafe { shm_lock(file, offset, n, flags) };
+    if rc == SQLITE_OK {
+        match (flags, offset) {
+            (TAKE, WAL_WRITE_LOCK) => {
+                main.holds_write.store(true, Ordering::Relaxed);
+                main.frames.lock().clear();
+                main.own_commit.store(0, Ordering::Relaxed);
+                if !database.has_seen_index() {
+                    guarded(main, 0, observe);
+                }
+            }
+            (TAKE, 4) if n == 4 => guarded(main, (), || database.wal_is_empty()),
+            (TAKE, WAL_CHECKPOINT_LOCK) if n == 1 => main.holds_checkpoint.store(true, Ordering::Relaxed),
+            (READ, WAL_READ_LOCK_0..) if !database.has_seen_index() => {
+                guarded(main, (), || main.index_header().iter().for_each(|index| database.observe_first(index)));
+            }
+            _ => {}
+        }
+    }
+    rc
+}
+
+pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argument: *mut c_void) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if operation == SQLITE_FCNTL_PRAGMA {
+        // SAFETY: for this operation the argument is an array of at least three C strings, the first to be set by us.
+        if let Some(rc) = unsafe { answer_pragma(main, argument.cast()) } {
+            return rc;
+        }
+    }
+    let mut own_commit = None;
+    if let Some(database) = main.database() {
+        match operation {
+            SQLITE_FCNTL_PDB => main.connection.store(argument.cast(), Ordering::Release),
+            // The name of a super-journal that is not ours.
+            SQLITE_FCNTL_SYNC if !argument.is_null() && main.policy.waits() => {
+                return guarded(main, SQLITE_AUTH, || main.refuse_group(Refusal::Ignored));
+            }
+            SQLITE_FCNTL_CKPT_START => guarded(main, (), || {
+                main.checkpoints.store(true, Ordering::Relaxed);
+                main.checkpoints_unsynced.store(true, Ordering::Relaxed);
+                database.checkpoint_begins();
+            }),
+            SQLITE_FCNTL_CKPT_DONE => {
+                main.checkpoints_unsynced.store(false, Ordering::Relaxed);
+                guarded(main, (), || database.writes_file(false));
+            }
+            // The last that is heard of a rollback under an exclusive lock.
+            SQLITE_FCNTL_SYNC => {
+                main.rolls_back.store(false, Ordering::Relaxed);
+                // SAFETY: see above.
+                let alone = guarded(main, false, || database.is_unprotected() && unsafe { main.changes_alone() });
+                main.ends_alone.store(alone, Ordering::Relaxed);
+            }
+            // SAFETY: see above.
+            SQLITE_FCNTL_COMMIT_PHASETWO => {
+                // SAFETY: see above.
+                own_commit = guarded(main, Some(durability::UNSEEN), || unsafe { main.committed(file, database) });
+            }
+            _ => {}
+        }
+    }
+    // SAFETY: see above.
+    let rc = unsafe { file_control(file, operation, argument) };
+    if operation == SQLITE_FCNTL_COMMIT_PHASETWO
+        && matches!(rc, SQLITE_OK | SQLITE_NOTFOUND)
+        && let Some(database) = main.database()
+    {
+        return main.await_acknowledgement(database, own_commit);
+    }
+    if operation == SQLITE_FCNTL_VFSNAME && rc == SQLITE_OK {
+        let name = argument.cast::<*mut c_char>();
+        // SAFETY: for this operation the argument points to a string of SQLite's allocator, which we replace.
+        unsafe { *name = main.api.prefixed(c"replicated/", *name) };
+    }
+    rc
+}
+
+/// # Safety
+/// `strings` is the argument of `SQLITE_FCNTL_PRAGMA`.
+unsafe fn answer_pragma(main: &MainFile, strings: *mut *mut c_char) -> Option<c_int> {
+    let database = main.database()?;
+    // SAFETY: the second is the pragma's name, the third its value or null.
+    let (name, value) = unsafe {
+        let value = *strings.add(2);
+        (CStr::from_ptr(*strings.add(1)), (!value.is_null()).then(|| CStr::from_ptr(value)))
+    };
+    let answer = guarded(main, None, || {
+        pragma::answer(database, &main.policy, &name.to_string_lossy(), value.map(CStr::to_string_lossy).as_deref())
+    });
+    let (rc, text) = match answer? {
+        Answer::Text(text) => (SQLITE_OK, text),
+        Answer::Error(text) => (super::abi::SQLITE_ERROR, text),
+    };
+    // A null here would leave the result's column without a name, which some clients do not survive.
+    let text = main.api.sqlite_string(&text);
+    if text.is_null() {
+        return Some(super::abi::SQLITE_NOMEM);
+    }
+    // SAFETY: the first string is ours to set, to memory of SQLite's allocator.
+    unsafe { *strings = text };
+    Some(rc)
+}

@@ -1,0 +1,109 @@
+//! A WAL, and the super-journal of a transaction over several databases.
+
+use std::ffi::{c_int, c_void};
+use std::panic::catch_unwind;
+use std::sync::atomic::Ordering;
+
+use super::abi::{File, SQLITE_AUTH, SQLITE_OK};
+use super::group::{self};
+use crate::wal::FrameHeader;
+
+use super::file::{guarded, main_of, sync, truncate, write};
+use super::main_file::MainFile;
+/// A WAL, with the database that it belongs to. SQLite closes it before that.
+pub(super) struct WalSide {
+    pub(super) main: *const MainFile,
+}
+
+/// Notices the header of a new generation and, where no shared memory announces commits, what belongs to one.
+pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    let Some(database) = main.database() else {
+        // SAFETY: see above.
+        return unsafe { write(file, from, bytes, offset) };
+    };
+    let unlocked = !main.holds_write.load(Ordering::Relaxed);
+    if offset == 0 && bytes >= 24 {
+        // SAFETY: SQLite passes at least that many bytes.
+        let salts = unsafe { std::slice::from_raw_parts(from.cast::<u8>().add(16), 8) };
+        guarded(main, (), || {
+            if let ([a, b, c, d], [e, f, g, h]) = salts.split_at(4)
+                && let (&[a, b, c, d], &[e, f, g, h]) = (&[*a, *b, *c, *d], &[*e, *f, *g, *h])
+            {
+                let salts = [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])];
+                if unlocked {
+                    main.before_unlocked_end(database);
+                    database.restarts_exclusively(salts);
+                }
+                database.generation_begins(salts);
+                main.frames.lock().clear();
+            }
+        });
+    }
+    // SAFETY: see above; SQLite passes as many bytes as it says.
+    if let Some(rc) = unsafe { main.refusal_before_frame(std::slice::from_raw_parts(from.cast(), usize::try_from(bytes).unwrap_or(0))) } {
+        main.wal_failed.store(true, Ordering::Relaxed);
+        return rc;
+    }
+    if unlocked {
+        main.wrote_unlocked.store(true, Ordering::Relaxed);
+        main.unlocked_end.fetch_max(offset.cast_unsigned() + u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+        if guarded(main, false, || database.begins_in_wal(offset.cast_unsigned())) {
+            main.wal_failed.store(false, Ordering::Relaxed);
+            main.frames.lock().clear();
+        }
+    }
+    // SAFETY: see above; SQLite passes as many bytes as it says.
+    let content = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0)) };
+    if let Ok(header) = content.try_into() {
+        main.frames.lock().note(offset.cast_unsigned(), FrameHeader::decode(header));
+    }
+    // SAFETY: see above.
+    let rc = unsafe { write(file, from, bytes, offset) };
+    if rc != SQLITE_OK {
+        main.wal_failed.store(true, Ordering::Relaxed);
+    }
+    rc
+}
+
+pub(super) unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int {
+    // SAFETY: see above.
+    let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
+    if rc != SQLITE_OK {
+        main.wal_failed.store(true, Ordering::Relaxed);
+    } else if let Some(database) = main.database() {
+        main.checkpoints_unsynced.store(false, Ordering::Relaxed);
+        guarded(main, (), || database.wal_synced());
+    }
+    rc
+}
+
+/// SQLite writes the names of the journals of all databases that a transaction has, one at a time, before it commits any of them.
+pub(super) unsafe extern "C" fn super_journal_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
+    // SAFETY: see above; SQLite passes as many bytes as it says.
+    unsafe {
+        let name = std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0));
+        match catch_unwind(|| group::joins_super_journal(name)) {
+            Ok(None) => write(file, from, bytes, offset),
+            Ok(Some(rc)) => rc,
+            Err(_) => SQLITE_AUTH,
+        }
+    }
+}
+
+/// What is cut off must be safe before.
+pub(super) unsafe extern "C" fn wal_truncate(file: *mut File, bytes: i64) -> c_int {
+    // SAFETY: see above.
+    let main = unsafe { main_of(file) };
+    if let Some(database) = main.database() {
+        guarded(main, (), || {
+            if bytes == 0 {
+                main.before_unlocked_end(database);
+            }
+            database.wal_shrinks(bytes.cast_unsigned());
+        });
+    }
+    // SAFETY: see above.
+    unsafe { truncate(file, bytes) }
+}
