@@ -21,6 +21,9 @@ struct Place {
     who: &'static str,
 }
 
+/// What shall be said of a damage, and the damage.
+type Damage<'a, T> = (&'a str, &'a dyn Fn(&T));
+
 /// What an opening comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
@@ -299,7 +302,7 @@ fn cut(path: &Path, bytes: u64) {
 /// Nothing of it is sent, the status says so, and once it is repaired replication goes on, in the same process.
 #[test]
 fn a_file_that_sqlite_refuses_is_not_sent_and_its_repair_is_found() {
-    let damages: [(&str, &dyn Fn(&Path)); 4] = [
+    let damages: [Damage<'_, Path>; 4] = [
         ("tells of", &|file| cut(file, 8192)),
         ("tells of", &|file| cut(file, 8192 + 100)),
         ("does not begin as a database does", &|file| cut(file, 50)),
@@ -621,7 +624,7 @@ fn an_older_control_file_put_back() {
 #[test]
 fn a_control_file_deleted_or_damaged() {
     let (_elsewhere, foreign) = with_an_older_control_file(true);
-    let damages: [(&str, &dyn Fn(&Place)); 5] = [
+    let damages: [Damage<'_, Place>; 5] = [
         ("deleted", &|place| std::fs::remove_file(place.control()).unwrap()),
         ("empty", &|place| std::fs::write(place.control(), b"").unwrap()),
         ("cut", &|place| std::fs::File::options().write(true).open(place.control()).unwrap().set_len(1500).unwrap()),
@@ -632,14 +635,14 @@ fn a_control_file_deleted_or_damaged() {
         // The WAL shows where the bucket ends.
         let (place, _) = with_an_older_control_file(false);
         damage(&place);
-        println!("{what}, killed");
+        eprintln!("{what}, killed");
         // What the other one says of its database file is not so of this: then every page is sent.
         let expected = if what == "of another database" { Outcome::FullState } else { Outcome::GoesOn };
         place.opens(expected, "is not the one that the WAL");
         // Nothing shows it.
         let (place, _) = with_an_older_control_file(true);
         damage(&place);
-        println!("{what}, closed");
+        eprintln!("{what}, closed");
         place.opens(Outcome::Diverged, "nothing shows that this file continues it");
     }
 }
@@ -684,7 +687,7 @@ fn everything_put_back() {
     for file in files {
         copy_over(&kept(file), &place.path(file));
     }
-    // By the mark in the control file, which is of the file's own time: nobody can tell a copy by that which was put back with its times.
+    // With its time, as a copy of a whole disk has it.
     let _ = std::fs::remove_file(place.path("app.db-shm"));
     std::fs::File::options()
         .write(true)

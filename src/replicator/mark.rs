@@ -20,6 +20,9 @@ use super::control::Stamp;
 const OFFSET: u64 = 3072;
 const BYTES: usize = 48;
 
+/// In the last word, beside whether the header says WAL: SQLite had synced the file.
+const SYNCED: u64 = 2;
+
 /// Size, time of modification, header words and run of the machine. Not the time of change, which a backup program alters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
@@ -31,12 +34,23 @@ impl Mark {
     pub(crate) const fn of(stamp: &Stamp) -> Self {
         let [changes, valid_for] = stamp.header_words;
         let header = (changes as u64) << 32 | valid_for as u64;
-        Self { words: [stamp.size_bytes, stamp.mtime_ns.cast_unsigned(), header, stamp.is_wal as u64], boot: stamp.boot }
+        let kind = stamp.is_wal as u64 | if stamp.synced { SYNCED } else { 0 };
+        Self { words: [stamp.size_bytes, stamp.mtime_ns.cast_unsigned(), header, kind], boot: stamp.boot }
     }
 
-    /// Whether somebody else has written to the file, or put another in its place. After a loss of power nothing tells.
+    /// Whether somebody else has written to the file, or put another in its place.
+    ///
+    /// After the machine was started again this one may be older than the file, where the power has failed, and times tell nothing. But a file that was
+    /// synced has not become older than this.
     pub(crate) fn is_not(&self, now: &Self) -> bool {
-        self.boot == now.boot && self.words != now.words
+        let [.., header, kind] = self.words;
+        if self.boot == now.boot {
+            let told = |[size, modified, header, kind]: [u64; 4]| [size, modified, header, kind & !SYNCED];
+            return told(self.words) != told(now.words);
+        }
+        let counter = |header: u64| (header >> 32) as u32;
+        let [.., now_header, _] = now.words;
+        kind & SYNCED != 0 && (1..1 << 30).contains(&counter(header).wrapping_sub(counter(now_header)))
     }
 
     pub(crate) fn read(control: &File) -> Option<Self> {
@@ -60,4 +74,39 @@ pub(crate) fn write(control: &File, mark: Option<Mark>) -> io::Result<()> {
         bytes.resize(BYTES, 0);
     }
     control.write_all_at(&bytes, OFFSET)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_file_is_told_by_its_time_or_by_a_counter_that_went_back() {
+        let stamp = Stamp {
+            size_bytes: 4096,
+            mtime_ns: 5,
+            ctime_ns: 6,
+            header_words: [7, 7],
+            is_wal: true,
+            too_fresh: false,
+            boot: 1,
+            synced: true,
+        };
+        let is_not = |now: Stamp| Mark::of(&stamp).is_not(&Mark::of(&now));
+        assert!(!is_not(Stamp { ctime_ns: 99, synced: false, ..stamp }));
+        for other in [
+            Stamp { size_bytes: 8192, ..stamp },
+            Stamp { mtime_ns: 99, ..stamp },
+            Stamp { header_words: [8, 8], ..stamp },
+            Stamp { is_wal: false, ..stamp },
+        ] {
+            assert!(is_not(other), "{other:?}");
+            // It may have been checkpointed once more before the power failed.
+            assert!(!is_not(Stamp { boot: 2, ..other }), "{other:?}");
+        }
+        let older = Stamp { boot: 2, header_words: [6, 6], ..stamp };
+        assert!(is_not(older));
+        // With nothing synced the power may have taken the file back.
+        assert!(!Mark::of(&Stamp { synced: false, ..stamp }).is_not(&Mark::of(&older)));
+    }
 }

@@ -533,6 +533,10 @@ impl Task {
 
     /// Reports a failure, once for each cause of an outage, and says how long to wait.
     fn failed(&mut self, error: &StepError) -> Next {
+        if self.database.lock_tail().has_failed() {
+            // A snapshot that a panic has ended, say: that is told already.
+            return Next::Again;
+        }
         if let StepError::Unreadable(message) = error {
             stop(&self.database, StopKind::Diverged, message.clone());
             return Next::Again;
