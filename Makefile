@@ -33,7 +33,7 @@ test-stores: ## the store conformance suite against SeaweedFS, Azurite and a Goo
 test-large: ## one transaction of 2 GiB in every way that a commit is captured (needs 16 GiB of disk)
 	REPLICATED_TEST_LARGE_MIB=2048 $(CARGO) test --release --test sustained a_large_transaction
 
-test-crash: ## thousands of kills at every step, and of power losses (ROUNDS=200 for each of 16 campaigns, SEED=1)
+test-crash: ## thousands of kills at every step, and of power losses (ROUNDS=200 for each of 41 campaigns, SEED=1)
 	REPLICATED_TEST_CRASH_ROUNDS=$(or $(ROUNDS),200) REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test crashes --test power_loss
 
 test-faults: ## thousands of operations against a store that misbehaves (ROUNDS=20 seeds from SEED=1 on)
