@@ -79,6 +79,10 @@ mod active {
 
     /// Every point, in the order in which a commit meets them.
     pub const POINTS: &[&str] = &[
+        // Restoring a database that is not there.
+        "if-missing.noted",
+        "if-missing.placed",
+        "if-missing.restored",
         // Opening: the control file, its lock, the spool.
         "control.opened",
         "control.locked",

@@ -82,7 +82,8 @@ fn a_process_may_die_at_each_point() {
     let points = String::from_utf8(points.stdout).unwrap();
     let server = Server::with_options(Options { delay: Duration::from_millis(10), ..Options::default() }).unwrap();
     let mut never = Vec::new();
-    for point in points.lines() {
+    // Those of a restore are met before there is a database: `restore_on_open` has them.
+    for point in points.lines().filter(|point| !point.starts_with("if-missing.")) {
         if !USES.iter().any(|which| dies(point, *which, &server)) {
             never.push(point);
         }

@@ -45,6 +45,10 @@ pub enum LogTarget {
 pub struct Options {
     /// The replica's URL as given, `{name}` not yet replaced; see `replica_for`. `None`: pass-through.
     pub replica: Option<String>,
+    /// Whether an open restores a database that is not there.
+    pub restore_if_missing: bool,
+    /// Whether commits fail once another writer has gone on with the replica.
+    pub readonly_on_conflict: bool,
     /// See `OPTIONS`.
     pub sync_interval: Duration,
     /// See `OPTIONS`.
@@ -93,6 +97,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             replica: None,
+            restore_if_missing: false,
+            readonly_on_conflict: false,
             sync_interval: Duration::from_secs(1),
             burst: 4,
             durability: Durability::Local,
@@ -184,6 +190,8 @@ impl Options {
     fn set(&mut self, spec: &OptionSpec, text: &str) -> Result<(), String> {
         match spec.name {
             "replica" => self.replica = replica(text)?,
+            "restore" => self.restore_if_missing = one_of(text, ["never", "if-missing"])?,
+            "on_conflict" => self.readonly_on_conflict = one_of(text, ["continue", "readonly"])?,
             "sync_interval" => self.sync_interval = duration_within(spec, text)?,
             "burst" => self.burst = count_within(spec, text)?,
             "durability" => self.durability = Durability::parse(text).ok_or("that is none of the three")?,
@@ -286,6 +294,11 @@ fn bytes_within(spec: &OptionSpec, text: &str) -> Result<u64, String> {
         Kind::Bytes { max, .. } if bytes > max => Err("that is too large".to_owned()),
         _ => Ok(bytes),
     }
+}
+
+/// Whether it is the second of two words.
+fn one_of(text: &str, [first, second]: [&str; 2]) -> Result<bool, String> {
+    if text == first || text == second { Ok(text == second) } else { Err("that is none of the two".to_owned()) }
 }
 
 fn log_target(text: &str) -> Result<LogTarget, String> {

@@ -42,6 +42,8 @@ pub enum Kind {
     Txid,
     /// What COMMIT waits for.
     Durability,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
 }
 
 impl Kind {
@@ -63,6 +65,7 @@ impl Kind {
             Self::Text => "a text that is not empty".to_owned(),
             Self::Txid => "a TXID: 1 to 16 hexadecimal digits, not zero".to_owned(),
             Self::Durability => "local, bounded or remote".to_owned(),
+            Self::OneOf(words) => words.join(" or "),
         }
     }
 }
@@ -118,6 +121,18 @@ pub const OPTIONS: &[OptionSpec] = &[
         Kind::Replica,
         "",
         "Where the database is replicated to; without it nothing is replicated. `{name}` stands for the database's file name.",
+    ),
+    option(
+        "restore",
+        Kind::OneOf(&["never", "if-missing"]),
+        "never",
+        "What an open does where the database is not there: make an empty one, or restore what the replica has first.",
+    ),
+    option(
+        "on_conflict",
+        Kind::OneOf(&["continue", "readonly"]),
+        "continue",
+        "What becomes of commits once another writer has gone on with the replica, and nothing is sent any more: they go on here, or fail.",
     ),
     option(
         "sync_interval",

@@ -36,6 +36,7 @@ fn every_option_of_the_table_can_be_set_both_ways() {
             Kind::Text => "text",
             Kind::Txid => "1c",
             Kind::Durability => "bounded",
+            Kind::OneOf(words) => words.last().unwrap(),
         };
         let by_uri = resolve(&[(spec.name, text)], &[]).unwrap();
         let by_env = resolve(&[], &[(&spec.env_name(), text)]).unwrap();
@@ -99,6 +100,9 @@ fn values_out_of_range_say_what_they_got_and_what_is_allowed() {
         ("sync_interval", "9ms"),
         ("sync_interval", "61m"),
         ("close_timeout", "11m"),
+        ("restore", "always"),
+        ("restore", "true"),
+        ("on_conflict", "read-only"),
         ("durability", "full"),
         ("durability", "Remote"),
         ("max_lag", "0s"),

@@ -14,6 +14,7 @@
 //! | `lineage` | whether bucket and database are one history |
 //! | `progress`, `durability` | how far it is, for those who wait, and which commits do |
 //! | `stamp`, `remember` | what is told of a file that nobody has open |
+//! | `if_missing` | a database that is restored before it is opened |
 //! | `process` | what a process has one of |
 
 mod base;
@@ -26,6 +27,7 @@ pub(crate) mod durability;
 mod file_header;
 pub(crate) mod frames;
 mod hub;
+pub(crate) mod if_missing;
 mod lineage;
 pub(crate) mod local;
 mod mark;

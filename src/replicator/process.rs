@@ -135,13 +135,7 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     if let Some(database) = databases.get(&identity) {
         return join(database, &url);
     }
-    if let Some(gone) = databases.values().find(|d| d.paths.database == path).cloned() {
-        // SQLite lets an application delete or replace a file that it still has open; what is beside it now belongs to the new one.
-        let message = "the file was deleted or replaced while a connection had it open: what that connection commits is not replicated";
-        uploader::stop(&gone, StopKind::Failed, message.to_owned());
-        gone.release();
-        databases.retain(|_, d| !Arc::ptr_eq(d, &gone));
-    }
+    let_go(&mut databases, path);
     let url_text = url.to_string();
     if let Some(other) = databases.values().find(|d| d.store.url() == url_text) {
         return Err(OpenError::UrlInUse {
@@ -163,6 +157,28 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     }
     fault_point!("open.registered");
     Ok(database)
+}
+
+/// SQLite lets an application delete or replace a file that it still has open; what is beside it now belongs to the new one.
+fn let_go(databases: &mut HashMap<Identity, Arc<Database>>, path: &Path) {
+    if let Some(gone) = databases.values().find(|d| d.paths.database == path).cloned() {
+        let message = "the file was deleted or replaced while a connection had it open: what that connection commits is not replicated";
+        uploader::stop(&gone, StopKind::Failed, message.to_owned());
+        gone.release();
+        databases.retain(|_, d| !Arc::ptr_eq(d, &gone));
+    }
+}
+
+/// The file of that name is about to be another one: whoever has the one before open is let go of.
+pub(crate) fn let_go_of_replaced(path: &Path) {
+    if let Some(registry) = registry() {
+        let_go(&mut registry.databases.lock(), path);
+    }
+}
+
+/// Whether this process replicates the file that has that name now.
+pub(crate) fn has_open(path: &Path) -> bool {
+    identity(path).is_ok_and(|identity| replicates(&identity))
 }
 
 fn join(database: &Arc<Database>, url: &ReplicaUrl) -> Result<Arc<Database>, OpenError> {

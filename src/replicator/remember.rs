@@ -37,8 +37,27 @@ pub(crate) struct Restored {
 
 /// A restored database goes on replicating from its TXID, if that was the newest; else nothing is sent until the user has decided.
 pub(crate) fn restored(database: &Path, replica_url: &str, restored: &Restored) -> Result<(), RememberError> {
+    remember(database, replica_url, restored, false)
+}
+
+/// The same, unless the control file speaks of this very file and replica already.
+pub(crate) fn restored_unless_known(database: &Path, replica_url: &str, restored: &Restored) -> Result<(), RememberError> {
+    remember(database, replica_url, restored, true)
+}
+
+/// Whether another process has the control file locked, and so the database open for replication. Not to be asked by a process that has itself:
+/// closing the file would drop the lock.
+pub(crate) fn is_in_use(paths: &Paths) -> bool {
+    let Ok(file) = std::fs::File::options().read(true).write(true).open(paths.control()) else { return false };
+    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+fn remember(database: &Path, replica_url: &str, restored: &Restored, unless_known: bool) -> Result<(), RememberError> {
     let earlier = (restored.txid < restored.newest).then_some(RestoredEarlier { txid: restored.txid, newest: restored.newest });
-    write(database, |_, identity| State {
+    let is_known = |saved: &State, identity| {
+        unless_known && saved.identity == Some(identity) && saved.replica_hash == replica_hash(replica_url) && saved.acked.is_some()
+    };
+    let fresh = |identity| State {
         identity: Some(identity),
         replica_hash: replica_hash(replica_url),
         node_id: fastrand::u64(1..),
@@ -50,7 +69,8 @@ pub(crate) fn restored(database: &Path, replica_url: &str, restored: &Restored) 
         stamp: stamp::settled(database, &|header| std::fs::File::open(database)?.read_exact_at(header, 0), true),
         restored_earlier: earlier,
         ..State::default()
-    })
+    };
+    write(database, |saved, identity| saved.filter(|saved| is_known(saved, identity)).unwrap_or_else(|| fresh(identity)))
 }
 
 /// Declares a database file the truth over what its bucket holds up to `newest`: at its next open the full state is sent as the TXID after

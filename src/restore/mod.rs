@@ -11,6 +11,7 @@ use std::pin::pin;
 
 use futures_util::StreamExt;
 
+use crate::fault::fault_point;
 use crate::ltx::Header;
 use crate::replicator::remember::{self, Restored};
 use crate::store::{Listed, LtxName, Store};
@@ -179,6 +180,7 @@ pub async fn restore_to_path(store: &dyn Store, options: &RestoreOptions<'_>) ->
     }
     draft.sync()?;
     draft.publish()?;
+    fault_point!("if-missing.placed");
     // After the rename, which changes the file's ctime. After a crash in between the user has to say that this file goes on.
     let restored = Restored { txid: report.txid, newest: report.max_txid_in_bucket, page_size: report.page_size };
     let remembered = remember::restored(&target, store.url(), &restored);

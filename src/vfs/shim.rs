@@ -16,6 +16,7 @@ use super::{file, host};
 use crate::config::Options;
 use crate::replicator::database::Database;
 use crate::replicator::durability::Policy;
+use crate::replicator::if_missing::restore_if_missing;
 use crate::replicator::process;
 
 /// The name in `vfs=replicated`.
@@ -115,6 +116,8 @@ unsafe fn registered(vfs: *mut Vfs) -> &'static Registered {
 /// What to do with a database that is opened.
 enum Plan {
     PassThrough,
+    /// Opened read-only, and restored before that if it is not there.
+    RestoreOnly(Box<Options>),
     Replicate(Box<Options>),
 }
 
@@ -140,8 +143,11 @@ fn plan(parameters: &[(String, String)], environment: &[(String, String)], flags
     })?;
     let switched_on = |name: &str| given(name).is_some_and(|v| !matches!(v, "0" | "no" | "false" | "off"));
     let read_only = flags & SQLITE_OPEN_READONLY != 0 || given("mode") == Some("ro") || switched_on("immutable");
-    if options.replica.is_none() || read_only || given("mode") == Some("memory") {
+    if options.replica.is_none() || given("mode") == Some("memory") || read_only && !options.restore_if_missing {
         return Ok(Plan::PassThrough);
+    }
+    if read_only {
+        return Ok(Plan::RestoreOnly(Box::new(options)));
     }
     Ok(Plan::Replicate(Box::new(options)))
 }
@@ -173,6 +179,12 @@ unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, fl
             catch_unwind(|| plan(&parameters, &environment(), flags)).unwrap_or_else(|_| Err("a fault in the extension".to_owned()));
         match planned {
             Ok(Plan::PassThrough) => {}
+            // SAFETY: the name is a C string.
+            Ok(Plan::RestoreOnly(options)) => {
+                if let Err(error) = restore_first(unsafe { path_of(name) }, &options) {
+                    return refuse(&error);
+                }
+            }
             // SAFETY: passed on.
             Ok(Plan::Replicate(options)) => return unsafe { open_main(registered, name, out, flags, out_flags, &options) },
             Err(error) => return refuse(&error),
@@ -235,6 +247,11 @@ unsafe fn open_main(
     out_flags: *mut c_int,
     options: &Options,
 ) -> c_int {
+    // SAFETY: the name is a C string.
+    let path = unsafe { path_of(name) };
+    if let Err(error) = restore_first(path, options) {
+        return refuse(&error);
+    }
     let mut base_flags = 0;
     // SAFETY: see `open`.
     let rc = unsafe { open_base(registered.base, name, file::base_at(out), flags, &raw mut base_flags) };
@@ -245,8 +262,6 @@ unsafe fn open_main(
     if rc != SQLITE_OK {
         return rc;
     }
-    // SAFETY: the name is a C string.
-    let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(name) }.to_bytes()));
     let database = if base_flags & SQLITE_OPEN_READONLY != 0 { Ok(None) } else { attach(registered, path, options).map(Some) };
     match database {
         Ok(database) => {
@@ -260,6 +275,25 @@ unsafe fn open_main(
             refuse(&error)
         }
     }
+}
+
+/// # Safety
+/// `name` is a C string that outlives what is returned.
+unsafe fn path_of<'a>(name: *const c_char) -> &'a Path {
+    // SAFETY: passed on.
+    Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(name) }.to_bytes()))
+}
+
+/// With `restore=if-missing`: before the base opens the file, which would make an empty one.
+fn restore_first(path: &Path, options: &Options) -> Result<(), String> {
+    if !options.restore_if_missing {
+        return Ok(());
+    }
+    catch_unwind(AssertUnwindSafe(|| {
+        crate::logging::configure(options);
+        restore_if_missing(path, options, host::start_thread).map_err(|error| error.to_string())
+    }))
+    .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
 }
 
 fn attach(registered: &'static Registered, path: &Path, options: &Options) -> Result<Arc<Database>, String> {

@@ -1,0 +1,339 @@
+//! `restore=if-missing`: a database that is not there is restored before SQLite opens it.
+//!
+//! ```text
+//!   is the database there, and nothing left to be finished?  -> nothing is done: two looks at the file system, no request
+//!   lock <database>-replicated/restore                       one restore at a time, of all threads and processes of the machine
+//!   restore to a temporary name, verify, fsync
+//!   note in the locked file what is about to be put in place
+//!   rename, write the control file, empty the locked file
+//! ```
+//!
+//! Who comes meanwhile finds the note and waits for the lock, and so never opens a database whose control file is still to be written. A
+//! process that died in between leaves the note, and the next open finishes what it says.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use super::control::Identity;
+use super::local::{Paths, identity};
+use super::process::{self, StartThread};
+use super::remember::{self, RememberError, Restored};
+use crate::config::Options;
+use crate::fault::fault_point;
+use crate::restore::{self, Plan, Progress, RestoreError, RestoreOptions};
+use crate::store::{self, ReplicaUrl, StoreError, UrlError};
+use crate::types::{PageSize, Txid};
+
+/// Requests at once, each of up to 4 MiB.
+const CHUNK_BYTES: u64 = 4 << 20;
+/// A note is a line of numbers.
+const MOST_NOTE_BYTES: usize = 512;
+
+/// Why a database that is not there could not be restored. It is not opened then: an empty one would be sent over the history.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IfMissingError {
+    #[error("option replica: {0}")]
+    Url(#[from] UrlError),
+    #[error("option replica: {0}")]
+    Store(#[from] StoreError),
+    #[error("restore=if-missing: cannot {operation} {path}: {source}")]
+    Local {
+        operation: &'static str,
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "restore=if-missing: {database} is not there and could not be restored: {source}{}. No empty database is made in its place; \
+         restore=never makes one",
+        advice(.source)
+    )]
+    Restore {
+        database: String,
+        #[source]
+        source: RestoreError,
+    },
+    #[error("restore=if-missing: {database} was restored, but where replication goes on from could not be noted: {why}")]
+    NotResumable { database: String, why: String },
+    #[error("restore=if-missing: no thread could be started: {0}")]
+    Thread(io::Error),
+    #[error("restore=if-missing: a fault in the extension")]
+    Fault,
+}
+
+fn advice(error: &RestoreError) -> String {
+    let advice = error.advice();
+    if advice.is_empty() { advice } else { format!(". What to do: {advice}") }
+}
+
+/// Restores the database if it is not there and the replica has one. Blocks until that is done.
+///
+/// # Errors
+/// Where it is not known what the replica has, or it could not be restored.
+pub(crate) fn restore_if_missing(path: &Path, options: &Options, start_thread: StartThread) -> Result<(), IfMissingError> {
+    let paths = Paths::of(path);
+    if !is_missing(&paths)? && !has_note(&paths) {
+        return Ok(());
+    }
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let url = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
+    let options = options.clone();
+    // On a thread of its own: the application's may be one of a runtime that does not let itself be blocked by another, and has its own signal
+    // handlers and stack.
+    let (to, from) = mpsc::sync_channel(1);
+    let body = move || {
+        // Nobody listens any more where the caller is gone.
+        let _ = to.send(restore_alone(&paths, &url, &options));
+    };
+    start_thread(Box::new(body)).map_err(IfMissingError::Thread)?;
+    from.recv().unwrap_or(Err(IfMissingError::Fault))
+}
+
+/// Whether there is no database: no file, or one that was made and never written to.
+fn is_missing(paths: &Paths) -> Result<bool, IfMissingError> {
+    match std::fs::metadata(&paths.database) {
+        Ok(metadata) => Ok(metadata.is_file() && metadata.len() == 0 && !has_log(paths)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(source) => Err(local("look at", &paths.database)(source)),
+    }
+}
+
+/// Whether a WAL or a journal has what the file does not.
+fn has_log(paths: &Paths) -> bool {
+    let mut journal = paths.database.clone().into_os_string();
+    journal.push("-journal");
+    [paths.wal.as_path(), Path::new(&journal)].iter().any(|log| log.symlink_metadata().is_ok())
+}
+
+fn lock_path(paths: &Paths) -> PathBuf {
+    paths.directory.join("restore")
+}
+
+fn has_note(paths: &Paths) -> bool {
+    std::fs::metadata(lock_path(paths)).is_ok_and(|metadata| metadata.len() > 0)
+}
+
+fn local(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IfMissingError {
+    let path = path.display().to_string();
+    move |source| IfMissingError::Local { operation, path, source }
+}
+
+fn restore_alone(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<(), IfMissingError> {
+    let lock = Lock::take(paths)?;
+    let database = &paths.database;
+    let url_text = url.to_string();
+    if let Some(note) = lock.read() {
+        note.finish(paths, &url_text)?;
+        lock.empty().map_err(local("write", &lock.path))?;
+    }
+    // Somebody else may have restored it while this one waited. Who has an empty database open for replication is about to fill it.
+    if !is_missing(paths)? || process::has_open(database) {
+        return Ok(());
+    }
+    process::let_go_of_replaced(database);
+    if remember::is_in_use(paths) {
+        return Ok(());
+    }
+    let store = store::open(url, &options.store_options())?;
+    log::info!(target: "replicated", "{}: is not there, and is restored from {url_text} first", database.display());
+    let watcher = Watcher::default();
+    let check = |draft: &Path| {
+        let note = Note::of(draft, &watcher).map_err(|error| error.to_string())?;
+        lock.write(&note).map_err(|error| format!("{}: {error}", lock.path.display()))?;
+        paths.sync_directories();
+        fault_point!("if-missing.noted");
+        Ok(())
+    };
+    let parallelism = usize::try_from(options.max_memory_bytes / CHUNK_BYTES).unwrap_or(usize::MAX).min(restore::DEFAULT_PARALLELISM);
+    let how = RestoreOptions { parallelism, progress: Some(&watcher), check: Some(&check), ..RestoreOptions::latest(database) };
+    let report = match restore::restore(&*store, &how) {
+        Ok(report) => report,
+        Err(error) if error.is_empty_bucket() => {
+            log::info!(target: "replicated", "{}: {url_text} has nothing to restore: it begins here", database.display());
+            return Ok(());
+        }
+        // Somebody has made it by other means.
+        Err(RestoreError::OutputExists { .. }) if !is_missing(paths)? => return lock.empty().map_err(local("write", &lock.path)),
+        Err(source) => return Err(IfMissingError::Restore { database: database.display().to_string(), source }),
+    };
+    fault_point!("if-missing.restored");
+    if let Some(why) = report.not_resumable {
+        return Err(IfMissingError::NotResumable { database: database.display().to_string(), why });
+    }
+    lock.empty().map_err(local("write", &lock.path))?;
+    log::info!(
+        target: "replicated",
+        "{}: restored from {url_text} to TXID {}, {} pages of {} bytes",
+        database.display(), report.txid, report.commit_pages, report.page_size
+    );
+    Ok(())
+}
+
+/// What the plan said, for the note.
+#[derive(Default)]
+struct Watcher {
+    state: Cell<Option<(Txid, Txid)>>,
+}
+
+impl Progress for Watcher {
+    fn planned(&self, plan: &Plan) {
+        self.state.set(Some((plan.txid, plan.max_txid_in_bucket)));
+    }
+
+    fn applied(&self, _bytes: u64) {}
+}
+
+/// The file that is locked, and holds the note. It stays where it is: one that is deleted would be locked by two.
+struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Of the open file and not of the process, so that it keeps out other threads as well.
+    fn take(paths: &Paths) -> Result<Self, IfMissingError> {
+        match std::fs::DirBuilder::new().mode(0o777).create(&paths.directory) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => return Err(local("create", &paths.directory)(source)),
+            _ => {}
+        }
+        let path = lock_path(paths);
+        let opened = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = opened.map_err(local("create", &path))?;
+        loop {
+            match file.lock() {
+                Ok(()) => return Ok(Self { file, path }),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(local("lock", &path)(source)),
+            }
+        }
+    }
+
+    fn read(&self) -> Option<Note> {
+        let mut text = [0; MOST_NOTE_BYTES];
+        let bytes = self.file.read_at(&mut text, 0).ok()?;
+        Note::parse(std::str::from_utf8(text.get(..bytes)?).ok()?)
+    }
+
+    fn write(&self, note: &Note) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all_at(note.to_string().as_bytes(), 0)?;
+        self.file.sync_all()
+    }
+
+    fn empty(&self) -> io::Result<()> {
+        self.file.set_len(0)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough where the process was forked meanwhile: the child has the same open file.
+        let _ = self.file.unlock();
+    }
+}
+
+/// What is about to be put in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Note {
+    identity: Identity,
+    size_bytes: u64,
+    mtime_ns: i64,
+    txid: Txid,
+    newest: Txid,
+    page_size: PageSize,
+}
+
+impl Note {
+    const BEGINNING: &str = "restored-1";
+
+    /// Reads the temporary file, which nobody has open as a database.
+    fn of(draft: &Path, watcher: &Watcher) -> io::Result<Self> {
+        let mut size = [0; 2];
+        File::open(draft)?.read_exact_at(&mut size, 16)?;
+        let page_size = match u16::from_be_bytes(size) {
+            1 => 65536,
+            bytes => u32::from(bytes),
+        };
+        let (Some((txid, newest)), Some(page_size)) = (watcher.state.get(), PageSize::new(page_size)) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        let (size_bytes, mtime_ns) = looks(draft)?;
+        Ok(Self { identity: identity(draft)?, size_bytes, mtime_ns, txid, newest, page_size })
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        // A line that was cut off says nothing.
+        let mut words = text.strip_suffix('\n')?.split(' ');
+        if words.next() != Some(Self::BEGINNING) {
+            return None;
+        }
+        let mut number = || words.next()?.parse::<u64>().ok();
+        Some(Self {
+            identity: Identity { device: number()?, inode: number()?, born_ns: number()? },
+            size_bytes: number()?,
+            mtime_ns: i64::try_from(number()?).ok()?,
+            txid: Txid::new(number()?)?,
+            newest: Txid::new(number()?)?,
+            page_size: PageSize::new(u32::try_from(number()?).ok()?)?,
+        })
+    }
+
+    /// The process that wrote this did not come to its end. Where the file is in its place, and nobody has written to it, replication goes on from it.
+    fn finish(&self, paths: &Paths, url: &str) -> Result<(), IfMissingError> {
+        let database = &paths.database;
+        let is_it = identity(database).is_ok_and(|now| now == self.identity)
+            && looks(database).is_ok_and(|now| now == (self.size_bytes, self.mtime_ns))
+            && !has_log(paths)
+            && !process::has_open(database);
+        if !is_it {
+            return Ok(());
+        }
+        let restored = Restored { txid: self.txid, newest: self.newest, page_size: self.page_size };
+        match remember::restored_unless_known(database, url, &restored) {
+            // Then it is open, and known to who has it.
+            Ok(()) | Err(RememberError::InUse(_)) => Ok(()),
+            Err(error) => Err(IfMissingError::NotResumable { database: database.display().to_string(), why: error.to_string() }),
+        }
+    }
+}
+
+impl std::fmt::Display for Note {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Identity { device, inode, born_ns } = self.identity;
+        let (txid, newest, page_size) = (self.txid.get(), self.newest.get(), self.page_size.get());
+        writeln!(f, "{} {device} {inode} {born_ns} {} {} {txid} {newest} {page_size}", Self::BEGINNING, self.size_bytes, self.mtime_ns)
+    }
+}
+
+/// Size and time of the last change: what a rename leaves as it is.
+fn looks(path: &Path) -> io::Result<(u64, i64)> {
+    let metadata = std::fs::metadata(path)?;
+    Ok((metadata.len(), metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_read_as_it_was_written_and_a_torn_one_is_none() {
+        let note = Note {
+            identity: Identity { device: 1, inode: u64::MAX, born_ns: 3 },
+            size_bytes: 4,
+            mtime_ns: i64::MAX,
+            txid: Txid::FIRST,
+            newest: Txid::FIRST.next(),
+            page_size: PageSize::new(65536).unwrap(),
+        };
+        let text = note.to_string();
+        assert!(text.len() <= MOST_NOTE_BYTES);
+        assert_eq!(Note::parse(&text), Some(note));
+        for end in 0..text.len() {
+            assert_eq!(Note::parse(&text[..end]), None);
+        }
+    }
+}
