@@ -121,6 +121,8 @@ mod active {
         "attempt.write",
         "attempt.written",
         "attempt.rebuild",
+        // Another writer has gone on.
+        "fence.begin",
         // A batch.
         "freeze.encoded",
         "attempt.save",

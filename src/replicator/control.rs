@@ -15,7 +15,7 @@ use rustix::fs::FlockOperation;
 use super::local::OwnerMode;
 use super::mark::{self, Mark};
 use crate::fault::{fault_io, fault_point};
-use crate::types::{Txid, WalPos};
+use crate::types::{TimestampMs, Txid, WalPos};
 
 const MAGIC: &[u8; 8] = b"RPLCTL03";
 const SLOT_BYTES: usize = 1024;
@@ -179,6 +179,33 @@ pub(crate) struct RestoredEarlier {
     pub(crate) newest: Txid,
 }
 
+/// Another writer's object where ours was to be: nothing is sent any more until the user has decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Conflict {
+    /// The TXID that it ends with.
+    pub(crate) txid: Txid,
+    /// Who wrote it, as its header says; 0 for other tools.
+    pub(crate) node_id: u64,
+    /// When, as the store says.
+    pub(crate) timestamp_ms: i64,
+    pub(crate) size_bytes: u64,
+}
+
+impl Conflict {
+    /// Who, when and what to do.
+    pub(crate) fn message(&self, ours: u64) -> String {
+        let who = if self.node_id == 0 { "no node id, so another tool".to_owned() } else { format!("node {:016x}", self.node_id) };
+        format!(
+            "another writer has written TXID {} ({} bytes, {who}, {}), and this one is node {ours:016x}: replication of this database stops, so that two \
+             histories do not mix. What is committed here is not replicated any more. Stop one of the two. To go on with the other's history move this \
+             file and what is beside it away and restore; to go on with this one declare it the truth with `replicated adopt`",
+            self.txid,
+            self.size_bytes,
+            TimestampMs(self.timestamp_ms)
+        )
+    }
+}
+
 /// Everything that is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
@@ -211,6 +238,8 @@ pub(crate) struct State {
     pub(crate) full_sent: Option<FullSent>,
     /// A level-0 file that the bucket had when it was looked at last.
     pub(crate) witness: Option<Txid>,
+    /// Another writer has gone on; lasts until the file is declared the truth over that.
+    pub(crate) conflict: Option<Conflict>,
 }
 
 /// The open control file.
@@ -353,6 +382,12 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
         w.u64(u64::from(f.again));
     });
     w.u64(state.witness.map_or(0, Txid::get));
+    w.option(state.conflict, |w, c| {
+        w.u64(c.txid.get());
+        w.u64(c.node_id);
+        w.u64(c.timestamp_ms.cast_unsigned());
+        w.u64(c.size_bytes);
+    });
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -419,6 +454,9 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     let fencing = r.option(|r| Some(r.u64()? != 0))?;
     let full_sent = r.option(|r| Some(FullSent { txid: Txid::new(r.u64()?)?, again: r.u64()? != 0 }))?;
     let witness = Txid::new(r.u64()?);
+    let conflict = r.option(|r| {
+        Some(Conflict { txid: Txid::new(r.u64()?)?, node_id: r.u64()?, timestamp_ms: r.u64()?.cast_signed(), size_bytes: r.u64()? })
+    })?;
     let state = State {
         identity,
         replica_hash,
@@ -439,6 +477,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         fencing,
         full_sent,
         witness,
+        conflict,
     };
     Some((sequence, state))
 }
@@ -552,6 +591,7 @@ mod tests {
             fencing: Some(false),
             full_sent: Some(FullSent { txid: Txid::FIRST, again: true }),
             witness: Some(Txid::FIRST.next()),
+            conflict: Some(Conflict { txid: Txid::FIRST, node_id: u64::MAX, timestamp_ms: -1, size_bytes: 3 }),
         }
     }
 

@@ -55,7 +55,7 @@ pub(crate) enum IfMissingError {
     Restore {
         database: String,
         #[source]
-        source: RestoreError,
+        source: Box<RestoreError>,
     },
     #[error("restore=if-missing: {database} was restored, but where replication goes on from could not be noted: {why}")]
     NotResumable { database: String, why: String },
@@ -158,7 +158,10 @@ fn restore_alone(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<(
         }
         // Somebody has made it by other means.
         Err(RestoreError::OutputExists { .. }) if !is_missing(paths)? => return lock.empty().map_err(local("write", &lock.path)),
-        Err(source) => return Err(IfMissingError::Restore { database: database.display().to_string(), source }),
+        Err(error) => {
+            let source = Box::new(error);
+            return Err(IfMissingError::Restore { database: database.display().to_string(), source });
+        }
     };
     fault_point!("if-missing.restored");
     if let Some(why) = report.not_resumable {

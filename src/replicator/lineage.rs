@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use super::batch::WalFile;
-use super::control::{Acked, Attempt, FullReason, FullSent};
+use super::control::{Acked, Attempt, Conflict, FullReason, FullSent};
 use super::database::Database;
 use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
@@ -26,8 +26,10 @@ const MOST_COMPARED_BYTES: u64 = 16 * 1024 * 1024;
 pub(crate) enum Exists {
     /// An earlier attempt of ours.
     Ours,
-    /// Another writer's; the text says what is known of it and what to do.
-    Foreign(String),
+    /// Another writer's.
+    Foreign(Conflict),
+    /// No LTX file; the text says what to do.
+    Unreadable(String),
 }
 
 /// Where a bucket ends.
@@ -117,7 +119,8 @@ pub(crate) async fn probe(database: &Database) -> Result<(), StepError> {
     if !conditional {
         log::warn!(
             target: "replicated",
-            "{}: this store replaces objects even when asked not to: two writers on one path would not be told apart. Make sure that there is one",
+            "{}: this store replaces objects even when asked not to, so that two writers on one path are told apart only by looking before and after \
+             each upload. Make sure that there is one",
             database.paths.database.display()
         );
     }
@@ -242,6 +245,7 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
     if database.lock_tail().state.adopt.is_some_and(|adopt| adopt >= reach) {
         return give_attempt_up(database, Some(FullReason::Adopted));
     }
+    let mut theirs = None;
     if let Some(Newest { object: newest, .. }) = newest(database).await? {
         let header = header(database, &newest).await?;
         let proven = proven_end(database, &newest, &header).await?;
@@ -270,6 +274,11 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
             }
             _ => {}
         }
+        theirs = (header.node_id != 0 && !by_us).then(|| conflict(&newest, &header));
+    }
+    if let Some(conflict) = theirs {
+        fence(database, conflict);
+        return Ok(());
     }
     let message = format!(
         "the bucket goes on to TXID {reach}, this database knows of {ours} only: it is an older copy, or another writer has gone on. Nothing is sent \
@@ -415,7 +424,7 @@ fn litestream_position(database: &Database) -> Option<Txid> {
 pub(crate) async fn compare(database: &Database, name: &LtxName, attempt: &Attempt) -> Result<Exists, StepError> {
     let listed = database.store.head(name).await?;
     let theirs = match header(database, &listed).await {
-        Err(StepError::Unreadable(message)) => return Ok(Exists::Foreign(message)),
+        Err(StepError::Unreadable(message)) => return Ok(Exists::Unreadable(message)),
         other => other?,
     };
     let last8 = listed.size_bytes.saturating_sub(8)..listed.size_bytes;
@@ -426,11 +435,27 @@ pub(crate) async fn compare(database: &Database, name: &LtxName, attempt: &Attem
     if same_bytes || same_range {
         return Ok(Exists::Ours);
     }
-    Ok(Exists::Foreign(format!(
-        "another writer has written {name} ({} bytes, node {:016x}, {}): replication of this database stops, so that two histories do not mix. Stop one \
-         of the two; to go on with this one declare it the truth with `replicated adopt`",
-        listed.size_bytes, theirs.node_id, listed.timestamp
-    )))
+    Ok(Exists::Foreign(conflict(&listed, &theirs)))
+}
+
+fn conflict(object: &Listed, header: &Header) -> Conflict {
+    Conflict { txid: object.name.max_txid, node_id: header.node_id, timestamp_ms: object.timestamp.0, size_bytes: object.size_bytes }
+}
+
+/// Another writer has gone on: replication stops, now and after every open, until the user has decided.
+pub(crate) fn fence(database: &Database, conflict: Conflict) {
+    fault_point!("fence.begin");
+    let message = {
+        let mut tail = database.lock_tail();
+        tail.state.conflict = Some(conflict);
+        let message = conflict.message(tail.state.node_id);
+        if let Err(error) = tail.save() {
+            log::warn!(target: "replicated", "{error}");
+        }
+        message
+    };
+    stop(database, StopKind::Fenced, message);
+    database.sync_control();
 }
 
 /// The empty level-0 file beside a first snapshot, without which other tools would count from 1 again.

@@ -147,9 +147,14 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     let store = store::open(&url, &options.store_options())?;
     let paths = Paths::of(path);
     let tail = open_tail(&paths, identity, &url_text, options)?;
+    let conflict = tail.conflict();
     let id = process.next_id.fetch_add(1, Ordering::Relaxed);
     let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), host, tail));
     database.handles.store(1, Ordering::Release);
+    if let Some(message) = conflict {
+        // Known from before: nothing is committed until the uploader has looked.
+        uploader::report_stop(&database, StopKind::Fenced, message);
+    }
     databases.insert(identity, Arc::clone(&database));
     drop(databases);
     if !process.hub.notify(Notice::Opened(Arc::clone(&database))) {

@@ -24,8 +24,8 @@ use super::send;
 use super::tail::{Mode, TailError};
 use super::uploader::{Next, StepError};
 use crate::fault::fault_point;
-use crate::ltx::{Encoder, Header};
-use crate::store::{Created, Level, LtxName, StoreError, Upload};
+use crate::ltx::{Encoder, Finished, Header};
+use crate::store::{Created, Level, LtxName, StoreError, StoreErrorKind, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// How long to wait for a checkpoint or a restart that is under way just now.
@@ -329,12 +329,21 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
     }
     fault_point!("full.put");
     let in_parts = upload.is_some();
+    let replaces = database.progress.facts().fencing == Some(false);
+    if replaces && is_there(database, name, &finished).await?.is_some() {
+        abort(upload).await;
+        return Ok(Streamed::Sent(Created::AlreadyExists));
+    }
     let before = note_sent(database, name.max_txid, in_parts)?;
     let sent = match upload {
         None => database.store.create(name, rest, timestamp).await,
         Some(upload) => upload.finish().await,
     };
     match sent {
+        // Of two that were written at the same time the later one stands.
+        Ok(Created::New) if replaces && is_there(database, name, &finished).await? != Some(true) => {
+            Ok(Streamed::Sent(Created::AlreadyExists))
+        }
         Ok(created) => {
             fault_point!("full.put-done");
             Ok(Streamed::Sent(created))
@@ -347,6 +356,18 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         Err(error) if send::has_landed(database, name, &finished, in_parts, &error).await => Ok(Streamed::Sent(Created::New)),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether an object is there and has these bytes; `None` where there is none.
+async fn is_there<W>(database: &Database, name: &LtxName, file: &Finished<W>) -> Result<Option<bool>, StepError> {
+    let listed = match database.store.head(name).await {
+        Ok(listed) => listed,
+        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let last8 = listed.size_bytes.saturating_sub(8)..listed.size_bytes;
+    let checksum = database.store.get_range(name, last8).await?;
+    Ok(Some(listed.size_bytes == file.size_bytes && checksum.as_ref() == file.file_checksum.to_be_bytes()))
 }
 
 /// Remembers a request that could replace what is there, before it is made: on stores that know no conditions, and for objects in parts,

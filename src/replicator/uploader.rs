@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use super::budget::{Backoff, Budget, Siblings};
 use super::clock;
-use super::control::FullReason;
+use super::control::{Attempt, FullReason};
 use super::database::{Database, now_ms};
 use super::hub::{Hub, HubReceiver, Notice};
 use super::lineage::{self, Exists};
@@ -30,7 +30,7 @@ use super::send::{self, Patience};
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
 use crate::fault::fault_point;
-use crate::store::{Created, LtxName, StoreError};
+use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
 const ENCODE_AHEAD_FRAMES: u32 = 250;
@@ -174,6 +174,8 @@ struct Task {
     left_alone: LeftAlone,
     /// When the bucket was looked at last, and whether something was sent since.
     looked: (Instant, bool),
+    /// On a store that replaces objects: what was sent last, to be looked at before the next.
+    sent: Option<Attempt>,
 }
 
 impl Task {
@@ -190,6 +192,7 @@ impl Task {
             outages: RefCell::default(),
             left_alone,
             looked: (clock::now(), false),
+            sent: None,
         }
     }
 
@@ -361,27 +364,58 @@ impl Task {
             tail.inflight.clone()
         };
         let Some(inflight) = inflight else { return Ok(Next::Again) };
+        // A restored database has not asked yet.
+        self.meanwhile(lineage::probe(&database)).await??;
+        let replaces = database.progress.facts().fencing == Some(false);
         let began = Instant::now();
         self.budget.take(clock::now());
         let name = LtxName::level0(inflight.attempt.txid);
+        if replaces && let Some(next) = self.look_before(&database, &inflight).await? {
+            return Ok(next);
+        }
         fault_point!("send.put");
         let created = self.patiently(&database, &inflight, send::send(&database, &name, &inflight)).await?;
         fault_point!("send.done");
-        if created == Created::AlreadyExists {
+        if created == Created::AlreadyExists || replaces {
             fault_point!("send.compare");
-            match self.patiently(&database, &inflight, lineage::compare(&database, &name, &inflight.attempt)).await? {
-                Exists::Ours => {}
-                Exists::Foreign(whose) => {
-                    stop(&database, StopKind::Fenced, whose);
-                    return Ok(Next::Idle);
-                }
+            if !self.is_ours(&database, &inflight, &name, &inflight.attempt).await? {
+                return Ok(Next::Idle);
             }
         }
+        self.sent = replaces.then_some(inflight.attempt);
         let ended = Instant::now();
         self.siblings.released(database.progress.release_apart(ended - began), began, ended);
         self.acknowledged(&database, &inflight)?;
         self.looked.1 = true;
         Ok(Next::Again)
+    }
+
+    /// Where the store replaces objects: whether somebody has put another in the place of our last one, or of the next. What comes between this
+    /// look and the request is found by the look after it, or by the next one before.
+    async fn look_before(&mut self, database: &Database, inflight: &Inflight) -> Result<Option<Next>, StepError> {
+        if let Some(sent) = self.sent
+            && !self.is_ours(database, inflight, &LtxName::level0(sent.txid), &sent).await?
+        {
+            return Ok(Some(Next::Idle));
+        }
+        let name = LtxName::level0(inflight.attempt.txid);
+        let there = match self.patiently(database, inflight, async { Ok(database.store.head(&name).await?) }).await {
+            Ok(_) => true,
+            Err(StepError::Store(error)) if error.kind == StoreErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        let foreign = there && !self.is_ours(database, inflight, &name, &inflight.attempt).await?;
+        Ok(foreign.then_some(Next::Idle))
+    }
+
+    /// Compares an object with what we have sent, or are about to. Another writer's stops replication.
+    async fn is_ours(&mut self, database: &Database, inflight: &Inflight, name: &LtxName, attempt: &Attempt) -> Result<bool, StepError> {
+        match self.patiently(database, inflight, lineage::compare(database, name, attempt)).await? {
+            Exists::Ours => return Ok(true),
+            Exists::Foreign(conflict) => lineage::fence(database, conflict),
+            Exists::Unreadable(message) => stop(database, StopKind::Fenced, message),
+        }
+        Ok(false)
     }
 
     fn acknowledged(&mut self, database: &Database, inflight: &Inflight) -> Result<(), StepError> {
@@ -597,7 +631,10 @@ pub(crate) fn stop(database: &Database, kind: StopKind, message: String) {
     report_stop(database, kind, message);
 }
 
-fn report_stop(database: &Database, kind: StopKind, message: String) {
+pub(crate) fn report_stop(database: &Database, kind: StopKind, message: String) {
+    if database.options.readonly_on_conflict && matches!(kind, StopKind::Fenced | StopKind::Diverged) {
+        database.refuses_writes.store(true, Ordering::Release);
+    }
     database.progress.update(|f| {
         f.state = kind.into();
         f.last_error = Some(message);

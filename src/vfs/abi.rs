@@ -11,6 +11,7 @@ pub(crate) const SQLITE_OK: c_int = 0;
 pub(crate) const SQLITE_ERROR: c_int = 1;
 pub(crate) const SQLITE_BUSY: c_int = 5;
 pub(crate) const SQLITE_NOMEM: c_int = 7;
+pub(crate) const SQLITE_READONLY: c_int = 8;
 pub(crate) const SQLITE_IOERR: c_int = 10;
 pub(crate) const SQLITE_IOERR_SHORT_READ: c_int = 10 | 2 << 8;
 /// Nothing that SQLite reports by itself: where an atomic batch write fails it falls back to a journal.

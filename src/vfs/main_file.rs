@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use super::abi::{
     File, SQLITE_AUTH, SQLITE_BUSY, SQLITE_FCNTL_CKPT_DONE, SQLITE_FCNTL_CKPT_START, SQLITE_FCNTL_COMMIT_PHASETWO, SQLITE_FCNTL_PDB,
     SQLITE_FCNTL_PRAGMA, SQLITE_FCNTL_SYNC, SQLITE_FCNTL_VFSNAME, SQLITE_IOERR_COMMIT_ATOMIC, SQLITE_IOERR_SHORT_READ,
-    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_SHM_EXCLUSIVE,
-    SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
+    SQLITE_LOCK_EXCLUSIVE, SQLITE_LOCK_NONE, SQLITE_LOCK_RESERVED, SQLITE_LOCK_SHARED, SQLITE_NOTFOUND, SQLITE_OK, SQLITE_READONLY,
+    SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
 use super::group::{FileName, Refusal};
@@ -44,6 +44,8 @@ pub(super) struct MainFile {
     index: AtomicPtr<u8>,
     /// This connection holds the WAL's write lock.
     pub(super) holds_write: AtomicBool,
+    /// This connection has a read transaction of the WAL, which every write transaction begins with.
+    holds_read: AtomicBool,
     /// This connection holds the checkpoint lock.
     holds_checkpoint: AtomicBool,
     /// It has written to the database file under that lock.
@@ -85,6 +87,7 @@ impl MainFile {
             generation: process::generation(),
             index: AtomicPtr::new(std::ptr::null_mut()),
             holds_write: AtomicBool::new(false),
+            holds_read: AtomicBool::new(false),
             holds_checkpoint: AtomicBool::new(false),
             checkpoints: AtomicBool::new(false),
             checkpoints_unsynced: AtomicBool::new(false),
@@ -196,6 +199,17 @@ impl MainFile {
         }
     }
 
+    /// Refuses a write transaction before it has changed anything, where `on_conflict=readonly` and another writer has gone on. What applications
+    /// handle as they do a database that they may only read.
+    pub(super) fn refusal_of_writes(&self) -> Option<c_int> {
+        let database = self.database().filter(|database| database.refuses_writes.load(Ordering::Acquire))?;
+        guarded(self, (), || {
+            let why = database.progress.facts().last_error.unwrap_or_default();
+            super::note_refusal(&format!("on_conflict=readonly: nothing can be committed: {why}"));
+        });
+        Some(SQLITE_READONLY)
+    }
+
     /// The EXCLUSIVE lock comes when a transaction commits, and all of its databases are known.
     ///
     /// # Safety
@@ -287,6 +301,13 @@ unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
 
 /// Keeps account of the lock: one that goes from SHARED straight to EXCLUSIVE with a journal there is about to roll that back.
 pub(super) unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_int {
+    // A hot journal is rolled back without RESERVED, and so is a journal mode left.
+    if level == SQLITE_LOCK_RESERVED
+        // SAFETY: see above.
+        && let Some(rc) = unsafe { main_of(file) }.refusal_of_writes()
+    {
+        return rc;
+    }
     // SAFETY: see above.
     if let Some(rc) = unsafe { main_of(file).refusal_before_lock(level) } {
         return rc;
@@ -363,6 +384,7 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
     const TAKE: c_int = SQLITE_SHM_LOCK | SQLITE_SHM_EXCLUSIVE;
     const GIVE: c_int = SQLITE_SHM_UNLOCK | SQLITE_SHM_EXCLUSIVE;
     const READ: c_int = SQLITE_SHM_LOCK | SQLITE_SHM_SHARED;
+    const GIVE_READ: c_int = SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED;
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
     let Some(database) = main.database() else {
@@ -378,6 +400,13 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
             main.holds_write.store(false, Ordering::Relaxed);
             main.own_commit.store(guarded(main, durability::UNSEEN, observe), Ordering::Relaxed);
         }
+        // Recovery takes the lock without a read transaction, and so does a checkpoint.
+        (TAKE, WAL_WRITE_LOCK, 1) if main.holds_read.load(Ordering::Relaxed) && !main.holds_checkpoint.load(Ordering::Relaxed) => {
+            if let Some(rc) = main.refusal_of_writes() {
+                return rc;
+            }
+        }
+        (GIVE_READ, WAL_READ_LOCK_0.., 1) => main.holds_read.store(false, Ordering::Relaxed),
         (GIVE, WAL_CHECKPOINT_LOCK, 1) => {
             main.holds_checkpoint.store(false, Ordering::Relaxed);
             if main.checkpoints.swap(false, Ordering::Relaxed) {
@@ -396,6 +425,9 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
     // SAFETY: see above.
     let rc = unsafe { shm_lock(file, offset, n, flags) };
     if rc == SQLITE_OK {
+        if flags == READ && offset >= WAL_READ_LOCK_0 {
+            main.holds_read.store(true, Ordering::Relaxed);
+        }
         match (flags, offset) {
             (TAKE, WAL_WRITE_LOCK) => {
                 main.holds_write.store(true, Ordering::Relaxed);

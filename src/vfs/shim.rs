@@ -179,9 +179,10 @@ unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, fl
             catch_unwind(|| plan(&parameters, &environment(), flags)).unwrap_or_else(|_| Err("a fault in the extension".to_owned()));
         match planned {
             Ok(Plan::PassThrough) => {}
-            // SAFETY: the name is a C string.
             Ok(Plan::RestoreOnly(options)) => {
-                if let Err(error) = restore_first(unsafe { path_of(name) }, &options) {
+                // SAFETY: the name is a C string.
+                let path = unsafe { path_of(name) };
+                if let Err(error) = restore_first(path, &options) {
                     return refuse(&error);
                 }
             }

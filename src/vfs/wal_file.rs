@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::abi::{File, SQLITE_AUTH, SQLITE_OK};
 use super::group::{self};
-use crate::wal::FrameHeader;
+use crate::wal::{FRAME_HEADER_BYTES, FrameHeader};
 
 use super::file::{guarded, main_of, sync, truncate, write};
 use super::main_file::MainFile;
@@ -43,6 +43,14 @@ pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, 
     }
     // SAFETY: see above; SQLite passes as many bytes as it says.
     if let Some(rc) = unsafe { main.refusal_before_frame(std::slice::from_raw_parts(from.cast(), usize::try_from(bytes).unwrap_or(0))) } {
+        main.wal_failed.store(true, Ordering::Relaxed);
+        return rc;
+    }
+    // Without shared memory there is no lock before this.
+    if unlocked
+        && bytes == FRAME_HEADER_BYTES as c_int
+        && let Some(rc) = main.refusal_of_writes()
+    {
         main.wal_failed.store(true, Ordering::Relaxed);
         return rc;
     }

@@ -78,6 +78,8 @@ pub(crate) struct Database {
     /// The uploader sleeps, or is about to, and a commit that waits must wake it.
     dozing: AtomicBool,
     pub(crate) unacknowledged: Unacknowledged,
+    /// Another history stands in the way, and `on_conflict=readonly`: write transactions are refused.
+    pub(crate) refuses_writes: AtomicBool,
     /// The last handle is closed; the uploader shall forget the database.
     pub(crate) closing: AtomicBool,
     /// The WAL was deleted: the next release of the last lock is the moment to stamp the file.
@@ -122,6 +124,7 @@ impl Database {
             calls: AtomicU64::new(0),
             dozing: AtomicBool::new(false),
             unacknowledged: Unacknowledged::default(),
+            refuses_writes: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             stamp_due: AtomicBool::new(false),
             handles: AtomicU32::new(0),

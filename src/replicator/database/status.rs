@@ -52,8 +52,8 @@ impl Database {
             (
                 "fencing",
                 match facts.fencing {
-                    None => "not probed",
-                    Some(true) => "conditional",
+                    None => "unknown",
+                    Some(true) => "strong",
                     Some(false) => "weak",
                 }
                 .to_owned(),

@@ -44,6 +44,10 @@ impl Tail {
     }
 
     pub(super) fn judge(&mut self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
+        if let Some(message) = self.conflict() {
+            return Mode::Stopped(StopKind::Fenced, message);
+        }
+        self.state.conflict = None;
         if let Some(reason) = self.state.full {
             return Mode::Full(reason);
         }

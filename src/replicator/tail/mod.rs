@@ -222,6 +222,12 @@ impl Tail {
         std::mem::take(&mut self.unsynced).then_some(self.control.as_ref()?.file())
     }
 
+    /// Another writer has gone on, and the user has not declared this file the truth over that.
+    pub(crate) fn conflict(&self) -> Option<String> {
+        let standing = self.state.conflict.filter(|conflict| self.state.adopt.is_none_or(|adopt| adopt < conflict.txid));
+        standing.map(|conflict| conflict.message(self.state.node_id))
+    }
+
     /// Has commits that a power loss took stop replication where the bucket has them.
     pub(crate) const fn refuse_lost_tail(&mut self) {
         self.refuse_lost_tail = true;
