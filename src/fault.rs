@@ -13,6 +13,7 @@
 //! | action | what happens |
 //! |---|---|
 //! | `kill` | SIGKILL to the process itself |
+//! | `stop` | SIGSTOP to the process itself: a test has it go on by SIGCONT |
 //! | `panic` | a panic with the point's name |
 //! | `error` | the function fails with EIO; at points that cannot fail nothing happens |
 //! | `full` | the same with ENOSPC |
@@ -167,6 +168,7 @@ mod active {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Action {
         Kill,
+        Stop,
         Panic,
         Error(i32),
     }
@@ -195,6 +197,7 @@ mod active {
             let (action, times) = rest.split_once('@').unwrap_or((rest, "1"));
             let action = match action {
                 "kill" => Action::Kill,
+                "stop" => Action::Stop,
                 "panic" => Action::Panic,
                 "error" => Action::Error(libc::EIO),
                 "full" => Action::Error(libc::ENOSPC),
@@ -254,6 +257,14 @@ mod active {
         }
     }
 
+    fn stop() -> io::Result<()> {
+        /// The signal is the process's, and this thread may go on for a moment.
+        const MOMENT: std::time::Duration = std::time::Duration::from_millis(200);
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP)?;
+        std::thread::sleep(MOMENT);
+        Ok(())
+    }
+
     pub(crate) fn reach(name: &'static str) {
         let _cannot_fail = reach_io(name);
     }
@@ -263,6 +274,7 @@ mod active {
         match due(name) {
             None => Ok(()),
             Some(Action::Kill) => die(),
+            Some(Action::Stop) => stop(),
             Some(Action::Panic) => panic!("the fail point {name} was told to panic"),
             Some(Action::Error(code)) => Err(io::Error::from_raw_os_error(code)),
         }

@@ -559,7 +559,9 @@ impl Task {
             ),
         }
         self.database.progress.update(|f| {
-            if f.last_error.take().is_some() {
+            // What was found may be that it must stop.
+            let is_stopped = matches!(f.state, ReplicationState::Diverged | ReplicationState::Fenced | ReplicationState::Failed);
+            if !is_stopped && f.last_error.take().is_some() {
                 f.state = ReplicationState::Uploading;
             }
         });

@@ -47,7 +47,10 @@ impl Tail {
         if let Some(message) = self.conflict() {
             return Mode::Stopped(StopKind::Fenced, message);
         }
-        self.state.conflict = None;
+        if self.state.conflict.take().is_some() {
+            // The other one's stands under that name.
+            self.state.attempt = None;
+        }
         if let Some(reason) = self.state.full {
             return Mode::Full(reason);
         }

@@ -135,6 +135,14 @@ pub struct Host {
 #[derive(Clone, Copy, Debug)]
 pub struct Db(u64);
 
+impl Db {
+    /// The connection of a number, as the host counts those that it opens.
+    #[must_use]
+    pub const fn of(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 impl Host {
     /// Starts one.
     ///
