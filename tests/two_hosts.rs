@@ -388,6 +388,23 @@ fn a_fenced_database_refuses_commits_where_that_is_asked_for() {
     }
 }
 
+/// The same where nothing shows that the file continues what the bucket has.
+#[test]
+fn a_database_that_has_diverged_refuses_commits_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = Bucket::folder(&dir.path().join("bucket"));
+    let (first, other) = (Machine::new(&bucket, &[]), Machine::new(&bucket, &[("on_conflict", "readonly")]));
+    begin(&first, "wal");
+    let unrelated = Connection::open(other.path()).unwrap();
+    unrelated.execute_batch("PRAGMA journal_mode=wal; CREATE TABLE t(n INTEGER PRIMARY KEY, who TEXT, v BLOB)").unwrap();
+    unrelated.close().unwrap();
+    let (mut host, db) = other.open();
+    assert!(rows_of(&mut host, db).is_empty());
+    eventually("it has stopped", || host.status(db, "state") == "diverged");
+    assert!(host.try_query(db, &insert("refused")).unwrap_err().contains(READONLY));
+    assert_eq!(restored(&bucket).len(), 2);
+}
+
 /// A store that replaces objects although it is asked not to: who comes later looks, and finds out all the same.
 #[test]
 fn a_store_without_conditions_is_looked_at_before_and_after() {

@@ -77,7 +77,10 @@ fn unknown_names_are_refused_with_a_suggestion_and_without_their_value() {
         "unknown environment variable REPLICATED_LOGLEVEL: did you mean REPLICATED_LOG_LEVEL?"
     );
     let far_off = message(&[("secret_access_key", "hunter2")], &[]);
-    assert!(far_off.starts_with("unknown parameter secret_access_key; allowed are replica, sync_interval"), "{far_off}");
+    assert!(
+        far_off.starts_with("unknown parameter secret_access_key; allowed are replica, restore, on_conflict, sync_interval"),
+        "{far_off}"
+    );
     assert!(!far_off.contains("hunter2"));
 }
 

@@ -393,19 +393,16 @@ impl Task {
     /// Where the store replaces objects: whether somebody has put another in the place of our last one, or of the next. What comes between this
     /// look and the request is found by the look after it, or by the next one before.
     async fn look_before(&mut self, database: &Database, inflight: &Inflight) -> Result<Option<Next>, StepError> {
-        if let Some(sent) = self.sent
-            && !self.is_ours(database, inflight, &LtxName::level0(sent.txid), &sent).await?
-        {
-            return Ok(Some(Next::Idle));
+        for attempt in self.sent.into_iter().chain([inflight.attempt]) {
+            match self.is_ours(database, inflight, &LtxName::level0(attempt.txid), &attempt).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(Some(Next::Idle)),
+                // The next one is not there yet, and the last one may have been merged into another.
+                Err(StepError::Store(error)) if error.kind == StoreErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
-        let name = LtxName::level0(inflight.attempt.txid);
-        let there = match self.patiently(database, inflight, async { Ok(database.store.head(&name).await?) }).await {
-            Ok(_) => true,
-            Err(StepError::Store(error)) if error.kind == StoreErrorKind::NotFound => false,
-            Err(error) => return Err(error),
-        };
-        let foreign = there && !self.is_ours(database, inflight, &name, &inflight.attempt).await?;
-        Ok(foreign.then_some(Next::Idle))
+        Ok(None)
     }
 
     /// Compares an object with what we have sent, or are about to. Another writer's stops replication.
