@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 use super::local::OwnerMode;
+use super::looks::Looks;
 use super::mark::{self, Mark};
 use crate::fault::{fault_io, fault_point};
 use crate::types::{Txid, WalPos};
@@ -211,6 +212,7 @@ pub(crate) struct State {
     pub(crate) full_sent: Option<FullSent>,
     /// A level-0 file that the bucket had when it was looked at last.
     pub(crate) witness: Option<Txid>,
+    pub(crate) looks: Looks,
 }
 
 /// The open control file.
@@ -353,6 +355,9 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
         w.u64(u64::from(f.again));
     });
     w.u64(state.witness.map_or(0, Txid::get));
+    // An older file has zeros from here on.
+    w.u64(state.looks.boot);
+    w.u64(state.looks.spent_until_ms.cast_unsigned());
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -419,6 +424,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     let fencing = r.option(|r| Some(r.u64()? != 0))?;
     let full_sent = r.option(|r| Some(FullSent { txid: Txid::new(r.u64()?)?, again: r.u64()? != 0 }))?;
     let witness = Txid::new(r.u64()?);
+    let looks = Looks { boot: r.u64()?, spent_until_ms: r.u64()?.cast_signed() };
     let state = State {
         identity,
         replica_hash,
@@ -439,6 +445,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         fencing,
         full_sent,
         witness,
+        looks,
     };
     Some((sequence, state))
 }
@@ -552,6 +559,7 @@ mod tests {
             fencing: Some(false),
             full_sent: Some(FullSent { txid: Txid::FIRST, again: true }),
             witness: Some(Txid::FIRST.next()),
+            looks: Looks { boot: 6, spent_until_ms: 7 },
         }
     }
 

@@ -28,6 +28,7 @@ pub(crate) mod frames;
 mod hub;
 mod lineage;
 pub(crate) mod local;
+mod looks;
 mod mark;
 mod outage;
 mod pages;

@@ -58,7 +58,9 @@ pub(crate) enum OpenError {
     #[error("option replica: {database} is open with {first} in this process; got {second}")]
     OtherUrl { database: String, first: String, second: String },
     /// No thread could be started.
-    #[error("the uploader's thread could not be started: {0}. Raise the limit on threads (RLIMIT_NPROC, pids.max) or allow them, and open again")]
+    #[error(
+        "the uploader's thread could not be started: {0}. Raise the limit on threads (RLIMIT_NPROC, pids.max) or allow them, and open again"
+    )]
     Thread(String),
 }
 

@@ -16,7 +16,14 @@ use super::url::{Location, ReplicaUrl, endpoint as parse_endpoint};
 use super::{StoreError, StoreErrorKind};
 
 /// A client for the URL's store. `slash` says that keys begin with one.
-pub(super) fn build(url: &ReplicaUrl, settings: &StoreOptions, env: &Env, secrets: &Secrets, slash: bool, clients: &Arc<HttpClients>) -> Result<Client, StoreError> {
+pub(super) fn build(
+    url: &ReplicaUrl,
+    settings: &StoreOptions,
+    env: &Env,
+    secrets: &Secrets,
+    slash: bool,
+    clients: &Arc<HttpClients>,
+) -> Result<Client, StoreError> {
     // Our copy of rustls; whoever installed one before us in it chose the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut plan = Plan { url, settings, env, secrets, clients, ca_bundle: Arc::default() };
@@ -82,7 +89,8 @@ impl Plan<'_> {
             .with_connect_timeout(self.settings.connect_timeout);
         if let Some(path) = &self.settings.ca_bundle {
             let name = path.display();
-            let certificates = Certificate::from_pem_bundle(&self.ca_bundle).map_err(|e| self.error(format_args!("CA bundle {name}: {e}")))?;
+            let certificates =
+                Certificate::from_pem_bundle(&self.ca_bundle).map_err(|e| self.error(format_args!("CA bundle {name}: {e}")))?;
             if certificates.is_empty() {
                 return Err(self.error(format_args!("CA bundle {name}: there is no certificate in it")));
             }
