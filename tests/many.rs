@@ -1,6 +1,6 @@
 //! Many databases in one process: one thread, few descriptors, little memory, and nothing at all while nobody commits.
 //!
-//! `REPLICATED_TEST_DATABASES` sets how many there are.
+//! `REPLICATED_TEST_DATABASES` sets how many there are (`make test-many`: 2,000).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::panic)] // The helpers are part of tests.
@@ -102,21 +102,22 @@ fn number(value: &Value, name: &str) -> u64 {
 }
 
 #[test]
-fn two_thousand_databases_in_one_process() {
+fn many_databases_in_one_process() {
     if !built::has_python() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let bucket = Bucket::folder(&dir.path().join("bucket"));
-    let count = std::env::var("REPLICATED_TEST_DATABASES").map_or(2000, |text| text.parse().unwrap());
+    let count = std::env::var("REPLICATED_TEST_DATABASES").map_or(200, |text| text.parse().unwrap());
     let used = run(&bucket, dir.path(), count, || {});
     let more = |name: &str| number(&used.open, name) - number(&used.before, name);
     let (count, kib) = (used.count, more("kib"));
     eprintln!("{count} databases: {} KiB and {:.2} descriptors each", kib / count, more("files") as f64 / count as f64);
     assert_eq!(more("threads"), 1);
     // Three are SQLite's own: the database, its WAL and the `-shm`. Ours are the control file and the WAL, and SQLite keeps the descriptor that a
-    // snapshot has read the database by until no lock is held on it any more.
-    assert!(more("files") <= 6 * count + 30, "{} for {count}", more("files"));
+    // snapshot has read the database by until no lock is held on it any more; two of
+    // them, where two were read at once.
+    assert!(more("files") <= 6 * count + count / 10 + 30, "{} for {count}", more("files"));
     assert!(kib <= 300 * count + 20_000, "{kib} KiB for {count}");
     assert_eq!(number(&used.closed, "threads"), number(&used.open, "threads"));
     assert!(number(&used.closed, "files") <= number(&used.before, "files") + 30);
