@@ -68,4 +68,4 @@ fi
 profile=${REPLICATED_TEST_PROFILE:-debug}
 if [ "$profile" = release ]; then ${CARGO:-cargo} build --release --workspace; else ${CARGO:-cargo} build --workspace; fi
 exec python3 tests/sqlite/run.py --fixture "$build/testfixture" --source "$source" \
-  --extension "target/$profile/libreplicated_ext.so" --tool "target/$profile/replicated" --work "$home/work" "$@"
+  --extension "${CARGO_TARGET_DIR:-target}/$profile/libreplicated_ext.so" --tool "${CARGO_TARGET_DIR:-target}/$profile/replicated" --work "$home/work" "$@"

@@ -62,6 +62,12 @@ impl WrittenFrames {
         })
     }
 
+    /// Whether the WAL-index covers what was written: it was committed, and not rolled back.
+    pub(crate) fn are_in(&self, index: &IndexHeader) -> bool {
+        let first = self.frames.first().zip(index.page_size).and_then(|((offset, header), size)| Some((frame_at(*offset, size)?, header)));
+        first.is_some_and(|(frame, header)| header.salts == index.salts && frame <= index.max_frame)
+    }
+
     /// The pages of the frames up to the last one, from the first that was written on; `None` where not all of them are known.
     fn pages(&self, last: u32, page_size: PageSize) -> Option<(u32, Vec<u32>)> {
         let first = frame_at(self.frames.first().filter(|_| !self.too_many)?.0, page_size)?;

@@ -187,6 +187,23 @@ impl MainFile {
         }
     }
 
+    /// Looks for commits of processes without the extension, which nobody tells of.
+    fn look_at_index(&self, database: &Database) {
+        const TRIES: usize = 1000;
+        // One that is being written is whole again a moment later.
+        let read = || {
+            (0..TRIES).find_map(|_| {
+                self.index_header().or_else(|| {
+                    std::hint::spin_loop();
+                    None
+                })
+            })
+        };
+        if !self.index.load(Ordering::Acquire).is_null() {
+            database.look_at_index(read);
+        }
+    }
+
     /// The WAL is about to be destroyed, under exclusive locking. A transaction over several databases of which another one has failed is committed in
     /// this one all the same, and no `COMMIT_PHASETWO` has told so.
     pub(super) fn before_unlocked_end(&self, database: &Arc<Database>) {
@@ -346,7 +363,12 @@ pub(super) unsafe extern "C" fn main_shm_map(file: *mut File, region: c_int, byt
 pub(super) unsafe extern "C" fn main_shm_unmap(file: *mut File, delete: c_int) -> c_int {
     // SAFETY: see above.
     unsafe {
-        main_of(file).index.store(std::ptr::null_mut(), Ordering::Release);
+        let main = main_of(file);
+        if let Some(database) = main.database() {
+            // The last that this connection can tell of other processes' commits.
+            guarded(main, (), || main.look_at_index(database));
+        }
+        main.index.store(std::ptr::null_mut(), Ordering::Release);
         shm_unmap(file, delete)
     }
 }
@@ -483,6 +505,9 @@ unsafe fn answer_pragma(main: &MainFile, strings: *mut *mut c_char) -> Option<c_
         (CStr::from_ptr(*strings.add(1)), (!value.is_null()).then(|| CStr::from_ptr(value)))
     };
     let answer = guarded(main, None, || {
+        if name.to_bytes().starts_with(b"replicated_") {
+            main.look_at_index(database);
+        }
         pragma::answer(database, &main.policy, &name.to_string_lossy(), value.map(CStr::to_string_lossy).as_deref())
     });
     let (rc, text) = match answer? {

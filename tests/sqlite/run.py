@@ -303,7 +303,8 @@ class Runner:
     def plain(self, name):
         """The run to compare with; the one before, where that is asked for."""
         kept = self.options.work / "plain" / f"{name.replace(':', '-')}.pickle"
-        if self.options.reuse_plain and kept.exists() and kept.stat().st_mtime > self.options.fixture.stat().st_mtime:
+        changed = max(path.stat().st_mtime for path in (self.options.fixture, HERE / "prelude.tcl", HERE / "run.py"))
+        if self.options.reuse_plain and kept.exists() and kept.stat().st_mtime > changed:
             return pickle.loads(kept.read_bytes())
         directory, run = self.run(name, "plain", LIMIT_S)
         self.tidy(directory, run.word != "fail")

@@ -83,7 +83,7 @@ impl Published {
 /// Who tells of the WAL's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
-    /// The WAL-index, read under the write lock.
+    /// The WAL-index, read under the write lock, or while nobody here publishes.
     Writer,
     /// The WAL-index, read without it.
     Reader,
@@ -101,12 +101,25 @@ impl Database {
 
     /// As `observe`, after this connection has written these frames.
     pub(crate) fn commits_in_wal(&self, index: &IndexHeader, written: &mut WrittenFrames) -> Option<u64> {
-        if !written.is_empty() {
-            // Before it is published: whoever captures up to this commit finds them noted.
-            self.frames.append(index, written);
-            written.clear();
+        if written.is_empty() {
+            return self.observe(index);
         }
-        self.observe(index)
+        // Before it is published: whoever captures up to this commit finds them noted.
+        self.frames.append(index, written);
+        let committed = written.are_in(index);
+        written.clear();
+        // Somebody who asked may have found it in the WAL-index, and published it, already.
+        self.observe(index).or_else(|| committed.then(|| self.published.lock().sequence))
+    }
+
+    /// The WAL-index as `read` finds it now, for somebody who asks what is committed: nothing tells of other processes' commits.
+    ///
+    /// It is read while nobody in this process can publish, so that what they publish later is newer.
+    pub(crate) fn look_at_index(&self, read: impl FnOnce() -> Option<IndexHeader>) {
+        let published = self.published.lock();
+        if let Some(index) = read() {
+            self.publish_to(published, &index, Source::Writer);
+        }
     }
 
     /// The WAL-index as a reader found it. Commits may have followed, so it counts only while no other is known.
@@ -116,7 +129,10 @@ impl Database {
 
     fn publish(&self, index: &IndexHeader, source: Source) -> Option<u64> {
         fault_point!("commit.publish");
-        let mut published = self.published.lock();
+        self.publish_to(self.published.lock(), index, source)
+    }
+
+    fn publish_to(&self, mut published: MutexGuard<'_, Published>, index: &IndexHeader, source: Source) -> Option<u64> {
         let end = index.end();
         if source == Source::Reader && published.from_index {
             return None;

@@ -110,7 +110,12 @@ impl Bucket {
         let snapshots = self.level(SNAPSHOT_LEVEL);
         let mut last: Option<Txid> = None;
         let mut pages = std::collections::BTreeMap::new();
-        for listed in self.level(Level::ZERO) {
+        let mut files = self.level(Level::ZERO);
+        // A process that died twice before it wrote the empty file beside its first snapshot leaves the snapshot alone; what follows says where it ends.
+        let alone = snapshots.iter().filter(|snapshot| !files.iter().any(|file| file.name.max_txid == snapshot.name.max_txid));
+        let first = alone.filter(|snapshot| files.iter().all(|file| file.name.min_txid > snapshot.name.max_txid)).copied().next();
+        files.splice(0..0, first);
+        for listed in files {
             let txid = listed.name.max_txid;
             if last.is_some_and(|last| listed.name.min_txid != last.next()) {
                 return Err(format!("TXID {txid} follows on {last:?}"));

@@ -1,0 +1,234 @@
+//! Programs that write to a replicated database without the extension: what they do to its WAL is noticed, and replicated.
+//!
+//! The foreign program is the `sqlite3` shell, a process for each visit, which closes the database when it is done.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use replicated_testkit::bucket::{Bucket, flattened};
+use replicated_testkit::host::{self, Db, Host, Program, eventually};
+use replicated_testkit::sqlite::{integrity_check, page_compare};
+
+/// With pages that never change, by which a full state is told from an increment.
+const TABLES: &str = "PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, who, x); CREATE TABLE still(x);
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60) INSERT INTO still SELECT randomblob(3000) FROM n";
+const OURS: &str = "INSERT INTO t(who, x) VALUES ('ours', randomblob(3000))";
+const FOREIGN: &str = "INSERT INTO t(who, x) VALUES ('foreign', randomblob(3000));";
+
+struct Place {
+    dir: tempfile::TempDir,
+    bucket: Bucket,
+    host: Host,
+}
+
+impl Place {
+    /// A database that is open and has a commit in its bucket.
+    fn new(which: Program) -> (Self, Db) {
+        let dir = tempfile::tempdir().unwrap();
+        let bucket = Bucket::folder(&dir.path().join("bucket"));
+        let host = Host::start(which, &bucket.env);
+        let mut place = Self { dir, bucket, host };
+        let db = place.open();
+        place.host.run(db, TABLES);
+        place.host.run(db, OURS);
+        place.check(db);
+        (place, db)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("app.db")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn open(&mut self) -> Db {
+        let log = self.dir.path().join("log");
+        let options = [("sync_interval", "10ms"), ("log", log.to_str().unwrap()), ("log_level", "debug")];
+        let uri = host::replicated(&self.path(), &self.bucket.url, &options);
+        self.host.open(&uri)
+    }
+
+    /// What is in the bucket is the database, and every TXID of it a state that was committed.
+    fn check(&mut self, db: Db) {
+        self.host.sync(db);
+        self.compare();
+        let replayed = self.dir.path().join("replayed.db");
+        self.bucket.replay(&replayed, |_, state| integrity_check(state).unwrap()).unwrap();
+    }
+
+    fn compare(&self) {
+        let restored = self.dir.path().join("restored.db");
+        let _ = std::fs::remove_file(&restored);
+        self.bucket.restore(&restored);
+        let dir = self.dir.path().join("flat");
+        let _ = std::fs::create_dir(&dir);
+        page_compare(&flattened(&self.path(), &dir), &restored).unwrap();
+    }
+
+    fn rows(&mut self, db: Db, who: &str) -> u64 {
+        self.host.value(db, &format!("SELECT count(*) FROM t WHERE who = '{who}'")).as_u64().unwrap()
+    }
+}
+
+/// Has the shell do something, and waits until it has ended.
+fn visit(database: &Path, sql: &str) {
+    let output = Command::new("sqlite3").arg("-bail").arg(database).args([".timeout 10000", sql]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A shell that keeps the database open.
+struct Visitor {
+    child: Child,
+    input: ChildStdin,
+    done: PathBuf,
+    times: u32,
+}
+
+impl Visitor {
+    fn new(database: &Path) -> Self {
+        let mut child = Command::new("sqlite3").arg("-bail").arg(database).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let input = child.stdin.take().unwrap();
+        Self { child, input, done: database.with_extension("visited"), times: 0 }
+    }
+
+    fn run(&mut self, sql: &str) {
+        self.times += 1;
+        let done = self.done.with_extension(format!("visited-{}", self.times));
+        writeln!(self.input, ".timeout 10000\n{sql}\n.output '{}'\n.print done\n.output", done.display()).unwrap();
+        eventually("the visitor is done", || std::fs::read_to_string(&done).is_ok_and(|text| text.contains("done")));
+    }
+
+    fn leave(mut self) {
+        drop(self.input);
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+/// Frames that somebody else has appended go as if they were ours: with our next commit, or where somebody asks for it.
+#[test]
+fn appended_frames_are_replicated_as_if_they_were_ours() {
+    for which in [Program::Rust, Program::Python] {
+        let (mut place, db) = Place::new(which);
+        for round in 0..4 {
+            visit(&place.path(), &FOREIGN.repeat(round + 1));
+            if round % 2 == 0 {
+                place.host.run(db, OURS);
+            }
+            place.check(db);
+            // Between two of ours, with ours between two of theirs.
+            let mut visitor = Visitor::new(&place.path());
+            visitor.run(FOREIGN);
+            place.host.run(db, OURS);
+            visitor.run(FOREIGN);
+            place.host.run(db, OURS);
+            visitor.run(FOREIGN);
+            visitor.leave();
+            place.check(db);
+        }
+        assert_eq!((place.rows(db, "foreign"), place.bucket.full_states()), (22, 1), "{}", place.log());
+        assert_eq!(place.host.status(db, "snapshots"), "1");
+    }
+}
+
+/// A transaction that somebody else is in the midst of, with frames in the WAL already, is not taken for committed; nor one that is rolled back.
+#[test]
+fn what_others_have_not_committed_is_not_sent() {
+    let (mut place, db) = Place::new(Program::Rust);
+    let mut visitor = Visitor::new(&place.path());
+    visitor.run(&format!("PRAGMA cache_size=2; BEGIN; {}", FOREIGN.repeat(40)));
+    place.host.sync(db);
+    assert_eq!(place.rows(db, "foreign"), 0);
+    place.check(db);
+    visitor.run("ROLLBACK;");
+    place.host.run(db, OURS);
+    place.check(db);
+    visitor.run(&format!("BEGIN; {} COMMIT;", FOREIGN.repeat(40)));
+    place.check(db);
+    visitor.leave();
+    assert_eq!((place.rows(db, "foreign"), place.bucket.full_states()), (40, 1), "{}", place.log());
+}
+
+/// Somebody else restarts the WAL, with frames in it that we have and with frames that we do not have: the state is compared, and sent as a whole where
+/// something may be missing.
+#[test]
+fn a_wal_that_others_restart() {
+    let (mut place, db) = Place::new(Program::Python);
+    let full_states = place.bucket.full_states();
+    let mut visitor = Visitor::new(&place.path());
+    // All of it is captured. What comes after the restart cannot be told from what was lost before.
+    visitor.run(&format!("{FOREIGN} PRAGMA wal_checkpoint(RESTART); {FOREIGN}"));
+    place.host.run(db, OURS);
+    place.check(db);
+    assert_eq!(place.bucket.full_states(), full_states + 1, "{}", place.log());
+    assert!(place.log().contains("the WAL was restarted or the database changed outside the extension"), "{}", place.log());
+    // Cut to nothing.
+    visitor.run(&format!("{FOREIGN} PRAGMA wal_checkpoint(TRUNCATE);"));
+    place.host.run(db, OURS);
+    place.check(db);
+    assert!(place.bucket.full_states() <= full_states + 2, "{}", place.log());
+    let before = place.bucket.full_states();
+    // From there it goes on by increments.
+    for _ in 0..3 {
+        visitor.run(FOREIGN);
+        place.host.run(db, OURS);
+        place.check(db);
+    }
+    assert_eq!(place.bucket.full_states(), before, "{}", place.log());
+    assert_eq!(place.host.status(db, "snapshots"), before.to_string());
+    visitor.leave();
+}
+
+/// Somebody else writes while we do, with restarts all the time.
+#[test]
+fn writers_that_take_turns_with_ours() {
+    let (mut place, db) = Place::new(Program::Python);
+    place.host.run(db, "PRAGMA wal_autocheckpoint=20; PRAGMA busy_timeout=10000");
+    let mut visitor = Visitor::new(&place.path());
+    visitor.run("PRAGMA wal_autocheckpoint=15;");
+    for round in 0..30 {
+        visitor.run(&FOREIGN.repeat(round % 5 + 1));
+        for _ in 0..round % 4 {
+            place.host.run(db, OURS);
+        }
+        if round % 6 == 0 {
+            place.check(db);
+        }
+    }
+    place.check(db);
+    let (ours, foreign) = ((0..30).map(|round| round % 4).sum::<u64>() + 1, (0..30).map(|round| round % 5 + 1).sum::<u64>());
+    assert_eq!((place.rows(db, "ours"), place.rows(db, "foreign")), (ours, foreign));
+    visitor.leave();
+    place.host.close(db);
+    place.compare();
+}
+
+/// Somebody else writes while none of ours has the database open, and takes the WAL away with them.
+#[test]
+fn a_visit_while_nobody_of_ours_is_there() {
+    for sql in [FOREIGN.to_owned(), format!("{FOREIGN} VACUUM;")] {
+        let (mut place, db) = Place::new(Program::Python);
+        place.host.close(db);
+        visit(&place.path(), &sql);
+        let db = place.open();
+        place.host.run(db, "SELECT count(*) FROM t");
+        place.check(db);
+        assert_eq!(place.bucket.full_states(), 2, "{sql}: {}", place.log());
+        assert!(place.log().contains("the full state will be sent"), "{}", place.log());
+        place.host.run(db, OURS);
+        place.check(db);
+        assert_eq!(place.bucket.full_states(), 2, "{sql}: {}", place.log());
+    }
+    // One that only reads costs nothing.
+    let (mut place, db) = Place::new(Program::Rust);
+    place.host.close(db);
+    visit(&place.path(), "SELECT count(*) FROM t;");
+    let db = place.open();
+    place.host.run(db, OURS);
+    place.check(db);
+    assert_eq!(place.bucket.full_states(), 1, "{}", place.log());
+}
