@@ -8,8 +8,9 @@ mod built;
 
 use std::path::Path;
 
+use replicated::store::{Level, LtxName};
 use replicated_testkit::bucket::{Bucket, flattened};
-use replicated_testkit::host;
+use replicated_testkit::host::{self, Host, Program};
 use replicated_testkit::net::{Mode, Proxy};
 use replicated_testkit::s3::Server;
 use replicated_testkit::sqlite::{integrity_check, page_compare};
@@ -95,4 +96,35 @@ fn what_short_lived_processes_could_not_send_the_next_one_sends() {
     assert!(now.put - before.put <= 2, "{before:?} {now:?}");
     assert_eq!(bucket.full_states(), 1);
     restored_equals(&bucket, &path, dir.path());
+}
+
+/// Without a listing another writer is noticed all the same: by the name that is taken. Nothing of the other's is replaced, and nothing follows it.
+#[test]
+fn another_writer_is_noticed_where_no_listing_was_made() {
+    if !built::has_python() {
+        return;
+    }
+    let (server, dir) = (Server::start().unwrap(), tempfile::tempdir().unwrap());
+    let (bucket, path) = (Bucket::s3(&server, "apps/taken"), dir.path().join("app.db"));
+    let uri = host::replicated(&path, &bucket.url, &[]);
+    process(&bucket.env, &uri, &MAKE);
+    for _ in 0..8 {
+        process(&bucket.env, &uri, &[COMMIT]);
+    }
+    let listed = server.requests().list;
+    process(&bucket.env, &uri, &[COMMIT]);
+    assert_eq!(server.requests().list, listed, "no listing is left");
+    // What another writer has sent: any content that is not ours will do.
+    let newest = bucket.level(Level::ZERO).last().unwrap().name;
+    let next = LtxName::level0(newest.max_txid.next());
+    let place = |name: &LtxName| server.root().join(server.bucket()).join("apps/taken/0000").join(name.file_name());
+    std::fs::copy(place(&newest), place(&next)).unwrap();
+    let theirs = std::fs::read(place(&next)).unwrap();
+    let mut host = Host::start(Program::Rust, &bucket.env);
+    let db = host.open(&uri);
+    host.run(db, COMMIT);
+    host.try_query(db, "PRAGMA replicated_sync='60s'").unwrap_err();
+    assert_eq!(host.status(db, "state"), "fenced");
+    assert_eq!(std::fs::read(place(&next)).unwrap(), theirs);
+    assert_eq!(bucket.level(Level::ZERO).last().unwrap().name, next);
 }
