@@ -190,7 +190,10 @@ impl Turns {
         let bucket = url.split_once("://").map_or(url, |(_, rest)| rest.split(['/', '?']).next().unwrap_or_default());
         let endpoint = database.options.store_options().endpoint.unwrap_or_default();
         let query = url.split_once('?').map_or("", |(_, query)| query);
-        let store = if self.stores.len() < Self::MOST { format!("{bucket} {endpoint} {query}") } else { String::new() };
+        let mut store = format!("{bucket} {endpoint} {query}");
+        if self.stores.len() >= Self::MOST && !self.stores.contains_key(&store) {
+            store.clear();
+        }
         let new = || StoreTurns { requests: Semaphore::new(MOST_REQUESTS), full: Semaphore::new(MOST_FULL) };
         Rc::clone(self.stores.entry(store).or_insert_with(|| Rc::new(new())))
     }

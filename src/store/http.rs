@@ -132,7 +132,8 @@ pub(super) struct Connector {
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let settings = format!("{options:?} {:?} {:?}", self.ca_bundle, environment());
+        let ca_bundle = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64GoIso, &self.ca_bundle);
+        let settings = format!("{options:?} {ca_bundle} {} {:?}", self.ca_bundle.len(), environment());
         let client = self.clients.get(settings, || ReqwestConnector::default().connect(options))?;
         Ok(HttpClient::new(Watched { client, connector: self.clone() }))
     }
