@@ -5,7 +5,7 @@ DIST := dist
 # Everything that is installed for tests only.
 TEST_ENV := target/test-env
 
-.PHONY: help build demo test test-env test-stores test-large test-crash test-faults test-sqlite lint bench fuzz clean
+.PHONY: help build demo test test-env test-stores test-large test-crash test-faults test-sqlite test-many lint bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-stores: ## the store conformance suite against SeaweedFS, Azurite and a Goo
 
 test-large: ## one transaction of 2 GiB in every way that a commit is captured (needs 16 GiB of disk)
 	REPLICATED_TEST_LARGE_MIB=2048 $(CARGO) test --release --test sustained a_large_transaction
+
+test-many: ## 2,000 databases in one process (DATABASES=2000)
+	REPLICATED_TEST_DATABASES=$(or $(DATABASES),2000) $(CARGO) test --test many -- --nocapture
 
 test-crash: ## thousands of kills at every step, and of power losses (ROUNDS=200 for each of 41 campaigns, SEED=1)
 	REPLICATED_TEST_CRASH_ROUNDS=$(or $(ROUNDS),200) REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test crashes --test power_loss

@@ -11,7 +11,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 
 use crate::config::{LogTarget, Options};
-use crate::vfs::{SQLITE_NOTICE, SQLITE_WARNING, SqliteApi};
+use crate::vfs::{FORKED_WHILE_HELD, SQLITE_NOTICE, SQLITE_WARNING, SqliteApi};
 
 const SQLITE_ERROR: i32 = 1;
 
@@ -53,7 +53,9 @@ pub(crate) fn configure(options: &Options) {
             }
         },
     };
-    *logger.sink.lock() = sink;
+    if let Some(mut current) = logger.sink.try_lock_for(FORKED_WHILE_HELD) {
+        *current = sink;
+    }
 }
 
 impl Log for HostLogger {
@@ -70,7 +72,7 @@ impl Log for HostLogger {
         let stamped = || format!("{now} {:5} replicated: {}\n", record.level(), record.args());
         // No lock of ours is held while something is written: SQLite's log may call back into the application, and a child forked meanwhile
         // would find the lock held for ever.
-        let sink = self.sink.lock().clone();
+        let sink = self.sink.try_lock_for(FORKED_WHILE_HELD).map_or(Sink::Sqlite, |sink| sink.clone());
         // A line that cannot be written has nowhere else to go.
         let _ = match sink {
             Sink::Stderr => std::io::stderr().write_all(stamped().as_bytes()),

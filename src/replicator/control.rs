@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 
 use super::local::OwnerMode;
+use super::looks::Looks;
 use super::mark::{self, Mark};
 use crate::fault::{fault_io, fault_point};
 use crate::types::{TimestampMs, Txid, WalPos};
@@ -240,6 +241,7 @@ pub(crate) struct State {
     pub(crate) witness: Option<Txid>,
     /// Another writer has gone on; lasts until the file is declared the truth over that.
     pub(crate) conflict: Option<Conflict>,
+    pub(crate) looks: Looks,
 }
 
 /// The open control file.
@@ -382,12 +384,15 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
         w.u64(u64::from(f.again));
     });
     w.u64(state.witness.map_or(0, Txid::get));
+    // An older file has zeros from here on.
     w.option(state.conflict, |w, c| {
         w.u64(c.txid.get());
         w.u64(c.node_id);
         w.u64(c.timestamp_ms.cast_unsigned());
         w.u64(c.size_bytes);
     });
+    w.u64(state.looks.boot);
+    w.u64(state.looks.spent_until_ms.cast_unsigned());
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -457,6 +462,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     let conflict = r.option(|r| {
         Some(Conflict { txid: Txid::new(r.u64()?)?, node_id: r.u64()?, timestamp_ms: r.u64()?.cast_signed(), size_bytes: r.u64()? })
     })?;
+    let looks = Looks { boot: r.u64()?, spent_until_ms: r.u64()?.cast_signed() };
     let state = State {
         identity,
         replica_hash,
@@ -478,6 +484,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         full_sent,
         witness,
         conflict,
+        looks,
     };
     Some((sequence, state))
 }
@@ -592,6 +599,7 @@ mod tests {
             full_sent: Some(FullSent { txid: Txid::FIRST, again: true }),
             witness: Some(Txid::FIRST.next()),
             conflict: Some(Conflict { txid: Txid::FIRST, node_id: u64::MAX, timestamp_ms: -1, size_bytes: 3 }),
+            looks: Looks { boot: 6, spent_until_ms: 7 },
         }
     }
 

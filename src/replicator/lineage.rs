@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use super::batch::WalFile;
 use super::control::{Acked, Attempt, Conflict, FullReason, FullSent};
 use super::database::Database;
+use super::looks;
 use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
 use crate::fault::fault_point;
@@ -136,6 +137,10 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
         database.progress.update(|f| f.fencing = state.fencing);
     }
     let Some(acked) = state.acked else { return verify_unknown(database).await };
+    if looks::may_be_left_out(&state) && database.lock_tail().mode == Mode::Running {
+        database.progress.update(|f| f.remote_txid = Some(acked.txid));
+        return Ok(());
+    }
     let witness = state.witness.filter(|witness| *witness < acked.txid);
     let listed = database.store.list(Level::ZERO, Some(witness.unwrap_or(acked.txid))).await?;
     let reach = match listed.iter().map(|l| l.name.max_txid).max() {
@@ -146,6 +151,11 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
         },
     };
     database.progress.update(|f| f.remote_txid = reach);
+    {
+        let mut tail = database.lock_tail();
+        tail.state.looks = state.looks.after_one();
+        tail.save()?;
+    }
     match reach {
         Some(reach) if reach == acked.txid => {}
         // The attempt of a predecessor arrived; sending it again finds that out.

@@ -30,6 +30,7 @@ mod hub;
 pub(crate) mod if_missing;
 mod lineage;
 pub(crate) mod local;
+mod looks;
 mod mark;
 mod outage;
 mod pages;

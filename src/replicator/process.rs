@@ -22,7 +22,7 @@ use super::uploader;
 use crate::config::Options;
 use crate::fault::fault_point;
 use crate::spool::{Limits, Spool, SpoolError};
-use crate::store::{self, ReplicaUrl, StoreError, UrlError};
+use crate::store::{self, Env, HttpClients, ReplicaUrl, StoreError, UrlError};
 
 /// Why a database cannot be opened with replication.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +58,9 @@ pub(crate) enum OpenError {
     #[error("option replica: {database} is open with {first} in this process; got {second}")]
     OtherUrl { database: String, first: String, second: String },
     /// No thread could be started.
-    #[error("the uploader's thread could not be started: {0}")]
+    #[error(
+        "the uploader's thread could not be started: {0}. Raise the limit on threads (RLIMIT_NPROC, pids.max) or allow them, and open again"
+    )]
     Thread(String),
 }
 
@@ -75,6 +77,8 @@ pub(crate) struct Process {
     hub: Arc<Hub>,
     registry: &'static Registry,
     next_id: AtomicU64,
+    /// All requests run on the uploader's runtime.
+    http: Arc<HttpClients>,
 }
 
 /// How many forks deep a process may be. One slot each, so that nothing inherited is ever touched.
@@ -82,7 +86,13 @@ pub(crate) const MOST_FORKS: usize = 256;
 
 /// Counts forks, from the child's side. The handler does nothing else: locks and thread-locals are off limits there.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
-static PROCESSES: [OnceLock<Result<Process, String>>; MOST_FORKS] = [const { OnceLock::new() }; MOST_FORKS];
+static PROCESSES: [Slot; MOST_FORKS] = [const { Slot { process: OnceLock::new(), starting: Mutex::new(()) } }; MOST_FORKS];
+
+struct Slot {
+    process: OnceLock<Process>,
+    /// A start that failed is tried again by the next open: a limit on threads may have been lifted.
+    starting: Mutex<()>,
+}
 
 /// To be called in the child of a fork.
 pub(crate) fn forked() {
@@ -101,7 +111,12 @@ impl Process {
     /// This process's, with the thread started if it is the first call.
     fn current(start_thread: StartThread) -> Result<&'static Self, OpenError> {
         let slot = PROCESSES.get(generation()).ok_or_else(|| OpenError::Thread(format!("more than {MOST_FORKS} forks deep")))?;
-        slot.get_or_init(|| Self::start(start_thread).map_err(|e| e.to_string())).as_ref().map_err(|e| OpenError::Thread(e.clone()))
+        let _starting = slot.starting.lock();
+        if slot.process.get().is_none() {
+            // Nobody else sets it while the lock is held.
+            let _ = slot.process.set(Self::start(start_thread).map_err(|e| OpenError::Thread(e.to_string()))?);
+        }
+        slot.process.get().ok_or_else(|| OpenError::Thread("it has not started".to_owned()))
     }
 
     fn start(start_thread: StartThread) -> std::io::Result<Self> {
@@ -120,7 +135,7 @@ impl Process {
             log::error!(target: "replicated", "the uploader ended: {error}; nothing is replicated any more by this process");
             registry.fail_all(&error);
         }))?;
-        Ok(Self { hub, registry, next_id: AtomicU64::new(1) })
+        Ok(Self { hub, registry, next_id: AtomicU64::new(1), http: Arc::default() })
     }
 }
 
@@ -144,7 +159,7 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
             database: path.display().to_string(),
         });
     }
-    let store = store::open(&url, &options.store_options())?;
+    let store = store::open_sharing(&url, &options.store_options(), &Env::process(), &process.http)?;
     let paths = Paths::of(path);
     let tail = open_tail(&paths, identity, &url_text, options)?;
     let conflict = tail.conflict();
@@ -200,7 +215,7 @@ fn join(database: &Arc<Database>, url: &ReplicaUrl) -> Result<Arc<Database>, Ope
 
 /// Gives a handle back. The last one flushes, for a bounded time.
 pub(crate) fn close(database: &Arc<Database>) {
-    let Some(Ok(process)) = PROCESSES.get(generation()).and_then(OnceLock::get) else { return };
+    let Some(process) = PROCESSES.get(generation()).and_then(|slot| slot.process.get()) else { return };
     {
         let _registry = process.registry.databases.lock();
         if database.handles.fetch_sub(1, Ordering::AcqRel) != 1 {
@@ -252,7 +267,7 @@ pub(crate) fn replicates(identity: &Identity) -> bool {
 }
 
 fn registry() -> Option<&'static Registry> {
-    PROCESSES.get(generation())?.get()?.as_ref().ok().map(|process| process.registry)
+    PROCESSES.get(generation())?.process.get().map(|process| process.registry)
 }
 
 /// Whether this process has a replicated database open.

@@ -72,7 +72,7 @@ fn clock_of_files() -> (i64, i64) {
 }
 
 /// Which run of the machine this is, as a hash of the kernel's boot id; 0 where it tells none.
-fn boot() -> u64 {
+pub(crate) fn boot() -> u64 {
     static BOOT: OnceLock<u64> = OnceLock::new();
     *BOOT.get_or_init(|| {
         let boot =

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::budget::{Backoff, Budget, Siblings};
 use super::clock;
@@ -36,6 +36,12 @@ use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 const ENCODE_AHEAD_FRAMES: u32 = 250;
 /// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
 const LOOK_BACK: Duration = Duration::from_secs(60);
+/// Requests to one store that a process has under way at once, each with a connection: a thousand databases must not take the descriptors that the
+/// application has been given. A database that is opened compares itself with several listings at once, and counts for as many.
+const MOST_REQUESTS: usize = 64;
+const REQUESTS_OF_VERIFY: u32 = 8;
+/// Full states that are sent to one store at once. Apart from the others: one may take hours.
+const MOST_FULL: usize = 8;
 const MEMORY_STACK_BYTES: usize = 1024 * 1024;
 
 /// Why a step could not be done.
@@ -112,6 +118,7 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
     let wake = UnixStream::from_std(wake)?;
     let mailboxes: Rc<RefCell<HashMap<u64, Rc<Mailbox>>>> = Rc::default();
     let left_alone = LeftAlone::default();
+    let mut turns = Turns::default();
     loop {
         wake.readable().await?;
         let mut bytes = [0; 64];
@@ -123,7 +130,8 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
                 Notice::Opened(database) => {
                     let mailbox = Rc::new(Mailbox::default());
                     mailboxes.borrow_mut().insert(database.id, Rc::clone(&mailbox));
-                    let task = Task::new(database, mailbox, Rc::clone(&left_alone));
+                    let turns = turns.of(&database);
+                    let task = Task::new(database, mailbox, Rc::clone(&left_alone), turns);
                     let mailboxes = Rc::clone(&mailboxes);
                     tokio::task::spawn_local(async move {
                         let id = task.database.id;
@@ -160,6 +168,37 @@ struct Mailbox {
 /// Until when stores have asked to be left alone, by their URL: closing a database and opening it again is no way around that.
 type LeftAlone = Rc<RefCell<HashMap<String, Instant>>>;
 
+/// Whose turn it is with each store.
+#[derive(Debug, Default)]
+struct Turns {
+    stores: HashMap<String, Rc<StoreTurns>>,
+}
+
+#[derive(Debug)]
+struct StoreTurns {
+    requests: Semaphore,
+    full: Semaphore,
+}
+
+impl Turns {
+    /// Stores that are told apart; what comes then shares the turns of all the others that came then.
+    const MOST: usize = 1000;
+
+    /// A store that does not answer holds up its own databases only.
+    fn of(&mut self, database: &Database) -> Rc<StoreTurns> {
+        let url = database.store.url();
+        let bucket = url.split_once("://").map_or(url, |(_, rest)| rest.split(['/', '?']).next().unwrap_or_default());
+        let endpoint = database.options.store_options().endpoint.unwrap_or_default();
+        let query = url.split_once('?').map_or("", |(_, query)| query);
+        let mut store = format!("{bucket} {endpoint} {query}");
+        if self.stores.len() >= Self::MOST && !self.stores.contains_key(&store) {
+            store.clear();
+        }
+        let new = || StoreTurns { requests: Semaphore::new(MOST_REQUESTS), full: Semaphore::new(MOST_FULL) };
+        Rc::clone(self.stores.entry(store).or_insert_with(|| Rc::new(new())))
+    }
+}
+
 /// One database's task.
 struct Task {
     database: Arc<Database>,
@@ -172,6 +211,7 @@ struct Task {
     verified: bool,
     outages: RefCell<Outages>,
     left_alone: LeftAlone,
+    turns: Rc<StoreTurns>,
     /// When the bucket was looked at last, and whether something was sent since.
     looked: (Instant, bool),
     /// On a store that replaces objects: what was sent last, to be looked at before the next.
@@ -179,7 +219,7 @@ struct Task {
 }
 
 impl Task {
-    fn new(database: Arc<Database>, mailbox: Rc<Mailbox>, left_alone: LeftAlone) -> Self {
+    fn new(database: Arc<Database>, mailbox: Rc<Mailbox>, left_alone: LeftAlone, turns: Rc<StoreTurns>) -> Self {
         let budget = Budget::new(database.options.sync_interval, database.options.burst, clock::now());
         Self {
             database,
@@ -191,6 +231,7 @@ impl Task {
             verified: false,
             outages: RefCell::default(),
             left_alone,
+            turns,
             looked: (clock::now(), false),
             sent: None,
         }
@@ -277,6 +318,8 @@ impl Task {
         }
         if !self.verified {
             fault_point!("verify.begin");
+            let turns = Rc::clone(&self.turns);
+            let _turn = self.turn(&turns.requests, REQUESTS_OF_VERIFY).await?;
             self.meanwhile(lineage::verify(&database)).await??;
             fault_point!("verify.done");
             self.verified = true;
@@ -285,9 +328,15 @@ impl Task {
             return Ok(Next::Again);
         }
         if database.lock_tail().inflight.is_some() {
+            // Before the batch is looked at: it may be gone after a wait.
+            let turns = Rc::clone(&self.turns);
+            let _turn = self.turn(&turns.requests, 1).await?;
             return self.send_inflight().await;
         }
-        if let Mode::Full(reason) = mode {
+        if matches!(mode, Mode::Full(_)) {
+            let turns = Rc::clone(&self.turns);
+            let _turn = self.turn(&turns.full, 1).await?;
+            let Mode::Full(reason) = database.lock_tail().mode.clone() else { return Ok(Next::Again) };
             let before = database.progress.facts().snapshots;
             let next = self.meanwhile(snapshot::send_full(&database, reason)).await??;
             if database.progress.facts().snapshots > before {
@@ -301,6 +350,8 @@ impl Task {
         }
         if self.looked.1 && clock::now().saturating_duration_since(self.looked.0) >= LOOK_BACK {
             // After what was sent and not before it: no commit waits for this.
+            let turns = Rc::clone(&self.turns);
+            let _turn = self.turn(&turns.requests, REQUESTS_OF_VERIFY).await?;
             self.meanwhile(lineage::look_back(&database)).await??;
             self.looked = (clock::now(), false);
             return Ok(Next::Again);
@@ -454,6 +505,15 @@ impl Task {
         let done = self.meanwhile(patience.wait(database, &name, bytes, request)).await;
         self.patience = patience;
         done?
+    }
+
+    /// Awaits the turn of this database.
+    async fn turn<'a>(&self, turns: &'a Semaphore, requests: u32) -> Result<SemaphorePermit<'a>, StepError> {
+        // At once, where it can be had: to wait means to ask to be woken.
+        if let Ok(turn) = turns.try_acquire_many(requests) {
+            return Ok(turn);
+        }
+        self.meanwhile(turns.acquire_many(requests)).await?.map_err(|_| StepError::Closed)
     }
 
     /// Awaits a request; spools as the WAL grows, and ends early where the last handle is closed.

@@ -9,17 +9,27 @@ use object_store::{BackoffConfig, Certificate, ClientOptions, HeaderValue, Retry
 
 use super::credentials::{self, CredentialsError, Described, Recording, Secrets};
 use super::env::Env;
-use super::http::{Connector, one_line};
+use super::http::{Connector, HttpClients, one_line};
 use super::open::{StoreOptions, setting_error};
 use super::remote::Client;
 use super::url::{Location, ReplicaUrl, endpoint as parse_endpoint};
 use super::{StoreError, StoreErrorKind};
 
 /// A client for the URL's store. `slash` says that keys begin with one.
-pub(super) fn build(url: &ReplicaUrl, settings: &StoreOptions, env: &Env, secrets: &Secrets, slash: bool) -> Result<Client, StoreError> {
+pub(super) fn build(
+    url: &ReplicaUrl,
+    settings: &StoreOptions,
+    env: &Env,
+    secrets: &Secrets,
+    slash: bool,
+    clients: &Arc<HttpClients>,
+) -> Result<Client, StoreError> {
     // Our copy of rustls; whoever installed one before us in it chose the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let plan = Plan { url, settings, env, secrets };
+    let mut plan = Plan { url, settings, env, secrets, clients, ca_bundle: Arc::default() };
+    if let Some(path) = &settings.ca_bundle {
+        plan.ca_bundle = std::fs::read(path).map_err(|e| plan.error(format_args!("CA bundle {}: {e}", path.display())))?.into();
+    }
     match url.location() {
         Location::S3 { bucket, .. } => plan.s3(bucket, slash),
         Location::Gcs { bucket, .. } => plan.gcs(bucket),
@@ -33,6 +43,9 @@ struct Plan<'a> {
     settings: &'a StoreOptions,
     env: &'a Env,
     secrets: &'a Secrets,
+    clients: &'a Arc<HttpClients>,
+    /// What is in the file; empty without one.
+    ca_bundle: Arc<[u8]>,
 }
 
 /// One attempt per request: retrying is the caller's.
@@ -42,7 +55,8 @@ fn no_retries() -> RetryConfig {
 
 impl Plan<'_> {
     fn connector(&self, for_credentials: bool) -> Connector {
-        Connector { secrets: self.secrets.clone(), for_credentials }
+        let (clients, ca_bundle) = (Arc::clone(self.clients), Arc::clone(&self.ca_bundle));
+        Connector { clients, ca_bundle, secrets: self.secrets.clone(), for_credentials }
     }
 
     fn error(&self, cause: impl std::fmt::Display) -> StoreError {
@@ -75,8 +89,8 @@ impl Plan<'_> {
             .with_connect_timeout(self.settings.connect_timeout);
         if let Some(path) = &self.settings.ca_bundle {
             let name = path.display();
-            let pem = std::fs::read(path).map_err(|e| self.error(format_args!("CA bundle {name}: {e}")))?;
-            let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| self.error(format_args!("CA bundle {name}: {e}")))?;
+            let certificates =
+                Certificate::from_pem_bundle(&self.ca_bundle).map_err(|e| self.error(format_args!("CA bundle {name}: {e}")))?;
             if certificates.is_empty() {
                 return Err(self.error(format_args!("CA bundle {name}: there is no certificate in it")));
             }

@@ -5,13 +5,15 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use object_store::client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector};
 use object_store::{ClientOptions, HeaderValue};
+use parking_lot::Mutex;
 
 use super::credentials::Secrets;
 
@@ -66,9 +68,62 @@ pub(super) fn last_refusal() -> Option<Refusal> {
     TRACE.try_with(|trace| trace.borrow().refusal.clone()).ok().flatten()
 }
 
+/// HTTP clients that several stores share, and with them their connections. To make one takes some milliseconds and half a MiB, since the system's
+/// certificates are read for it.
+///
+/// Only for stores whose requests all run on one runtime: a connection is served by the runtime that opened it.
+#[derive(Default)]
+pub(crate) struct HttpClients {
+    made: Mutex<Vec<Made>>,
+}
+
+struct Made {
+    settings: String,
+    at: Instant,
+    client: HttpClient,
+}
+
+impl std::fmt::Debug for HttpClients {
+    /// Without the settings: a proxy's URL may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpClients").finish_non_exhaustive()
+    }
+}
+
+impl HttpClients {
+    /// Kinds of settings in one process; more than these are no fault, but are not shared.
+    const MOST: usize = 32;
+    /// A newer store gets a client that has read the system's certificates again.
+    const LIFE: Duration = Duration::from_secs(3600);
+
+    fn get(&self, settings: String, make: impl FnOnce() -> object_store::Result<HttpClient>) -> object_store::Result<HttpClient> {
+        let mut made = self.made.lock();
+        made.retain(|one| one.at.elapsed() < Self::LIFE);
+        if let Some(one) = made.iter().find(|one| one.settings == settings) {
+            return Ok(one.client.clone());
+        }
+        let client = make()?;
+        if made.len() >= Self::MOST {
+            made.remove(0);
+        }
+        made.push(Made { settings, at: Instant::now(), client: client.clone() });
+        Ok(client)
+    }
+}
+
+/// The variables that a client heeds when it is made.
+fn environment() -> Vec<Option<std::ffi::OsString>> {
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"];
+    names.iter().chain(&["REQUEST_METHOD", "SSL_CERT_FILE", "SSL_CERT_DIR"]).map(std::env::var_os).collect()
+}
+
 /// Connects as `object_store` would, and watches.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
+    /// Shared with other stores.
+    pub(super) clients: Arc<HttpClients>,
+    /// The certificates to trust beside the system's, which the options do not show.
+    pub(super) ca_bundle: Arc<[u8]>,
     /// What error bodies must not repeat.
     pub(super) secrets: Secrets,
     /// Whether its requests fetch credentials.
@@ -77,7 +132,9 @@ pub(super) struct Connector {
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = ReqwestConnector::default().connect(options)?;
+        let ca_bundle = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64GoIso, &self.ca_bundle);
+        let settings = format!("{options:?} {ca_bundle} {} {:?}", self.ca_bundle.len(), environment());
+        let client = self.clients.get(settings, || ReqwestConnector::default().connect(options))?;
         Ok(HttpClient::new(Watched { client, connector: self.clone() }))
     }
 }

@@ -22,6 +22,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 pub use self::env::Env;
+pub(crate) use self::http::HttpClients;
+pub(crate) use self::open::open_sharing;
 pub use self::open::{StoreOptions, open, open_with_env};
 pub use self::url::{ReplicaUrl, UrlError};
 use crate::types::{TimestampMs, Txid};

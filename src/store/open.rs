@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::env::Env;
 use super::folder::FolderStore;
+use super::http::HttpClients;
 use super::remote::RemoteStore;
 use super::url::{Location, ReplicaUrl};
 use super::{Store, StoreError, StoreErrorKind};
@@ -62,11 +63,21 @@ pub fn open(url: &ReplicaUrl, options: &StoreOptions) -> Result<Arc<dyn Store>, 
 ///
 /// As `open`.
 pub fn open_with_env(url: &ReplicaUrl, options: &StoreOptions, env: &Env) -> Result<Arc<dyn Store>, StoreError> {
+    open_sharing(url, options, env, &Arc::default())
+}
+
+/// As `open_with_env`, with the HTTP clients of other stores. The requests of all of them must run on one runtime.
+pub(crate) fn open_sharing(
+    url: &ReplicaUrl,
+    options: &StoreOptions,
+    env: &Env,
+    clients: &Arc<HttpClients>,
+) -> Result<Arc<dyn Store>, StoreError> {
     match url.location() {
         Location::Folder { path } => Ok(Arc::new(FolderStore::open(url, path))),
         Location::S3 { .. } | Location::Gcs { .. } | Location::Azure { .. } => {
             let settings = options.merged(url)?;
-            Ok(Arc::new(RemoteStore::open(url, &settings, env)?))
+            Ok(Arc::new(RemoteStore::open(url, &settings, env, clients)?))
         }
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::OnceCell;
 
 use super::credentials::Secrets;
 use super::env::Env;
-use super::http::{Refusal, traced, traced_conditionally};
+use super::http::{HttpClients, Refusal, traced, traced_conditionally};
 use super::keys::Keys;
 use super::open::StoreOptions;
 use super::parts::PartRetries;
@@ -69,10 +69,10 @@ impl fmt::Debug for RemoteStore {
 type Traced<T> = (object_store::Result<T>, Option<Refusal>);
 
 impl RemoteStore {
-    pub(super) fn open(url: &ReplicaUrl, settings: &StoreOptions, env: &Env) -> Result<Self, StoreError> {
+    pub(super) fn open(url: &ReplicaUrl, settings: &StoreOptions, env: &Env, clients: &Arc<HttpClients>) -> Result<Self, StoreError> {
         let secrets = Secrets::default();
         let keys = Keys::new(url.location());
-        let client = clients::build(url, settings, env, &secrets, keys.begin_with_slash())
+        let client = clients::build(url, settings, env, &secrets, keys.begin_with_slash(), clients)
             .map_err(|error| StoreError { cause: secrets.redact(&error.cause), ..error })?;
         let (conditional, refuses_conditions) = (OnceCell::new(), AtomicBool::new(false));
         Ok(Self(Arc::new(Inner { url: url.to_string(), keys, client, secrets, conditional, refuses_conditions })))

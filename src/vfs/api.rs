@@ -101,6 +101,11 @@ pub(crate) struct SqliteApi {
 }
 
 impl SqliteApi {
+    /// Somewhere in the library that SQLite is in.
+    pub(crate) fn address(&self) -> *const c_void {
+        self.vfs_find as *const c_void
+    }
+
     /// Reads the table.
     ///
     /// # Safety

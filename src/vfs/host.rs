@@ -1,5 +1,6 @@
 //! What we ask of the operating system beside SQLite: a thread that no signal handler runs on, and word of forks.
 
+use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::sync::Once;
 
@@ -24,6 +25,24 @@ pub(crate) fn start_thread(body: Box<dyn FnOnce() + Send>) -> std::io::Result<()
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
     }
     started.map(drop)
+}
+
+/// Keeps the libraries that these addresses are in loaded for as long as the process lives. A plugin that brings SQLite, or us, may be unloaded: the
+/// uploader would go on in code that is not there any more. (`SQLITE_OK_LOAD_PERMANENTLY` keeps SQLite itself from unloading us, and no more.)
+pub(crate) fn keep_loaded(addresses: &[*const c_void]) {
+    for address in addresses {
+        let mut found = MaybeUninit::<libc::Dl_info>::zeroed();
+        // SAFETY: the structure is ours, and filled where something is found. The name is the loader's own. Nothing is loaded by that, and the handle
+        // is never given back; for the program itself there may be none, and need not.
+        unsafe {
+            if libc::dladdr(*address, found.as_mut_ptr()) != 0 {
+                let name = found.assume_init().dli_fname;
+                if !name.is_null() {
+                    libc::dlopen(name, libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE);
+                }
+            }
+        }
+    }
 }
 
 /// Counts forks from now on.

@@ -58,13 +58,19 @@ pub enum RegisterError {
 /// "unable to open database file" or "authorization denied".
 #[must_use]
 pub fn last_refusal() -> Option<String> {
-    LAST_REFUSAL.lock().clone()
+    LAST_REFUSAL.try_lock_for(FORKED_WHILE_HELD)?.clone()
 }
+
+/// A lock that a thread of the parent held in the moment of a fork is never given up in the child. Those that are held for a few instructions only are waited
+/// for so long.
+pub(crate) const FORKED_WHILE_HELD: std::time::Duration = std::time::Duration::from_millis(100);
 
 static LAST_REFUSAL: Mutex<Option<String>> = Mutex::new(None);
 
 pub(crate) fn note_refusal(error: &str) {
-    *LAST_REFUSAL.lock() = Some(error.to_owned());
+    if let Some(mut last) = LAST_REFUSAL.try_lock_for(FORKED_WHILE_HELD) {
+        *last = Some(error.to_owned());
+    }
 }
 
 /// The loadable extension's entry point: registers the VFS and does nothing else.

@@ -48,6 +48,7 @@ pub(crate) unsafe fn register(routines: *const ApiRoutines, make_default: bool) 
     // SAFETY: a registered VFS is alive.
     let Some(below) = (unsafe { base.as_ref() }) else { return Err(ApiError::Missing("a default VFS")) };
     warn_of_known_bugs(&api);
+    host::keep_loaded(&[api.address(), open as *const c_void, below.open.map_or(std::ptr::null(), |open| open as *const c_void)]);
     let registered = Box::leak(Box::new(Registered { api, base: BaseVfs(base) }));
     let vfs = Box::leak(Box::new(wrap(below, std::ptr::from_mut(registered).cast())));
     // SAFETY: complete, and leaked so that it lives as long as the process.

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use replicated_testkit::{host, tools};
 
 /// Makes `dist/` in a folder: the extension and the command-line tool.
+#[allow(dead_code, reason = "not every test has a use for it")]
 pub(crate) fn lay_out_dist(folder: &Path) {
     let dist = folder.join("dist");
     std::fs::create_dir_all(&dist).unwrap();
@@ -31,6 +32,7 @@ pub(crate) fn example(name: &str) -> PathBuf {
 }
 
 /// A command whose environment holds no options of ours and no credentials.
+#[allow(dead_code, reason = "not every test has a use for it")]
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = host::command(program, &[]);
     command.stdin(Stdio::null());
@@ -43,6 +45,21 @@ pub(crate) fn run(command: &mut Command) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
     out.into_owned()
+}
+
+/// Builds a C program that uses the system's SQLite; `None` where that cannot be done here. `flags` come after the libraries.
+#[allow(dead_code, reason = "not every test has a use for it")]
+pub(crate) fn c_program(folder: &Path, name: &str, source: &str, flags: &[&str]) -> Option<PathBuf> {
+    let probe = "echo '#include <sqlite3.h>' | cc -E - && echo 'int main(void) { return 0; }' | cc -x c - -o /dev/null -lsqlite3";
+    if !has("sh", &["-c", probe]) {
+        return None;
+    }
+    let (file, program) = (folder.join(format!("{name}.c")), folder.join(name));
+    std::fs::write(&file, source).unwrap();
+    let mut cc = command("cc");
+    cc.args(["-g", "-O1", "-Wl,--as-needed"]).arg(&file).arg("-o").arg(&program).args(["-lsqlite3", "-lpthread", "-ldl"]).args(flags);
+    run(&mut cc);
+    Some(program)
 }
 
 /// Whether a tool is there. Where all are required, one that is missing is a failure.
