@@ -207,6 +207,33 @@ fn writers_that_take_turns_with_ours() {
     place.compare();
 }
 
+/// Somebody else's frames are the last in a WAL that our last close takes away, or cuts to nothing.
+#[test]
+fn what_others_have_appended_goes_with_our_last_close() {
+    for set_up in ["", ".filectrl persist_wal 1\nPRAGMA journal_size_limit=0;"] {
+        let (mut place, db) = Place::new(Program::Python);
+        place.host.close(db);
+        // The shell, since it can have SQLite keep the WAL.
+        let uri = host::replicated(&place.path(), &place.bucket.url, &[("sync_interval", "10ms")]);
+        let mut ours = Command::new("sqlite3").envs(place.bucket.env.iter().cloned()).stdin(Stdio::piped()).spawn().unwrap();
+        let mut input = ours.stdin.take().unwrap();
+        let ready = place.dir.path().join("ready");
+        writeln!(input, ".bail on\n.load {}\n.open '{uri}'\n{set_up}\n{OURS};", host::extension().display()).unwrap();
+        writeln!(input, ".output '{}'\n.print ready\n.output", ready.display()).unwrap();
+        eventually("the shell has committed", || std::fs::read_to_string(&ready).is_ok_and(|text| text.contains("ready")));
+        visit(&place.path(), &FOREIGN.repeat(3));
+        drop(input);
+        assert!(ours.wait().unwrap().success());
+        // All of it was sent at the close.
+        place.compare();
+        let db = place.open();
+        assert_eq!(place.rows(db, "foreign"), 3);
+        place.host.run(db, OURS);
+        place.check(db);
+        assert_eq!(place.bucket.full_states(), 1, "{set_up}: {}", place.log());
+    }
+}
+
 /// Somebody else writes while none of ours has the database open, and takes the WAL away with them.
 #[test]
 fn a_visit_while_nobody_of_ours_is_there() {

@@ -60,6 +60,8 @@ pub(super) struct MainFile {
     pub(super) unlocked_end: AtomicU64,
     /// The frames that were written since the transaction began.
     pub(super) frames: Mutex<WrittenFrames>,
+    /// This connection has cut the WAL to nothing, and not begun another generation.
+    pub(super) wal_is_cut: AtomicBool,
     /// A write or sync of the WAL has failed since the transaction began: what lies there is not committed.
     pub(super) wal_failed: AtomicBool,
     /// The lock that it holds on the database file, of SQLite's five levels.
@@ -95,6 +97,7 @@ impl MainFile {
             wrote_unlocked: AtomicBool::new(false),
             unlocked_end: AtomicU64::new(0),
             frames: Mutex::default(),
+            wal_is_cut: AtomicBool::new(false),
             wal_failed: AtomicBool::new(false),
             lock_level: AtomicI32::new(SQLITE_LOCK_NONE),
             rolls_back: AtomicBool::new(false),
@@ -191,7 +194,7 @@ impl MainFile {
     }
 
     /// Looks for commits of processes without the extension, which nobody tells of.
-    fn look_at_index(&self, database: &Database) {
+    pub(super) fn look_at_index(&self, database: &Database) {
         const TRIES: usize = 1000;
         // One that is being written is whole again a moment later.
         let read = || {
@@ -202,7 +205,8 @@ impl MainFile {
                 })
             })
         };
-        if !self.index.load(Ordering::Acquire).is_null() {
+        // SQLite leaves the WAL-index as it is where it cuts a WAL to nothing that it keeps after the last close.
+        if !self.index.load(Ordering::Acquire).is_null() && !self.wal_is_cut.load(Ordering::Relaxed) {
             database.look_at_index(read);
         }
     }
@@ -386,7 +390,7 @@ pub(super) unsafe extern "C" fn main_shm_unmap(file: *mut File, delete: c_int) -
     unsafe {
         let main = main_of(file);
         if let Some(database) = main.database() {
-            // The last that this connection can tell of other processes' commits.
+            // The last that this connection can tell of other processes' commits: SQLite may delete the WAL next.
             guarded(main, (), || main.look_at_index(database));
         }
         main.index.store(std::ptr::null_mut(), Ordering::Release);

@@ -37,6 +37,7 @@ pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, 
                     database.restarts_exclusively(salts);
                 }
                 database.generation_begins(salts);
+                main.wal_is_cut.store(false, Ordering::Relaxed);
                 main.frames.lock().clear();
             }
         });
@@ -108,6 +109,8 @@ pub(super) unsafe extern "C" fn wal_truncate(file: *mut File, bytes: i64) -> c_i
         guarded(main, (), || {
             if bytes == 0 {
                 main.before_unlocked_end(database);
+                main.look_at_index(database);
+                main.wal_is_cut.store(true, Ordering::Relaxed);
             }
             database.wal_shrinks(bytes.cast_unsigned());
         });
