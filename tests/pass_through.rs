@@ -321,7 +321,11 @@ fn a_wrong_option_refuses_the_open_and_is_explained() {
     type Pairs<'a> = &'a [(&'a str, &'a str)];
     let cases: &[(Pairs<'_>, Pairs<'_>, &[&str])] = &[
         (&[vfs, replica, ("sync_intervall", "5s")], &[], &["parameter sync_intervall", "did you mean sync_interval?"]),
-        (&[vfs, replica, ("something", "secret")], &[], &["unknown parameter something", "allowed are replica, restore, on_conflict, sync_interval"]),
+        (
+            &[vfs, replica, ("something", "secret")],
+            &[],
+            &["unknown parameter something", "allowed are replica, restore, on_conflict, sync_interval"],
+        ),
         (&[vfs, ("burst", "many")], &[], &["parameter burst", "got \"many\"", "allowed is a number from 1 to 100"]),
         (&[vfs, replica, ("burst", "101")], &[], &["parameter burst", "got \"101\"", "allowed is a number from 1 to 100"]),
         (&[vfs, replica, ("sync_interval", "5")], &[], &["parameter sync_interval", "got \"5\"", "unit is missing", "500ms, 1s, 5m"]),
