@@ -99,6 +99,20 @@ fn commit(host: &mut Host, db: Db, rows: usize) {
     }
 }
 
+/// History goes on past a full state, and then the one request that is still on its way arrives.
+fn goes_on_and_gets_the_late_one(site: &Site, host: &mut Host, db: Db) {
+    commit(host, db, 30);
+    host.query(db, "UPDATE base SET x = randomblob(200000)");
+    host.sync(db);
+    commit(host, db, 5);
+    host.sync(db);
+    host.close(db);
+    site.restored_equals();
+    assert_eq!(site.endpoint.release_late(), 1);
+    site.restored_equals();
+    site.every_txid_restores();
+}
+
 /// A store that replaces objects, and a request for the first state that arrives when all is done: it must not put pages back.
 #[test]
 fn a_first_state_that_arrives_late_harms_nothing() {
@@ -110,16 +124,7 @@ fn a_first_state_that_arrives_late_harms_nothing() {
         commit(&mut host, db, 1);
         eventually("the first attempt has failed", || site.endpoint.faults().contains_key("late"));
         // Another moment than that of the request which is on its way.
-        commit(&mut host, db, 30);
-        host.query(db, "UPDATE base SET x = randomblob(200000)");
-        host.sync(db);
-        commit(&mut host, db, 5);
-        host.sync(db);
-        host.close(db);
-        site.restored_equals();
-        assert_eq!(site.endpoint.release_late(), 1);
-        site.restored_equals();
-        site.every_txid_restores();
+        goes_on_and_gets_the_late_one(&site, &mut host, db);
     }
 }
 
@@ -147,16 +152,7 @@ fn a_later_full_state_that_arrives_late_harms_nothing() {
             host = site.host();
             db = site.open(&mut host, &[]);
         }
-        commit(&mut host, db, 30);
-        host.query(db, "UPDATE base SET x = randomblob(200000)");
-        host.sync(db);
-        commit(&mut host, db, 5);
-        host.sync(db);
-        host.close(db);
-        site.restored_equals();
-        assert_eq!(site.endpoint.release_late(), 1);
-        site.restored_equals();
-        site.every_txid_restores();
+        goes_on_and_gets_the_late_one(&site, &mut host, db);
     }
 }
 

@@ -33,19 +33,13 @@ pub(crate) async fn make(database: &Database, full: &LtxName) -> Result<(), Step
     decoder.finish()?;
     encoder.finish()?;
     let rest = buffer.take_all();
+    if upload.is_some() && !rest.is_empty() {
+        send_part(database, &name, header.timestamp, &mut upload, rest.clone()).await?;
+    }
     // One that is there already holds the same.
     match upload {
         None => database.store.create(&name, rest, header.timestamp).await?,
-        some => {
-            let mut upload = some;
-            if !rest.is_empty() {
-                send_part(database, &name, header.timestamp, &mut upload, rest).await?;
-            }
-            match upload {
-                Some(upload) => upload.finish().await?,
-                None => return Err(StepError::Closed),
-            }
-        }
+        Some(upload) => upload.finish().await?,
     };
     log::info!(target: "replicated", "{}: {name} is made of {full}: what was there before had no beginning", database.paths.database.display());
     Ok(())

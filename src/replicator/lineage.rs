@@ -8,9 +8,9 @@ use futures_util::future::join_all;
 use super::batch::WalFile;
 use super::control::{Acked, Attempt, Conflict, FullReason, FullSent};
 use super::database::Database;
-use super::looks;
 use super::tail::{Mode, StopKind};
 use super::uploader::{StepError, stop};
+use super::{looks, send};
 use crate::fault::fault_point;
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
 use crate::restore::{self, Target};
@@ -82,7 +82,7 @@ pub(crate) async fn newest(database: &Database) -> Result<Option<Newest>, StepEr
 }
 
 /// What an object is by itself, whatever a listing says.
-async fn look(database: &Database, name: &LtxName) -> Result<Option<Listed>, StepError> {
+pub(crate) async fn look(database: &Database, name: &LtxName) -> Result<Option<Listed>, StepError> {
     match database.store.head(name).await {
         Ok(listed) => Ok(Some(listed)),
         Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
@@ -162,11 +162,7 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
         Some(reach) if state.attempt.is_some_and(|a| a.txid == reach) => {}
         Some(reach) if reach > acked.txid => return ahead(database, acked.txid, reach).await,
         Some(_) | None => {
-            let mut tail = database.lock_tail();
-            (tail.inflight, tail.state.attempt, tail.state.acked, tail.state.witness) = (None, None, None, None);
-            let reason = if reach.is_none() { FullReason::First } else { FullReason::BucketBehind };
-            log::warn!(target: "replicated", "{}: the bucket had TXID {} and does not have it now", database.paths.database.display(), acked.txid);
-            database.lose(&mut tail, reason);
+            deleted(database, acked.txid, if reach.is_none() { FullReason::First } else { FullReason::BucketBehind });
             return Ok(());
         }
     }
@@ -202,14 +198,19 @@ pub(crate) async fn look_back(database: &Database) -> Result<LookBack, StepError
         // It may have been merged into another.
         && !newest(database).await?.is_some_and(|newest| newest.has_base)
     {
-        let mut tail = database.lock_tail();
-        (tail.inflight, tail.state.attempt, tail.state.acked, tail.state.witness) = (None, None, None, None);
-        log::warn!(target: "replicated", "{}: the bucket had TXID {witness} and does not have it now", database.paths.database.display());
-        database.lose(&mut tail, FullReason::BucketBehind);
+        deleted(database, witness, FullReason::BucketBehind);
         return Ok(LookBack::Lost);
     }
     database.lock_tail().state.witness = Some(acked.txid);
     Ok(LookBack::Kept)
+}
+
+/// The bucket has lost what it had: nothing that is known of it holds any more.
+fn deleted(database: &Database, txid: Txid, reason: FullReason) {
+    let mut tail = database.lock_tail();
+    (tail.inflight, tail.state.attempt, tail.state.acked, tail.state.witness) = (None, None, None, None);
+    log::warn!(target: "replicated", "{}: the bucket had TXID {txid} and does not have it now", database.paths.database.display());
+    database.lose(&mut tail, reason);
 }
 
 /// What a predecessor may have sent is sent again, byte for byte. Where that cannot be, the full state follows on what is there.
@@ -437,9 +438,7 @@ pub(crate) async fn compare(database: &Database, name: &LtxName, attempt: &Attem
         Err(StepError::Unreadable(message)) => return Ok(Exists::Unreadable(message)),
         other => other?,
     };
-    let last8 = listed.size_bytes.saturating_sub(8)..listed.size_bytes;
-    let checksum = database.store.get_range(name, last8).await?;
-    let same_bytes = listed.size_bytes == attempt.size_bytes && checksum.as_ref() == attempt.checksum.to_be_bytes();
+    let same_bytes = send::is_file(database, &listed, attempt.size_bytes, attempt.checksum).await?;
     let node_id = database.lock_tail().state.node_id;
     let same_range = node_id != 0 && theirs.node_id == node_id && theirs.wal_end() == Some(attempt.end);
     if same_bytes || same_range {

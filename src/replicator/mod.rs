@@ -8,7 +8,7 @@
 //! | `tail` | which frames are captured, and where: `continuity`, `capture`, `attempt` |
 //! | `frames`, `batch` | which page is in which frame; from frames to an LTX file |
 //! | `control`, `local`, `mark` | what is kept beside the database |
-//! | `uploader`, `send`, `budget`, `clock` | when what is sent |
+//! | `uploader`, `send`, `budget`, `turns`, `clock` | when what is sent |
 //! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve`, `base` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
@@ -42,4 +42,5 @@ mod send;
 mod snapshot;
 mod stamp;
 mod tail;
+mod turns;
 pub(crate) mod uploader;

@@ -13,7 +13,7 @@ use super::tail::{Body, Inflight};
 use super::uploader::StepError;
 use crate::config::Options;
 use crate::ltx::Finished;
-use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
+use crate::store::{Created, Listed, LtxName, StoreError, StoreErrorKind};
 use crate::types::TimestampMs;
 
 /// How long a batch that goes in one request is waited for before it is sent again, the same bytes under the same name.
@@ -101,17 +101,22 @@ pub(crate) async fn has_landed<W>(database: &Database, name: &LtxName, file: &Fi
     for seconds in pauses {
         clock::sleep_until(clock::now() + Duration::from_secs(*seconds)).await;
         match database.store.head(name).await {
-            Ok(listed) if listed.size_bytes == file.size_bytes => {
-                let last8 = listed.size_bytes.saturating_sub(8)..listed.size_bytes;
-                let checksum = database.store.get_range(name, last8).await;
-                return checksum.is_ok_and(|checksum| checksum.as_ref() == file.file_checksum.to_be_bytes());
-            }
+            // Where something else is there, or the store fails, the next attempt finds out.
+            Ok(listed) => return is_file(database, &listed, file.size_bytes, file.file_checksum).await.unwrap_or(false),
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
-            // Something else is there, or the store fails: the next attempt finds out.
-            _ => return false,
+            Err(_) => return false,
         }
     }
     false
+}
+
+/// Whether an object is the LTX file of that size and checksum, which is what it ends with.
+pub(crate) async fn is_file(database: &Database, object: &Listed, size_bytes: u64, checksum: u64) -> Result<bool, StoreError> {
+    if object.size_bytes != size_bytes {
+        return Ok(false);
+    }
+    let last8 = database.store.get_range(&object.name, size_bytes.saturating_sub(8)..size_bytes).await?;
+    Ok(last8.as_ref() == checksum.to_be_bytes())
 }
 
 fn read(path: &Path, offset: u64, bytes: u64) -> std::io::Result<Bytes> {

@@ -25,7 +25,7 @@ use super::tail::{Mode, TailError};
 use super::uploader::{Next, StepError};
 use crate::fault::fault_point;
 use crate::ltx::{Encoder, Finished, Header};
-use crate::store::{Created, Level, LtxName, StoreError, StoreErrorKind, Upload};
+use crate::store::{Created, Level, LtxName, StoreError, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
 
 /// How long to wait for a checkpoint or a restart that is under way just now.
@@ -320,12 +320,8 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         send_part(database, name, timestamp, &mut upload, part).await?;
     }
     let rest = buffer.take_all();
-    if let Some(current) = &mut upload
-        && !rest.is_empty()
-        && let Err(error) = current.part(rest.clone()).await
-    {
-        give_up(upload, &error).await;
-        return Err(error.into());
+    if upload.is_some() && !rest.is_empty() {
+        send_part(database, name, timestamp, &mut upload, rest.clone()).await?;
     }
     fault_point!("full.put");
     let in_parts = upload.is_some();
@@ -360,14 +356,8 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
 
 /// Whether an object is there and has these bytes; `None` where there is none.
 async fn is_there<W>(database: &Database, name: &LtxName, file: &Finished<W>) -> Result<Option<bool>, StepError> {
-    let listed = match database.store.head(name).await {
-        Ok(listed) => listed,
-        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let last8 = listed.size_bytes.saturating_sub(8)..listed.size_bytes;
-    let checksum = database.store.get_range(name, last8).await?;
-    Ok(Some(listed.size_bytes == file.size_bytes && checksum.as_ref() == file.file_checksum.to_be_bytes()))
+    let Some(object) = lineage::look(database, name).await? else { return Ok(None) };
+    Ok(Some(send::is_file(database, &object, file.size_bytes, file.file_checksum).await?))
 }
 
 /// Remembers a request that could replace what is there, before it is made: on stores that know no conditions, and for objects in parts,

@@ -29,6 +29,7 @@ use super::progress::{Facts, ReplicationState};
 use super::send::{self, Patience};
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
+use super::turns::{REQUESTS_OF_VERIFY, StoreTurns, Turns};
 use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 
@@ -36,12 +37,6 @@ use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 const ENCODE_AHEAD_FRAMES: u32 = 250;
 /// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
 const LOOK_BACK: Duration = Duration::from_secs(60);
-/// Requests to one store that a process has under way at once, each with a connection: a thousand databases must not take the descriptors that the
-/// application has been given. A database that is opened compares itself with several listings at once, and counts for as many.
-const MOST_REQUESTS: usize = 64;
-const REQUESTS_OF_VERIFY: u32 = 8;
-/// Full states that are sent to one store at once. Apart from the others: one may take hours.
-const MOST_FULL: usize = 8;
 const MEMORY_STACK_BYTES: usize = 1024 * 1024;
 
 /// Why a step could not be done.
@@ -167,37 +162,6 @@ struct Mailbox {
 
 /// Until when stores have asked to be left alone, by their URL: closing a database and opening it again is no way around that.
 type LeftAlone = Rc<RefCell<HashMap<String, Instant>>>;
-
-/// Whose turn it is with each store.
-#[derive(Debug, Default)]
-struct Turns {
-    stores: HashMap<String, Rc<StoreTurns>>,
-}
-
-#[derive(Debug)]
-struct StoreTurns {
-    requests: Semaphore,
-    full: Semaphore,
-}
-
-impl Turns {
-    /// Stores that are told apart; what comes then shares the turns of all the others that came then.
-    const MOST: usize = 1000;
-
-    /// A store that does not answer holds up its own databases only.
-    fn of(&mut self, database: &Database) -> Rc<StoreTurns> {
-        let url = database.store.url();
-        let bucket = url.split_once("://").map_or(url, |(_, rest)| rest.split(['/', '?']).next().unwrap_or_default());
-        let endpoint = database.options.store_options().endpoint.unwrap_or_default();
-        let query = url.split_once('?').map_or("", |(_, query)| query);
-        let mut store = format!("{bucket} {endpoint} {query}");
-        if self.stores.len() >= Self::MOST && !self.stores.contains_key(&store) {
-            store.clear();
-        }
-        let new = || StoreTurns { requests: Semaphore::new(MOST_REQUESTS), full: Semaphore::new(MOST_FULL) };
-        Rc::clone(self.stores.entry(store).or_insert_with(|| Rc::new(new())))
-    }
-}
 
 /// One database's task.
 struct Task {

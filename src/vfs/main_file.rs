@@ -20,7 +20,7 @@ use crate::replicator::database::outside::{FileChange, Writer};
 use crate::replicator::durability::{self, NotAcknowledged, Policy};
 use crate::replicator::frames::WrittenFrames;
 use crate::replicator::process;
-use crate::wal::{FRAME_HEADER_BYTES, INDEX_HEADER_BYTES, IndexHeader};
+use crate::wal::{FrameHeader, INDEX_HEADER_BYTES, IndexHeader};
 
 use super::file::{file_control, file_size, guarded, lock, main_of, read, shm_lock, shm_map, shm_unmap, sync, truncate, unlock, write};
 /// A database file.
@@ -247,8 +247,8 @@ impl MainFile {
     ///
     /// # Safety
     /// SQLite is about to write this to the WAL.
-    pub(super) unsafe fn refusal_before_frame(&self, content: &[u8]) -> Option<c_int> {
-        if content.len() != FRAME_HEADER_BYTES || content.get(4..8) == Some(&[0; 4]) {
+    pub(super) unsafe fn refusal_before_frame(&self, header: &FrameHeader) -> Option<c_int> {
+        if !header.is_commit() {
             return None;
         }
         // SAFETY: passed on.

@@ -5,11 +5,11 @@ use std::panic::catch_unwind;
 use std::sync::atomic::Ordering;
 
 use super::abi::{File, SQLITE_AUTH, SQLITE_OK};
-use super::group::{self};
-use crate::wal::{FRAME_HEADER_BYTES, FrameHeader};
-
 use super::file::{guarded, main_of, sync, truncate, write};
+use super::group;
 use super::main_file::MainFile;
+use crate::wal::FrameHeader;
+
 /// A WAL, with the database that it belongs to. SQLite closes it before that.
 pub(super) struct WalSide {
     pub(super) main: *const MainFile,
@@ -23,50 +23,42 @@ pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, 
         // SAFETY: see above.
         return unsafe { write(file, from, bytes, offset) };
     };
+    // SAFETY: SQLite passes as many bytes as it says.
+    let content = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0)) };
     let unlocked = !main.holds_write.load(Ordering::Relaxed);
-    if offset == 0 && bytes >= 24 {
-        // SAFETY: SQLite passes at least that many bytes.
-        let salts = unsafe { std::slice::from_raw_parts(from.cast::<u8>().add(16), 8) };
+    if offset == 0
+        && let Some(&[a, b, c, d, e, f, g, h]) = content.get(16..24)
+    {
+        let salts = [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])];
         guarded(main, (), || {
-            if let ([a, b, c, d], [e, f, g, h]) = salts.split_at(4)
-                && let (&[a, b, c, d], &[e, f, g, h]) = (&[*a, *b, *c, *d], &[*e, *f, *g, *h])
-            {
-                let salts = [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])];
-                if unlocked {
-                    main.before_unlocked_end(database);
-                    database.restarts_exclusively(salts);
-                }
-                database.generation_begins(salts);
-                main.wal_is_cut.store(false, Ordering::Relaxed);
-                main.frames.lock().clear();
+            if unlocked {
+                main.before_unlocked_end(database);
+                database.restarts_exclusively(salts);
             }
+            database.generation_begins(salts);
+            main.wal_is_cut.store(false, Ordering::Relaxed);
+            main.frames.lock().clear();
         });
     }
-    // SAFETY: see above; SQLite passes as many bytes as it says.
-    if let Some(rc) = unsafe { main.refusal_before_frame(std::slice::from_raw_parts(from.cast(), usize::try_from(bytes).unwrap_or(0))) } {
-        main.wal_failed.store(true, Ordering::Relaxed);
-        return rc;
-    }
-    // Without shared memory there is no lock before this.
-    if unlocked
-        && bytes == FRAME_HEADER_BYTES as c_int
-        && let Some(rc) = main.refusal_of_writes()
-    {
-        main.wal_failed.store(true, Ordering::Relaxed);
-        return rc;
+    let header = content.try_into().ok().map(FrameHeader::decode);
+    if let Some(header) = &header {
+        // SAFETY: see above. Without shared memory there is no lock before this.
+        let refused = unsafe { main.refusal_before_frame(header) }.or_else(|| unlocked.then(|| main.refusal_of_writes()).flatten());
+        if let Some(rc) = refused {
+            main.wal_failed.store(true, Ordering::Relaxed);
+            return rc;
+        }
     }
     if unlocked {
         main.wrote_unlocked.store(true, Ordering::Relaxed);
-        main.unlocked_end.fetch_max(offset.cast_unsigned() + u64::try_from(bytes).unwrap_or(0), Ordering::Relaxed);
+        main.unlocked_end.fetch_max(offset.cast_unsigned() + content.len() as u64, Ordering::Relaxed);
         if guarded(main, false, || database.begins_in_wal(offset.cast_unsigned())) {
             main.wal_failed.store(false, Ordering::Relaxed);
             main.frames.lock().clear();
         }
     }
-    // SAFETY: see above; SQLite passes as many bytes as it says.
-    let content = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), usize::try_from(bytes).unwrap_or(0)) };
-    if let Ok(header) = content.try_into() {
-        main.frames.lock().note(offset.cast_unsigned(), FrameHeader::decode(header));
+    if let Some(header) = header {
+        main.frames.lock().note(offset.cast_unsigned(), header);
     }
     // SAFETY: see above.
     let rc = unsafe { write(file, from, bytes, offset) };
