@@ -10,11 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FlockOperation;
-
 use super::local::OwnerMode;
 use super::looks::Looks;
 use super::mark::{self, Mark};
+use super::shared::Locks;
 use crate::fault::{fault_io, fault_point};
 use crate::types::{TimestampMs, Txid, WalPos};
 
@@ -136,7 +135,7 @@ pub(crate) enum FullReason {
 }
 
 impl FullReason {
-    const fn from_byte(byte: u8) -> Option<Self> {
+    pub(crate) const fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
             1 => Self::First,
             2 => Self::ContinuityLost,
@@ -254,43 +253,64 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Opens or creates the file, takes the lock that makes this process the uploader, and reads the newest valid state, if there is one.
-    /// `None` where another process has the lock. The kernel frees it when we die.
-    ///
-    /// Nothing is read before the lock is held: the process that gives it up may have just saved.
-    pub(crate) fn open(path: &Path, owner: &OwnerMode) -> io::Result<Option<(Self, Option<State>)>> {
+    /// Opens or creates the file. Nothing of it is to be read before a lock is held that keeps others from writing.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         fault_io!("control.opened")?;
-        match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
-        fault_io!("control.locked")?;
+        Ok(Self { file: Arc::new(file), sequence: 0, mark: None })
+    }
+
+    /// The locks that lie in it.
+    pub(crate) fn locks(&self) -> Locks {
+        Locks::new(self.file())
+    }
+
+    /// Makes it a control file where it is none, and reads the newest valid state, if there is one. For whoever opens it, with the lock for that held: the
+    /// process that has given it up may have just saved.
+    pub(crate) fn load(&mut self, owner: &OwnerMode) -> io::Result<Option<State>> {
         let mut page = [0; FILE_BYTES];
-        if (file.metadata()?.len() as usize) >= FILE_BYTES {
-            file.read_exact_at(&mut page, 0)?;
+        if (self.file.metadata()?.len() as usize) >= FILE_BYTES {
+            self.file.read_exact_at(&mut page, 0)?;
         }
         if page.get(..MAGIC.len()) != Some(MAGIC.as_slice()) {
             page = [0; FILE_BYTES];
-            owner.apply(&file)?;
-            file.write_all_at(&page, 0)?;
+            owner.apply(&self.file)?;
+            self.file.write_all_at(&page, 0)?;
             fault_io!("control.made")?;
-            file.write_all_at(MAGIC, 0)?;
+            self.file.write_all_at(MAGIC, 0)?;
         }
         let newest = newest_slot(&page);
-        let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        let mark = Mark::read(&file);
-        Ok(Some((Self { file: Arc::new(file), sequence, mark }, newest.map(|(_, state)| state))))
+        self.sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
+        self.mark = Mark::read(&self.file);
+        Ok(newest.map(|(_, state)| state))
+    }
+
+    /// The state that another process has saved since this one has read or saved it. With the tail's lock held.
+    pub(crate) fn newer(&mut self) -> io::Result<Option<State>> {
+        let mut sequences = [0; 2];
+        for (at, sequence) in sequences.iter_mut().enumerate() {
+            let mut word = [0; 8];
+            self.file.read_exact_at(&mut word, SLOTS_OFFSET + (at * SLOT_BYTES) as u64)?;
+            *sequence = u64::from_le_bytes(word);
+        }
+        if sequences.iter().all(|sequence| *sequence <= self.sequence) {
+            return Ok(None);
+        }
+        let mut page = [0; FILE_BYTES];
+        self.file.read_exact_at(&mut page, 0)?;
+        let Some((sequence, state)) = newest_slot(&page).filter(|(sequence, _)| *sequence > self.sequence) else { return Ok(None) };
+        self.sequence = sequence;
+        Ok(Some(state))
     }
 
     /// Writes the state into the older slot.
     pub(crate) fn save(&mut self, state: &State) -> io::Result<()> {
-        self.sequence += 1;
-        let slot = encode_slot(self.sequence, state);
-        let offset = SLOTS_OFFSET + (self.sequence % 2) * SLOT_BYTES as u64;
+        let sequence = self.sequence + 1;
+        let slot = encode_slot(sequence, state);
+        let offset = SLOTS_OFFSET + (sequence % 2) * SLOT_BYTES as u64;
         fault_io!("control.save")?;
         self.file.write_all_at(&slot, offset)?;
+        self.sequence = sequence;
         fault_point!("control.saved");
         Ok(())
     }
@@ -305,7 +325,7 @@ impl Control {
         mark::write(&self.file, now.map(Mark::of))
     }
 
-    /// The file, to be synced by whoever must not hold a lock meanwhile. Not a second descriptor: closing one would drop the lock.
+    /// The file, to be synced by whoever must not hold a lock meanwhile, or mapped. Not a second descriptor: closing one would drop the locks.
     pub(crate) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
     }
@@ -608,12 +628,29 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let owner = OwnerMode::of(dir.path()).unwrap();
-        let (mut control, none) = Control::open(&path, &owner).unwrap().unwrap();
-        assert!(none.is_none());
+        let mut control = Control::open(&path).unwrap();
+        assert!(control.load(&owner).unwrap().is_none());
         control.save(&State::default()).unwrap();
         control.save(&full_state()).unwrap();
-        let (_, state) = Control::open(&path, &owner).unwrap().unwrap();
-        assert_eq!(state.unwrap(), full_state());
+        assert_eq!(Control::open(&path).unwrap().load(&owner).unwrap().unwrap(), full_state());
+    }
+
+    #[test]
+    fn what_another_has_saved_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let owner = OwnerMode::of(dir.path()).unwrap();
+        let [mut one, mut two] = [(); 2].map(|()| Control::open(&path).unwrap());
+        one.load(&owner).unwrap();
+        two.load(&owner).unwrap();
+        assert_eq!(two.newer().unwrap(), None);
+        for node_id in 1..5 {
+            let state = State { node_id, ..full_state() };
+            one.save(&state).unwrap();
+            assert_eq!(two.newer().unwrap(), Some(state));
+            assert_eq!(two.newer().unwrap(), None);
+            std::mem::swap(&mut one, &mut two);
+        }
     }
 
     #[test]
@@ -621,7 +658,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let owner = OwnerMode::of(dir.path()).unwrap();
-        let (mut control, _) = Control::open(&path, &owner).unwrap().unwrap();
+        let mut control = Control::open(&path).unwrap();
+        control.load(&owner).unwrap();
         control.save(&full_state()).unwrap();
         control.save(&State { sealed: false, ..full_state() }).unwrap();
         let good = std::fs::read(&path).unwrap();

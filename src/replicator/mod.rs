@@ -8,6 +8,7 @@
 //! | `tail` | which frames are captured, and where: `continuity`, `capture`, `attempt` |
 //! | `frames`, `batch` | which page is in which frame; from frames to an LTX file |
 //! | `control`, `local`, `mark` | what is kept beside the database |
+//! | `shared`, `guest`, `wake` | what the processes that have it open tell each other, and which of them uploads |
 //! | `uploader`, `send`, `budget`, `turns`, `clock` | when what is sent |
 //! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve`, `base` | the full state of a live database |
@@ -26,6 +27,7 @@ pub(crate) mod database;
 pub(crate) mod durability;
 mod file_header;
 pub(crate) mod frames;
+mod guest;
 mod hub;
 pub(crate) mod if_missing;
 mod lineage;
@@ -39,8 +41,10 @@ pub(crate) mod process;
 pub(crate) mod progress;
 pub(crate) mod remember;
 mod send;
+pub(crate) mod shared;
 mod snapshot;
 mod stamp;
 mod tail;
 mod turns;
 pub(crate) mod uploader;
+mod wake;

@@ -21,6 +21,7 @@ use super::budget::{Backoff, Budget, Siblings};
 use super::clock;
 use super::control::{Attempt, FullReason};
 use super::database::{Database, now_ms};
+use super::guest;
 use super::hub::{Hub, HubReceiver, Notice};
 use super::lineage::{self, Exists};
 use super::outage::{Outages, Over, Tell};
@@ -34,7 +35,7 @@ use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
-const ENCODE_AHEAD_FRAMES: u32 = 250;
+const ENCODE_AHEAD_FRAMES: u32 = 750;
 /// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
 const LOOK_BACK: Duration = Duration::from_secs(60);
 const MEMORY_STACK_BYTES: usize = 1024 * 1024;
@@ -154,6 +155,28 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
     }
 }
 
+/// Listens for other processes, as long as this is there.
+struct Listening(Option<tokio::task::JoinHandle<()>>);
+
+impl Listening {
+    fn begin(database: &Database, mailbox: Rc<Mailbox>) -> Self {
+        let Some(listener) = database.listen() else { return Self(None) };
+        Self(Some(tokio::task::spawn_local(async move {
+            while listener.heard().await.is_ok() {
+                mailbox.notify.notify_one();
+            }
+        })))
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
 /// What the dispatcher leaves for a database's task.
 #[derive(Debug, Default)]
 struct Mailbox {
@@ -215,11 +238,21 @@ impl Task {
     }
 
     async fn run(mut self, registry: &'static Registry) {
+        let (database, mailbox) = (Arc::clone(&self.database), Rc::clone(&self.mailbox));
+        let is_over = || database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database);
+        if !guest::serve(&database, &mailbox.notify, is_over).await {
+            return;
+        }
+        // Other processes wake it as commits of this one do.
+        let _listening = Listening::begin(&database, mailbox);
         loop {
             if self.database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&self.database) {
                 return;
             }
-            let heard = Heard { asked: self.database.asked.load(Ordering::Acquire), calls: self.database.calls.load(Ordering::SeqCst) };
+            let heard = Heard {
+                asked: self.database.shared.asked.load(Ordering::Acquire),
+                calls: self.database.shared.calls.load(Ordering::SeqCst),
+            };
             let next = match self.step().await {
                 Ok(next) => next,
                 Err(StepError::Closed) => Next::Again,
@@ -344,7 +377,7 @@ impl Task {
         }
         database.progress.update(Facts::under_way);
         let (now, acked) = (clock::now(), database.progress.acked_sequence());
-        let urgent = database.urgent.load(Ordering::Acquire) > acked;
+        let urgent = database.shared.urgent.load(Ordering::Acquire) > acked;
         let wait = self.budget.wait(now);
         if urgent {
             let pause = self.siblings.still_to_come(database.progress.committers_behind(), Instant::now());
@@ -513,7 +546,7 @@ impl Task {
         while !self.database.closing.load(Ordering::Acquire) {
             let alone = self.left_alone_for();
             if alone.is_none() {
-                if self.database.asked.load(Ordering::Acquire) != heard.asked {
+                if self.database.shared.asked.load(Ordering::Acquire) != heard.asked {
                     return;
                 }
                 let called = !self.database.doze(heard.calls);
@@ -522,7 +555,7 @@ impl Task {
                     Some(shorter) if self.database.progress.committers_behind() > 0 => until = until.min(began + shorter),
                     _ => {}
                 }
-                heard.calls = self.database.calls.load(Ordering::SeqCst);
+                heard.calls = self.database.shared.calls.load(Ordering::SeqCst);
             }
             if self.database.arm(wake_frames) {
                 tokio::select! {
@@ -656,7 +689,7 @@ pub(crate) fn stop(database: &Database, kind: StopKind, message: String) {
 
 pub(crate) fn report_stop(database: &Database, kind: StopKind, message: String) {
     if database.options.readonly_on_conflict && matches!(kind, StopKind::Fenced | StopKind::Diverged) {
-        database.refuses_writes.store(true, Ordering::Release);
+        database.shared.refuses_writes.store(1, Ordering::Release);
     }
     database.progress.update(|f| {
         f.state = kind.into();

@@ -223,7 +223,7 @@ impl MainFile {
     /// Refuses a write transaction before it has changed anything, where `on_conflict=readonly` and another writer has gone on. What applications
     /// handle as they do a database that they may only read.
     pub(super) fn refusal_of_writes(&self) -> Option<c_int> {
-        let database = self.database().filter(|database| database.refuses_writes.load(Ordering::Acquire))?;
+        let database = self.database().filter(|database| database.shared.refuses_writes.load(Ordering::Acquire) != 0)?;
         guarded(self, (), || {
             let why = database.progress.facts().last_error.unwrap_or_default();
             super::note_refusal(&format!("on_conflict=readonly: nothing can be committed: {why}"));
@@ -432,6 +432,8 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
                 return rc;
             }
         }
+        // The uploader of another process reads the full state: to a passive checkpoint that is one that is running already.
+        (TAKE, WAL_CHECKPOINT_LOCK, 1) if guarded(main, false, || database.is_preserved_elsewhere()) => return SQLITE_BUSY,
         (GIVE_READ, WAL_READ_LOCK_0.., 1) => main.holds_read.store(false, Ordering::Relaxed),
         (GIVE, WAL_CHECKPOINT_LOCK, 1) => {
             main.holds_checkpoint.store(false, Ordering::Relaxed);
@@ -466,7 +468,7 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
             (TAKE, 4) if n == 4 => guarded(main, (), || database.wal_is_empty()),
             (TAKE, WAL_CHECKPOINT_LOCK) if n == 1 => main.holds_checkpoint.store(true, Ordering::Relaxed),
             (READ, WAL_READ_LOCK_0..) if !database.has_seen_index() => {
-                guarded(main, (), || main.index_header().iter().for_each(|index| database.observe_first(index)));
+                guarded(main, (), || database.observe_first(|| main.index_header()));
             }
             _ => {}
         }

@@ -14,6 +14,7 @@ mod host;
 #[cfg(test)]
 mod layout_tests;
 mod main_file;
+mod mapping;
 mod pragma;
 mod shim;
 mod wal_file;

@@ -14,7 +14,7 @@ impl Database {
     fn local_txid(&self, facts: &Facts) -> u64 {
         const PATIENCE: Duration = Duration::from_millis(100);
         let remote = facts.remote_txid.map_or(0, Txid::get);
-        let tail = self.tail.try_lock_for(PATIENCE);
+        let tail = self.try_lock_tail_for(PATIENCE);
         let published = self.published();
         if published.sequence <= facts.acked_sequence {
             return remote;
@@ -26,7 +26,7 @@ impl Database {
             Mode::Full(_) => tail.state.captured.is_some(),
             _ => tail.inflight.is_some() || tail.state.attempt.is_some(),
         };
-        newest + 1 + u64::from(is_under_way && !(tail.spool.is_empty() && published.is_captured(&tail)))
+        newest + 1 + u64::from(is_under_way && !(tail.spool.is_empty() && self.is_captured(&tail)))
     }
 
     /// Names and values for people.
@@ -35,7 +35,7 @@ impl Database {
         let published = self.published();
         let waiting = published.sequence.saturating_sub(facts.acked_sequence);
         let local = self.local_txid(&facts);
-        let lag = published.oldest_waiting.filter(|_| waiting > 0).map(|oldest| oldest.elapsed()).unwrap_or_default();
+        let lag = self.lag().filter(|_| waiting > 0).unwrap_or_default();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         vec![
             ("state", facts.state.as_str().to_owned()),

@@ -6,6 +6,7 @@ use super::continuity::MOST_RESTARTS;
 use super::*;
 use crate::replicator::control::{Acked, OpenTransaction, RestoredEarlier};
 use crate::replicator::local::OwnerMode;
+use crate::replicator::shared::Private;
 use crate::spool::Limits;
 use crate::types::Txid;
 
@@ -60,7 +61,8 @@ impl Fixture {
         let paths = self.paths();
         let owner = OwnerMode::of(&paths.database).unwrap();
         paths.create_directory(&owner).unwrap();
-        let (control, _) = Control::open(&paths.control(), &owner).unwrap().unwrap();
+        let mut control = Control::open(&paths.control()).unwrap();
+        control.load(&owner).unwrap();
         let spool = Spool::open(
             &paths.directory,
             owner,
@@ -70,7 +72,7 @@ impl Fixture {
             state.attempt.map(|a| a.txid),
         )
         .unwrap();
-        Tail::new(paths, control, state, spool, Mode::Unresolved, 1 << 20)
+        Tail::new(paths, control, Shared::new(Box::new(Private::default())), state, spool, 1 << 20)
     }
 
     /// Restarts the WAL, as a writer after a complete checkpoint does.
