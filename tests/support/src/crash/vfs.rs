@@ -158,6 +158,18 @@ pub fn end_at(end: End, last_act: LastAct) {
     assert!(state.end.set((end, last_act)).is_ok(), "an end is set already");
 }
 
+/// Has the process die now, after the last act, between two calls.
+///
+/// # Panics
+/// Where no end is set.
+pub fn end_now() -> ! {
+    let state = STATE.get().expect("the VFS is registered");
+    let (_, last_act) = state.end.get().expect("an end is set");
+    let disk = state.disk.as_ref().map(lock);
+    last_act(disk.as_deref().unwrap_or(&Disk::default()));
+    die();
+}
+
 /// Has something called before and after every call, or nothing any more.
 ///
 /// # Panics
