@@ -21,6 +21,7 @@ mod base;
 mod batch;
 mod budget;
 pub(crate) mod clock;
+mod compare;
 pub(crate) mod control;
 pub(crate) mod database;
 pub(crate) mod durability;

@@ -18,7 +18,6 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::budget::{Backoff, Budget, Siblings};
-use super::clock;
 use super::control::{Attempt, FullReason};
 use super::database::{Database, now_ms};
 use super::hub::{Hub, HubReceiver, Notice};
@@ -30,6 +29,7 @@ use super::send::{self, Patience};
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
 use super::turns::{REQUESTS_OF_VERIFY, StoreTurns, Turns};
+use super::{clock, compare};
 use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 
@@ -273,12 +273,22 @@ impl Task {
             database.note_captured(&tail);
             tail.mode.clone()
         };
-        if let Mode::Stopped(kind, message) = mode {
-            report_stop(&database, kind, message);
+        let compares = compare::is_due(&database);
+        if let Mode::Stopped(kind, message) = &mode
+            && !compares
+        {
+            report_stop(&database, *kind, message.clone());
             return Ok(Next::Stopped);
         }
         if let Some(wait) = self.left_alone_for() {
             return Ok(Next::After(wait));
+        }
+        if compares {
+            let turns = Rc::clone(&self.turns);
+            let _turn = self.turn(&turns.full, 1).await?;
+            self.meanwhile(compare::decide(&database)).await??;
+            self.succeeded();
+            return Ok(Next::Again);
         }
         if !self.verified {
             fault_point!("verify.begin");

@@ -32,7 +32,7 @@ use crate::types::{PageNo, WalPos};
 
 pub(crate) use self::attempt::{Body, Inflight};
 pub(crate) use self::capture::FileCommit;
-pub(crate) use self::continuity::restarted_from;
+pub(crate) use self::continuity::{restarted_from, undecided};
 
 /// Why local capture failed.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +170,8 @@ pub(crate) struct Tail {
     unsaved: bool,
     /// SQLite has rolled a dead process's transaction back, through us: it had not been committed.
     rolled_back: bool,
+    /// What the file is is still to be found out, by the uploader: see `State::to_compare`.
+    compares: bool,
 }
 
 impl Tail {
@@ -191,6 +193,7 @@ impl Tail {
             unsynced: false,
             unsaved: false,
             rolled_back: false,
+            compares: false,
         }
     }
 
@@ -295,6 +298,8 @@ impl Tail {
         self.state.captured = None;
         self.state.sealed = false;
         self.state.next_salts = None;
+        self.state.to_compare = None;
+        self.compares = false;
         self.spool.clear();
     }
 
