@@ -347,9 +347,11 @@ fn an_older_copy_is_told_by_the_bucket() {
         }
         let newest = place.newest();
         // The second time it has what was committed the first time, which is in no state of the bucket either.
-        for _ in 0..3 {
+        for round in 0..3 {
             let db = place.open();
+            // The second one changes the first page, and so what is counted there.
             place.host.run(db, "UPDATE still SET x = randomblob(3000) WHERE rowid % 20 = 9");
+            place.host.run(db, &format!("CREATE TABLE more{round}(x)"));
             let stopped = place.host.try_query(db, "PRAGMA replicated_sync='20s'").unwrap_err();
             assert!(stopped.contains("diverged"), "{stopped}");
             assert!(gone_on_with || stopped.contains(&format!("TXID {its_txid}")), "{stopped}");

@@ -54,12 +54,7 @@ enum Verdict {
     Undecided(String),
 }
 
-/// Whether a file waits for being compared.
-pub(crate) fn is_due(database: &Database) -> bool {
-    database.lock_tail().to_be_compared().is_some()
-}
-
-/// Compares it, and does what follows from that.
+/// Compares the file that waits for it, and does what follows from that.
 pub(crate) async fn decide(database: &Database) -> Result<(), StepError> {
     // Should the power fail, what is committed from here on is not taken for the work of others.
     database.sync_control();

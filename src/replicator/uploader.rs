@@ -266,14 +266,13 @@ impl Task {
             return Ok(Next::Idle);
         }
         database.note_looked();
-        let mode = {
+        let (mode, compares) = {
             let mut tail = database.lock_tail();
             let live = database.published().live();
             tail.resolve(&live.end, &|| database.stamp());
             database.note_captured(&tail);
-            tail.mode.clone()
+            (tail.mode.clone(), tail.to_be_compared().is_some())
         };
-        let compares = compare::is_due(&database);
         if let Mode::Stopped(kind, message) = &mode
             && !compares
         {

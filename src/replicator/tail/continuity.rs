@@ -28,6 +28,9 @@ impl Tail {
             Mode::Full(FullReason::BucketAhead) if self.state.full.is_none() && self.refuse_lost_tail => self.lost_tail_refused(),
             mode => mode,
         };
+        if self.mode == Mode::Running && self.state.to_compare.take().is_some() {
+            self.save_or_warn();
+        }
         if self.mode == Mode::Running && self.state.open_transaction.take().is_some() {
             // It left nothing.
             self.stamp(stamp());
@@ -83,10 +86,14 @@ impl Tail {
             (self.state.sealed, self.state.next_salts, self.state.stamp, self.state.open_transaction) = (live.frame == 0, None, None, None);
             return Mode::Running;
         };
-        if self.state.to_compare.is_some() {
-            // What was committed since then looks like the work of others.
-            return self.neither(live, stamp());
+        match self.judge_captured(&captured, live, stamp) {
+            // What was committed since it was found may look like the work of others, and have the file look like the newer one.
+            Mode::Full(_) if self.state.to_compare.is_some() => self.neither(live, stamp()),
+            mode => mode,
         }
+    }
+
+    fn judge_captured(&mut self, captured: &WalPos, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
         let live = &self.with_salts(live);
         let sealed_before_live = self.state.sealed && self.state.next_salts == Some(live.salts);
         let same_log = live.salts == captured.salts;
@@ -104,7 +111,7 @@ impl Tail {
             return Mode::Full(FullReason::Exchanged);
         }
         if same_log {
-            return if self.wal().is_ok_and(|w| w.holds(&captured)) && self.kept_earlier_logs(stamp) {
+            return if self.wal().is_ok_and(|w| w.holds(captured)) && self.kept_earlier_logs(stamp) {
                 self.state.sealed = false;
                 Mode::Running
             } else {
