@@ -98,9 +98,21 @@ struct Noted {
     /// Frames up to this one are not known.
     from: u32,
     pages: Vec<u32>,
+    /// There was nothing in the WAL when it was seen first.
+    began_empty: bool,
 }
 
 impl FrameLog {
+    /// The WAL is seen for the first time.
+    pub(crate) fn begins(&self, is_empty: bool) {
+        self.0.lock().began_empty = is_empty;
+    }
+
+    /// Whether there was nothing in it then.
+    pub(crate) fn began_empty(&self) -> bool {
+        self.0.lock().began_empty
+    }
+
     /// What a connection has written is committed: the WAL-index is as given.
     pub(crate) fn append(&self, index: &IndexHeader, written: &WrittenFrames) {
         let Some((first, pages)) = index.page_size.and_then(|size| written.pages(index.max_frame, size)) else { return };

@@ -168,6 +168,9 @@ impl Database {
     fn advance(&self, mut published: MutexGuard<'_, Published>, state: &NewestState, first_frame: u32) -> u64 {
         let first_sight = !published.known;
         let committed_ms = now_ms();
+        if first_sight {
+            self.frames.begins(state.end.frame == 0);
+        }
         published.known = true;
         published.database_pages = state.pages;
         published.page_size = state.page_size;

@@ -215,7 +215,8 @@ impl Tail {
     /// found like this: what is committed now could not be told from what made it so.
     fn neither(&mut self, live: &WalPos, now: Option<Stamp>) -> Mode {
         let is_as_found = now.is_some_and(|now| self.state.to_compare.get_or_insert(now).is_same_file(&now));
-        self.compares = is_as_found && live.frame == 0;
+        // What this process has committed before it came here is in the WAL only.
+        self.compares = is_as_found && (live.frame == 0 || self.frames.began_empty());
         let why = match (is_as_found, self.compares) {
             (_, true) => "it is being compared with the bucket",
             (true, false) => "a WAL of others lies beside it, so that it cannot be compared with the bucket",
