@@ -47,6 +47,8 @@ pub struct Options {
     pub replica: Option<String>,
     /// Whether an open restores a database that is not there.
     pub restore_if_missing: bool,
+    /// See `OPTIONS`.
+    pub restore_wait: Duration,
     /// Whether commits fail once another writer has gone on with the replica.
     pub readonly_on_conflict: bool,
     /// See `OPTIONS`.
@@ -98,6 +100,7 @@ impl Default for Options {
         Self {
             replica: None,
             restore_if_missing: false,
+            restore_wait: Duration::from_secs(600),
             readonly_on_conflict: false,
             sync_interval: Duration::from_secs(1),
             burst: 4,
@@ -190,6 +193,7 @@ impl Options {
     fn set(&mut self, spec: &OptionSpec, text: &str) -> Result<(), String> {
         match spec.name {
             "replica" => self.replica = replica(text)?,
+            "restore_wait" => self.restore_wait = duration_within(spec, text)?,
             "restore" => self.restore_if_missing = one_of(text, ["never", "if-missing"])?,
             "on_conflict" => self.readonly_on_conflict = one_of(text, ["continue", "readonly"])?,
             "sync_interval" => self.sync_interval = duration_within(spec, text)?,

@@ -129,6 +129,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         "What an open does where the database is not there: make an empty one, or restore what the replica has first.",
     ),
     option(
+        "restore_wait",
+        durations(10, 86_400_000),
+        "10m",
+        "With `restore=if-missing`: how long an open waits for another process or thread that is restoring the database. Then it fails.",
+    ),
+    option(
         "on_conflict",
         Kind::OneOf(&["continue", "readonly"]),
         "continue",

@@ -241,6 +241,8 @@ pub(crate) struct State {
     /// Another writer has gone on; lasts until the file is declared the truth over that.
     pub(crate) conflict: Option<Conflict>,
     pub(crate) looks: Looks,
+    /// The database file as it was found when it was neither provably newer nor provably unchanged: see `compare`.
+    pub(crate) to_compare: Option<Stamp>,
 }
 
 /// The open control file.
@@ -381,16 +383,7 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
     w.option(state.next_salts, |w, s| w.pair(s));
     w.u64(state.spool_first);
     w.u64(state.spool_next);
-    w.option(state.stamp, |w, s| {
-        w.u64(s.size_bytes);
-        w.u64(s.mtime_ns.cast_unsigned());
-        w.u64(s.ctime_ns.cast_unsigned());
-        w.pair(s.header_words);
-        w.u64(u64::from(s.is_wal));
-        w.u64(u64::from(s.too_fresh));
-        w.u64(s.boot);
-        w.u64(u64::from(s.synced));
-    });
+    w.option(state.stamp, |w, s| w.stamp(&s));
     w.u64(state.open_transaction.map_or(0, |t| t as u64));
     w.u64(state.full.map_or(0, |r| r as u64));
     w.option(state.restored_earlier, |w, r| {
@@ -413,6 +406,7 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
     });
     w.u64(state.looks.boot);
     w.u64(state.looks.spent_until_ms.cast_unsigned());
+    w.option(state.to_compare, |w, s| w.stamp(&s));
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -454,18 +448,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     let next_salts = r.option(Reader::pair)?;
     let spool_first = r.u64()?;
     let spool_next = r.u64()?;
-    let stamp = r.option(|r| {
-        Some(Stamp {
-            size_bytes: r.u64()?,
-            mtime_ns: r.u64()?.cast_signed(),
-            ctime_ns: r.u64()?.cast_signed(),
-            header_words: r.pair()?,
-            is_wal: r.u64()? != 0,
-            too_fresh: r.u64()? != 0,
-            boot: r.u64()?,
-            synced: r.u64()? != 0,
-        })
-    })?;
+    let stamp = r.option(Reader::stamp)?;
     let open_transaction = match u8::try_from(r.u64()?).ok()? {
         0 => None,
         byte => Some(OpenTransaction::from_byte(byte)?),
@@ -483,6 +466,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         Some(Conflict { txid: Txid::new(r.u64()?)?, node_id: r.u64()?, timestamp_ms: r.u64()?.cast_signed(), size_bytes: r.u64()? })
     })?;
     let looks = Looks { boot: r.u64()?, spent_until_ms: r.u64()?.cast_signed() };
+    let to_compare = r.option(Reader::stamp)?;
     let state = State {
         identity,
         replica_hash,
@@ -505,6 +489,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         witness,
         conflict,
         looks,
+        to_compare,
     };
     Some((sequence, state))
 }
@@ -526,6 +511,17 @@ impl Writer {
         self.pair(pos.salts);
         self.u64(u64::from(pos.frame));
         self.pair(pos.checksum);
+    }
+
+    fn stamp(&mut self, stamp: &Stamp) {
+        self.u64(stamp.size_bytes);
+        self.u64(stamp.mtime_ns.cast_unsigned());
+        self.u64(stamp.ctime_ns.cast_unsigned());
+        self.pair(stamp.header_words);
+        self.u64(u64::from(stamp.is_wal));
+        self.u64(u64::from(stamp.too_fresh));
+        self.u64(stamp.boot);
+        self.u64(u64::from(stamp.synced));
     }
 
     fn option<T>(&mut self, value: Option<T>, some: impl FnOnce(&mut Self, T)) {
@@ -560,6 +556,19 @@ impl Reader<'_> {
         Some(WalPos { salts: self.pair()?, frame: self.u32()?, checksum: self.pair()? })
     }
 
+    fn stamp(&mut self) -> Option<Stamp> {
+        Some(Stamp {
+            size_bytes: self.u64()?,
+            mtime_ns: self.u64()?.cast_signed(),
+            ctime_ns: self.u64()?.cast_signed(),
+            header_words: self.pair()?,
+            is_wal: self.u64()? != 0,
+            too_fresh: self.u64()? != 0,
+            boot: self.u64()?,
+            synced: self.u64()? != 0,
+        })
+    }
+
     /// `Some(None)` for an absent value, `None` for a malformed one.
     fn option<T>(&mut self, some: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         match self.u64()? {
@@ -580,6 +589,8 @@ mod tests {
 
     fn full_state() -> State {
         let pos = WalPos { salts: [1, u32::MAX], frame: 77, checksum: [5, 6] };
+        let stamp =
+            Stamp { size_bytes: 1, mtime_ns: -1, ctime_ns: 2, header_words: [3, 4], is_wal: true, too_fresh: true, boot: 5, synced: true };
         State {
             identity: Some(Identity { device: 3, inode: u64::MAX, born_ns: 4 }),
             replica_hash: 9,
@@ -601,16 +612,7 @@ mod tests {
             next_salts: Some([7, 8]),
             spool_first: 1,
             spool_next: 4,
-            stamp: Some(Stamp {
-                size_bytes: 1,
-                mtime_ns: -1,
-                ctime_ns: 2,
-                header_words: [3, 4],
-                is_wal: true,
-                too_fresh: true,
-                boot: 5,
-                synced: true,
-            }),
+            stamp: Some(stamp),
             open_transaction: Some(OpenTransaction::Uncounted),
             full: Some(FullReason::Unfinished),
             restored_earlier: Some(RestoredEarlier { txid: Txid::FIRST, newest: Txid::FIRST.next() }),
@@ -620,6 +622,7 @@ mod tests {
             witness: Some(Txid::FIRST.next()),
             conflict: Some(Conflict { txid: Txid::FIRST, node_id: u64::MAX, timestamp_ms: -1, size_bytes: 3 }),
             looks: Looks { boot: 6, spent_until_ms: 7 },
+            to_compare: Some(Stamp { boot: 8, ..stamp }),
         }
     }
 

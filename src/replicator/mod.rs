@@ -13,6 +13,7 @@
 //! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve`, `base` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
+//! | `compare` | the same, page by page, where nothing else tells |
 //! | `progress`, `durability` | how far it is, for those who wait, and which commits do |
 //! | `stamp`, `remember` | what is told of a file that nobody has open |
 //! | `if_missing` | a database that is restored before it is opened |
@@ -22,6 +23,7 @@ mod base;
 mod batch;
 mod budget;
 pub(crate) mod clock;
+mod compare;
 pub(crate) mod control;
 pub(crate) mod database;
 pub(crate) mod durability;

@@ -18,7 +18,6 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::budget::{Backoff, Budget, Siblings};
-use super::clock;
 use super::control::{Attempt, FullReason};
 use super::database::{Database, now_ms};
 use super::guest;
@@ -31,6 +30,7 @@ use super::send::{self, Patience};
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
 use super::turns::{REQUESTS_OF_VERIFY, StoreTurns, Turns};
+use super::{clock, compare};
 use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 
@@ -299,19 +299,28 @@ impl Task {
             return Ok(Next::Idle);
         }
         database.note_looked();
-        let mode = {
+        let (mode, compares) = {
             let mut tail = database.lock_tail();
             let live = database.published().live();
             tail.resolve(&live.end, &|| database.stamp());
             database.note_captured(&tail);
-            tail.mode.clone()
+            (tail.mode.clone(), tail.to_be_compared().is_some())
         };
-        if let Mode::Stopped(kind, message) = mode {
-            report_stop(&database, kind, message);
+        if let Mode::Stopped(kind, message) = &mode
+            && !compares
+        {
+            report_stop(&database, *kind, message.clone());
             return Ok(Next::Stopped);
         }
         if let Some(wait) = self.left_alone_for() {
             return Ok(Next::After(wait));
+        }
+        if compares {
+            let turns = Rc::clone(&self.turns);
+            let _turn = self.turn(&turns.full, 1).await?;
+            self.meanwhile(compare::decide(&database)).await??;
+            self.succeeded();
+            return Ok(Next::Again);
         }
         if !self.verified {
             fault_point!("verify.begin");

@@ -9,6 +9,7 @@ mod abi;
 mod api;
 mod base;
 mod file;
+mod fork;
 mod group;
 mod host;
 #[cfg(test)]

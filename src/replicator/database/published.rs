@@ -249,6 +249,9 @@ impl Database {
 
     fn advance(&self, (after, before): (u64, Published), state: &NewestState, first_frame: u32, put: &dyn Fn(&Published, u64)) -> u64 {
         let shared = &*self.shared;
+        if !before.known {
+            shared.began_empty.store(u64::from(state.end.frame == 0), Ordering::Relaxed);
+        }
         // What there is at first sight counts as a commit, in the WAL or not: the bucket may lack all of it.
         let published = Published {
             known: true,

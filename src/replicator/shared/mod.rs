@@ -110,6 +110,8 @@ pub(crate) struct Page {
     // What is committed.
     pub(crate) published: Slots<6>,
     pub(crate) looked: Slots<7>,
+    /// There was nothing in the WAL when it was seen first.
+    pub(crate) began_empty: AtomicU64,
     /// When the oldest commit was made that is not in the bucket; and the oldest that is not in a batch either. 0 for none.
     pub(crate) oldest_waiting_ns: AtomicU64,
     pub(crate) oldest_behind_batch_ns: AtomicU64,
@@ -163,6 +165,7 @@ impl Page {
             captured,
             published,
             looked,
+            began_empty,
             oldest_waiting_ns,
             oldest_behind_batch_ns,
             batch_sequence,
@@ -199,6 +202,7 @@ impl Page {
             tail_turns,
             tail_flags,
             captured_sequence,
+            began_empty,
             oldest_waiting_ns,
             oldest_behind_batch_ns,
             batch_sequence,

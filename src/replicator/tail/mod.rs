@@ -31,7 +31,7 @@ use crate::types::{PageNo, WalPos};
 
 pub(crate) use self::attempt::{Body, Inflight};
 pub(crate) use self::capture::FileCommit;
-pub(crate) use self::continuity::restarted_from;
+pub(crate) use self::continuity::{restarted_from, undecided};
 pub(crate) use self::together::TailGuard;
 
 /// Why local capture failed.
@@ -146,6 +146,8 @@ pub(crate) struct Tail {
     unsaved: bool,
     /// SQLite has rolled a dead process's transaction back, through us: it had not been committed.
     rolled_back: bool,
+    /// What the file is is still to be found out, by the uploader: see `State::to_compare`.
+    compares: bool,
 }
 
 impl Tail {
@@ -170,6 +172,7 @@ impl Tail {
             unsynced: false,
             unsaved: false,
             rolled_back: false,
+            compares: false,
         }
     }
 
@@ -275,6 +278,8 @@ impl Tail {
         self.state.captured = None;
         self.state.sealed = false;
         self.state.next_salts = None;
+        self.state.to_compare = None;
+        self.compares = false;
         self.spool.clear();
     }
 

@@ -299,6 +299,28 @@ fn a_file_that_somebody_wrote_on_is_sent_again_and_an_older_one_is_not() {
     assert!(is_diverged(&judge(None)));
 }
 
+/// The bucket may tell what it is, unless it was written to: what is in the WAL counts only where it was there at first.
+#[test]
+fn a_file_of_which_nothing_tells_is_to_be_compared_as_it_was_found() {
+    let fixture = Fixture::new();
+    let elsewhere = WalPos { salts: [fixture.live().salts[0].wrapping_add(MOST_RESTARTS), 3], ..fixture.live() };
+    let found = Stamp { mtime_ns: 99, ..stamp(7) };
+    let closed = State { sealed: true, stamp: Some(stamp(7)), ..captured(elsewhere) };
+    let judged = |state: State, began_empty: bool, now: Stamp| {
+        let mut tail = fixture.tail(state);
+        tail.frames().begins(began_empty);
+        tail.resolve(&fixture.live(), &|| Some(now));
+        assert!(is_diverged(&tail), "{:?}", tail.mode);
+        (tail.to_be_compared(), tail.state)
+    };
+    assert_eq!(judged(closed.clone(), false, found).0, None);
+    let (to_compare, state) = judged(closed, true, found);
+    assert_eq!(to_compare, Some(found));
+    // At the next open.
+    assert_eq!(judged(state.clone(), true, found).0, Some(found));
+    assert_eq!(judged(state, true, Stamp { header_words: [8, 8], ..found }).0, None);
+}
+
 #[test]
 fn a_power_loss_stops_replication_where_that_is_asked_for_until_the_file_is_adopted() {
     let fixture = Fixture::new();

@@ -17,6 +17,7 @@ use crate::replicator::shared::Range;
 const EXCHANGED: u64 = 1;
 const REBOOTED_WITHOUT_WAL: u64 = 2;
 const ROLLED_BACK: u64 = 4;
+const COMPARES: u64 = 8;
 
 /// The tail, locked. A panic while it is held leaves it half changed: then it has failed, before anybody else sees it.
 #[derive(Debug)]
@@ -91,8 +92,8 @@ impl Tail {
         }
         (self.mode, self.captured_sequence) = (self.shared_mode(has_died), self.shared.captured_sequence.load(Ordering::Relaxed));
         let flags = self.shared.tail_flags.load(Ordering::Relaxed);
-        (self.exchanged, self.rebooted_without_wal, self.rolled_back) =
-            (flags & EXCHANGED != 0, flags & REBOOTED_WITHOUT_WAL != 0, flags & ROLLED_BACK != 0);
+        (self.exchanged, self.rebooted_without_wal) = (flags & EXCHANGED != 0, flags & REBOOTED_WITHOUT_WAL != 0);
+        (self.rolled_back, self.compares) = (flags & ROLLED_BACK != 0, flags & COMPARES != 0);
         match self.control.as_mut().map_or(Ok(None), super::Control::newer) {
             Ok(Some(state)) => self.adopt(state),
             Ok(None) if has_died || was_another_s => self.adopt(self.state.clone()),
@@ -132,7 +133,8 @@ impl Tail {
                 let flag = |is_set: bool, flag: u64| if is_set { flag } else { 0 };
                 let flags = flag(self.exchanged, EXCHANGED)
                     | flag(self.rebooted_without_wal, REBOOTED_WITHOUT_WAL)
-                    | flag(self.rolled_back, ROLLED_BACK);
+                    | flag(self.rolled_back, ROLLED_BACK)
+                    | flag(self.compares, COMPARES);
                 shared.tail_flags.store(flags, Ordering::Relaxed);
                 shared.in_memory.store(u64::from(self.has_only_in_memory()), Ordering::Relaxed);
                 shared.tail_held.store(0, Ordering::Release);
