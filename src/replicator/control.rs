@@ -207,6 +207,15 @@ impl Conflict {
     }
 }
 
+/// The lease in the bucket, as it was when it was renewed last. What it is replaced by is conditional on what is read, so that a successor needs no ETag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeptLease {
+    /// Whose it is; see `lease::node`.
+    pub(crate) node: u64,
+    pub(crate) generation: i64,
+    pub(crate) expires_ms: i64,
+}
+
 /// Everything that is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
@@ -242,6 +251,7 @@ pub(crate) struct State {
     /// Another writer has gone on; lasts until the file is declared the truth over that.
     pub(crate) conflict: Option<Conflict>,
     pub(crate) looks: Looks,
+    pub(crate) lease: Option<KeptLease>,
 }
 
 /// The open control file.
@@ -393,6 +403,11 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
     });
     w.u64(state.looks.boot);
     w.u64(state.looks.spent_until_ms.cast_unsigned());
+    w.option(state.lease, |w, l| {
+        w.u64(l.node);
+        w.u64(l.generation.cast_unsigned());
+        w.u64(l.expires_ms.cast_unsigned());
+    });
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -463,6 +478,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         Some(Conflict { txid: Txid::new(r.u64()?)?, node_id: r.u64()?, timestamp_ms: r.u64()?.cast_signed(), size_bytes: r.u64()? })
     })?;
     let looks = Looks { boot: r.u64()?, spent_until_ms: r.u64()?.cast_signed() };
+    let lease = r.option(|r| Some(KeptLease { node: r.u64()?, generation: r.u64()?.cast_signed(), expires_ms: r.u64()?.cast_signed() }))?;
     let state = State {
         identity,
         replica_hash,
@@ -485,6 +501,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         witness,
         conflict,
         looks,
+        lease,
     };
     Some((sequence, state))
 }
@@ -600,6 +617,7 @@ mod tests {
             witness: Some(Txid::FIRST.next()),
             conflict: Some(Conflict { txid: Txid::FIRST, node_id: u64::MAX, timestamp_ms: -1, size_bytes: 3 }),
             looks: Looks { boot: 6, spent_until_ms: 7 },
+            lease: Some(KeptLease { node: 8, generation: -1, expires_ms: i64::MAX }),
         }
     }
 

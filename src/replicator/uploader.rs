@@ -22,6 +22,7 @@ use super::clock;
 use super::control::{Attempt, FullReason};
 use super::database::{Database, now_ms};
 use super::hub::{Hub, HubReceiver, Notice};
+use super::lease;
 use super::lineage::{self, Exists};
 use super::outage::{Outages, Over, Tell};
 use super::process::Registry;
@@ -37,6 +38,8 @@ use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 const ENCODE_AHEAD_FRAMES: u32 = 250;
 /// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
 const LOOK_BACK: Duration = Duration::from_secs(60);
+/// How long nothing is done without a lease, unless whoever keeps it says so.
+const WITHOUT_LEASE: Duration = Duration::from_secs(60);
 const MEMORY_STACK_BYTES: usize = 1024 * 1024;
 
 /// Why a step could not be done.
@@ -130,7 +133,12 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
                     let mailboxes = Rc::clone(&mailboxes);
                     tokio::task::spawn_local(async move {
                         let id = task.database.id;
+                        let keeper =
+                            task.database.lease.is_some().then(|| tokio::task::spawn_local(lease::keep(Arc::clone(&task.database))));
                         task.run_guarded(registry).await;
+                        if let Some(keeper) = keeper {
+                            keeper.abort();
+                        }
                         mailboxes.borrow_mut().remove(&id);
                     });
                 }
@@ -178,6 +186,8 @@ struct Task {
     turns: Rc<StoreTurns>,
     /// When the bucket was looked at last, and whether something was sent since.
     looked: (Instant, bool),
+    /// The turn of the lease that the bucket was compared in.
+    lease_turn: u64,
     /// On a store that replaces objects: what was sent last, to be looked at before the next.
     sent: Option<Attempt>,
 }
@@ -197,6 +207,7 @@ impl Task {
             left_alone,
             turns,
             looked: (clock::now(), false),
+            lease_turn: 0,
             sent: None,
         }
     }
@@ -209,14 +220,14 @@ impl Task {
         database.poison(&why);
         database.end_preserving();
         // Its handles go on without replication. Another open begins afresh, but not before they are closed: what they write would not be seen.
-        while !(database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database)) {
+        while !is_over(&database, registry).await {
             mailbox.notify.notified().await;
         }
     }
 
     async fn run(mut self, registry: &'static Registry) {
         loop {
-            if self.database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&self.database) {
+            if is_over(&self.database, registry).await {
                 return;
             }
             let heard = Heard { asked: self.database.asked.load(Ordering::Acquire), calls: self.database.calls.load(Ordering::SeqCst) };
@@ -279,6 +290,16 @@ impl Task {
         }
         if let Some(wait) = self.left_alone_for() {
             return Ok(Next::After(wait));
+        }
+        if let Some(lease) = &database.lease {
+            let Some(turn) = lease.turn() else {
+                // Who keeps it ends the pause.
+                lease.report(&database);
+                return Ok(Next::Backoff(WITHOUT_LEASE, WITHOUT_LEASE));
+            };
+            // Somebody else may have gone on meanwhile.
+            self.verified &= turn == self.lease_turn;
+            self.lease_turn = turn;
         }
         if !self.verified {
             fault_point!("verify.begin");
@@ -594,6 +615,10 @@ impl Task {
             // A snapshot that a panic has ended, say: that is told already.
             return Next::Again;
         }
+        if matches!(error, StepError::Store(e) if e.kind == StoreErrorKind::NoLease) {
+            // It ran out since the step began; the next one says so.
+            return Next::Again;
+        }
         if let StepError::Unreadable(message) = error {
             stop(&self.database, StopKind::Diverged, message.clone());
             return Next::Again;
@@ -628,6 +653,15 @@ impl Task {
         let pause = self.backoff.failed(transient, retry_after, fastrand::f64());
         Next::Backoff(pause, Backoff::while_waited_for(pause, transient, retry_after))
     }
+}
+
+/// Whether the last handle was closed and the database is forgotten.
+async fn is_over(database: &Arc<Database>, registry: &Registry) -> bool {
+    if !database.closing.load(Ordering::Acquire) {
+        return false;
+    }
+    lease::release_at_close(database).await;
+    registry.forget_if_closed(database)
 }
 
 /// What a local failure means: the full state where something is lost, another try where it may pass.
