@@ -19,6 +19,8 @@ mod guard;
 mod node;
 mod open;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -36,14 +36,16 @@ fn error(lease: &Lease, kind: StoreErrorKind, operation: &'static str, what: &dy
 }
 
 /// Awaits a request that writes, if the lease is ours, and for as long as it is.
-async fn with_lease<T>(
+///
+/// The request is begun here and not before: a folder does all of its work at once.
+async fn with_lease<T, R: Future<Output = Result<T, StoreError>>>(
     lease: &Lease,
     operation: &'static str,
     what: &(dyn fmt::Display + Sync),
-    request: impl Future<Output = Result<T, StoreError>>,
+    request: impl FnOnce() -> R,
 ) -> Result<T, StoreError> {
     let Some(mut left) = lease.left() else { return Err(error(lease, StoreErrorKind::NoLease, operation, what)) };
-    let mut request = pin!(request);
+    let mut request = pin!(request());
     loop {
         tokio::select! {
             done = &mut request => return done,
@@ -64,12 +66,12 @@ impl Store for LeasedStore {
     }
 
     fn create<'a>(&'a self, name: &'a LtxName, body: Bytes, timestamp: TimestampMs) -> BoxFuture<'a, Result<Created, StoreError>> {
-        async move { with_lease(&self.lease, "create", name, self.store.create(name, body, timestamp)).await }.boxed()
+        async move { with_lease(&self.lease, "create", name, || self.store.create(name, body, timestamp)).await }.boxed()
     }
 
     fn upload<'a>(&'a self, name: &'a LtxName, timestamp: TimestampMs) -> BoxFuture<'a, Result<Box<dyn Upload>, StoreError>> {
         async move {
-            let upload = with_lease(&self.lease, "upload", name, self.store.upload(name, timestamp)).await?;
+            let upload = with_lease(&self.lease, "upload", name, || self.store.upload(name, timestamp)).await?;
             Ok(Box::new(LeasedUpload { upload, lease: Arc::clone(&self.lease), name: *name }) as Box<dyn Upload>)
         }
         .boxed()
@@ -88,7 +90,7 @@ impl Store for LeasedStore {
     }
 
     fn delete<'a>(&'a self, names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
-        async move { with_lease(&self.lease, "delete", &"objects", self.store.delete(names)).await }.boxed()
+        async move { with_lease(&self.lease, "delete", &"objects", || self.store.delete(names)).await }.boxed()
     }
 
     fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
@@ -119,7 +121,7 @@ impl Upload for LeasedUpload {
                 upload.abort().await;
                 return Err(error(&lease, StoreErrorKind::NoLease, "upload", &name));
             }
-            with_lease(&lease, "upload", &name, upload.finish()).await
+            with_lease(&lease, "upload", &name, || upload.finish()).await
         }
         .boxed()
     }
