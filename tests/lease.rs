@@ -184,10 +184,10 @@ fn a_rolling_deployment_loses_nothing_of_either_side_and_makes_no_snapshot() {
         b.quit();
         let (mut again, db) = old.open();
         eventually("it is stopped", || again.try_query(db, "SELECT 1 FROM t").is_ok() && again.status(db, "state") == "fenced");
-        // Who sends nothing keeps nobody waiting.
+        // Who sends nothing keeps nobody waiting, although it has the database open.
         let third = Machine::new(&bucket, LONG, &[]);
-        again.quit();
         let (mut c, of_c) = third.open();
+        assert_eq!(again.status(db, "lease"), "none", "{name}");
         assert_eq!(rows_of(&mut c, of_c), restored(&bucket), "{name}");
     }
 }
@@ -417,7 +417,8 @@ fn while_the_lease_cannot_be_renewed_nothing_is_sent_and_then_it_goes_on() {
 #[test]
 fn the_answer_to_a_renewal_may_be_lost() {
     let server = Server::start().unwrap();
-    let (plan, lossy) = switched(|seen| seen.key.ends_with("lock.json") && seen.kind == Kind::Put && seen.index % 2 == 0, Fault::ResetAfter);
+    let (plan, lossy) =
+        switched(|seen| seen.key.ends_with("lock.json") && seen.kind == Kind::Put && seen.index % 2 == 0, Fault::ResetAfter);
     let endpoint = Endpoint::start(&server, plan).unwrap();
     let direct = Bucket::s3(&server, "lossy");
     let machine = Machine::new(&direct.through(&endpoint.endpoint()), SHORT, &[]);
@@ -478,6 +479,36 @@ fn what_was_not_sent_keeps_the_lease() {
     b.sync(of_b);
     assert_eq!(restored(&direct), rows_of(&mut b, of_b));
     assert_eq!(restored(&direct).len(), 2);
+}
+
+/// A restore may take longer than the lease lasts.
+#[test]
+fn it_is_renewed_while_the_database_is_restored() {
+    let server = Server::start().unwrap();
+    let (plan, slow) =
+        switched(|seen| seen.kind == Kind::Get && seen.key.ends_with(".ltx"), Fault::Drip(std::time::Duration::from_secs(4)));
+    let endpoint = Endpoint::start(&server, plan).unwrap();
+    let direct = Bucket::s3(&server, "slow");
+    let (first, second) = (Machine::new(&direct, SHORT, &[]), Machine::new(&direct.through(&endpoint.endpoint()), SHORT, &[]));
+    let (mut a, of_a) = first.open();
+    begin(&mut a, of_a);
+    a.quit();
+    slow.store(true, std::sync::atomic::Ordering::SeqCst);
+    let released = lock(&server, "slow");
+    let mut b = second.start();
+    b.send(&json!({"op": "open", "uri": second.uri()})).unwrap();
+    eventually("it has the lease", || lock(&server, "slow") != released);
+    let third = Machine::new(&direct, SHORT, &[]);
+    let waiting = Waiting::begin(&third);
+    let of_b = Db::of(b.answer().unwrap().as_u64().unwrap());
+    slow.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert!(!third.path().exists());
+    b.query(of_b, &insert("second"));
+    let all = rows_of(&mut b, of_b);
+    b.quit();
+    let (mut c, of_c) = waiting.opened();
+    assert_eq!(rows_of(&mut c, of_c), all);
+    assert_eq!(snapshots(&direct), 1);
 }
 
 /// Threads of one process, and another process of the host while the first one waits.

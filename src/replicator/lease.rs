@@ -122,6 +122,8 @@ pub(crate) struct Lease {
     standing: Mutex<Standing>,
     /// One request of the lease at a time.
     busy: tokio::sync::Mutex<()>,
+    /// Ends the pause of who keeps it.
+    look: tokio::sync::Notify,
 }
 
 impl Lease {
@@ -134,11 +136,17 @@ impl Lease {
             owner: owner(),
             standing: Mutex::new(standing),
             busy: tokio::sync::Mutex::default(),
+            look: tokio::sync::Notify::new(),
         }
     }
 
     pub(crate) fn url(&self) -> &str {
         self.store.url()
+    }
+
+    /// Replication has stopped: whoever waits for the lease need not wait until it runs out.
+    pub(crate) fn is_stopped(&self) {
+        self.look.notify_one();
     }
 
     /// So much before its end it is no longer used, and so much after it is taken by others.
@@ -199,6 +207,7 @@ impl Lease {
 
     /// Takes the lease if it is free, or ours from before.
     async fn take(&self) -> Result<Whose, LeaseError> {
+        let mut refused: Option<LockVersion> = None;
         for _ in 0..MOST_RACES {
             let found = self.limited("get", self.store.read_lock()).await?;
             let record = found.as_ref().map(|lock| Record::parse(&lock.body)).transpose();
@@ -209,6 +218,13 @@ impl Lease {
                 return Ok(Whose::Theirs(record.clone()));
             }
             let ours = record.as_ref().filter(|record| record.node == Some(self.node));
+            if refused.is_some() && refused == found.as_ref().map(|lock| lock.version.clone()) {
+                return Err(self.refused(
+                    StoreErrorKind::Protocol,
+                    "the store refuses to replace it although it is what was expected (If-Match)",
+                    "A lease needs that: open the database without the option lease, and make sure yourself that there is one writer",
+                ));
+            }
             let generation = match (&record, ours) {
                 (_, Some(ours)) if !ours.is_released() => ours.generation,
                 (Some(record), _) => record.generation.saturating_add(1),
@@ -226,15 +242,14 @@ impl Lease {
                 self.probe().await;
                 return Ok(Whose::Ours);
             }
+            refused = found.map(|lock| lock.version);
         }
-        Err(LeaseError::Store(StoreError {
-            kind: StoreErrorKind::Server,
-            operation: "put",
-            object: format!("lock.json in {}", self.url()),
-            cause: "others write it at the same time".to_owned(),
-            advice: "",
-            retry_after: None,
-        }))
+        Err(self.refused(StoreErrorKind::Server, "others write it at the same time", ""))
+    }
+
+    fn refused(&self, kind: StoreErrorKind, cause: &str, advice: &'static str) -> LeaseError {
+        let object = format!("lock.json in {}", self.url());
+        LeaseError::Store(StoreError { kind, operation: "put", object, cause: cause.to_owned(), advice, retry_after: None })
     }
 
     /// Finds out, once, whether the store honours conditions: ours is written over, by the same, under a condition that does not hold.
@@ -453,11 +468,14 @@ pub(crate) async fn keep(database: Arc<Database>) {
             // Renewed just before it was handed over.
             let kept = lease.standing.lock().kept(lease.node);
             keep_in_control(&database, kept);
-            tokio::time::sleep(left.saturating_sub(lease.ttl.saturating_sub(lease.margin() + lease.ttl / 3))).await;
+            let pause = left.saturating_sub(lease.ttl.saturating_sub(lease.margin() + lease.ttl / 3));
+            // As below.
+            let _ = tokio::time::timeout(pause, lease.look.notified()).await;
         }
         loop {
             let pause = lease.tend(&database).await;
-            tokio::time::sleep(pause).await;
+            // Over or not, it looks.
+            let _ = tokio::time::timeout(pause, lease.look.notified()).await;
         }
     };
     if let Err(panic) = std::panic::AssertUnwindSafe(tending).catch_unwind().await {

@@ -286,6 +286,9 @@ impl Task {
         };
         if let Mode::Stopped(kind, message) = mode {
             report_stop(&database, kind, message);
+            if let Some(lease) = &database.lease {
+                lease.is_stopped();
+            }
             return Ok(Next::Stopped);
         }
         if let Some(wait) = self.left_alone_for() {

@@ -28,9 +28,9 @@ fn ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap()
 }
 
-/// Whatever condition it is given, it holds.
+/// Whatever condition it is given, it holds; or none does.
 #[derive(Debug)]
-struct Careless(Arc<dyn Store>);
+struct Careless(Arc<dyn Store>, bool);
 
 impl Store for Careless {
     fn url(&self) -> &str {
@@ -71,6 +71,9 @@ impl Store for Careless {
 
     fn write_lock<'a>(&'a self, body: Bytes, _expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
         async move {
+            if !self.1 {
+                return Ok(LockWritten::Changed);
+            }
             let found = self.0.read_lock().await?.map(|lock| lock.version);
             self.0.write_lock(body, found.as_ref()).await
         }
@@ -203,7 +206,7 @@ fn a_late_release_leaves_the_next_ones_alone() {
 fn a_store_that_ignores_conditions_is_found_out() {
     let dir = tempfile::tempdir().unwrap();
     let store = folder(dir.path());
-    let careless: Arc<dyn Store> = Arc::new(Careless(Arc::clone(&store)));
+    let careless: Arc<dyn Store> = Arc::new(Careless(Arc::clone(&store), true));
     let (strong, weak) = (lease(&store, 1), lease(&careless, 1));
     run(async {
         strong.take().await.unwrap();
@@ -212,5 +215,17 @@ fn a_store_that_ignores_conditions_is_found_out() {
         assert!(weak.rows()[0].1.contains("weak"), "{:?}", weak.rows());
         // What the probe has written is what is renewed.
         assert_eq!(weak.renew_or_take().await.unwrap(), Whose::Ours);
+    });
+}
+
+#[test]
+fn a_store_that_no_condition_satisfies_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = folder(dir.path());
+    let stubborn: Arc<dyn Store> = Arc::new(Careless(Arc::clone(&store), false));
+    run(async {
+        lease(&store, 1).take().await.unwrap();
+        let error = lease(&stubborn, 1).take().await.unwrap_err();
+        assert!(!error.passes() && error.to_string().contains("If-Match"), "{error}");
     });
 }
