@@ -481,6 +481,73 @@ fn what_was_not_sent_keeps_the_lease() {
     assert_eq!(restored(&direct).len(), 2);
 }
 
+/// Steps of a writer that has a history, opens and commits.
+const STEPS: &[&str] = &[
+    "control.locked",
+    "open.saved",
+    "open.registered",
+    "resolve",
+    "verify.begin",
+    "verify.done",
+    "commit.publish",
+    "freeze.encoded",
+    "attempt.saved",
+    "send.put",
+    "send.done",
+    "ack.saved",
+    "ack.told",
+    "close.flush",
+    "close.flushed",
+];
+
+/// The old one is stopped at a step until its lease has run out and another has gone on. Whoever has taken the lease is never stopped by what comes late.
+#[test]
+fn one_that_was_stopped_at_any_step_leaves_the_next_holder_alone() {
+    let server = Server::start().unwrap();
+    for point in STEPS {
+        let bucket = Bucket::s3(&server, &format!("stopped-at-{point}"));
+        let more = [("close_timeout", "1s")];
+        let (old, new) = (Machine::new(&bucket, "600ms", &more), Machine::new(&bucket, "600ms", &more));
+        let (mut a, of_a) = old.open();
+        begin(&mut a, of_a);
+        a.quit();
+        let mut env = bucket.env.clone();
+        env.push(("REPLICATED_TEST_FAULT".to_owned(), format!("{point}=stop@1")));
+        let mut halted = Host::start(Program::Faulty, &env);
+        let requests = [
+            json!({"op": "open", "uri": old.uri()}),
+            json!({"op": "sql", "db": 1, "sql": insert("old")}),
+            json!({"op": "sql", "db": 1, "sql": "PRAGMA replicated_sync='20s'"}),
+            json!({"op": "close", "db": 1}),
+        ];
+        for request in &requests {
+            halted.send(request).unwrap();
+        }
+        let stat = format!("/proc/{}/stat", halted.id());
+        eventually(&format!("it is stopped at {point}"), || {
+            std::fs::read_to_string(&stat).unwrap().rsplit(')').next().unwrap().trim_start().starts_with('T')
+        });
+        let (mut b, of_b) = new.open();
+        let restored_rows = rows_of(&mut b, of_b);
+        b.query(of_b, &insert("new"));
+        b.sync(of_b);
+        let objects = bucket.list();
+        signal(&halted, rustix::process::Signal::CONT);
+        let answers: Vec<_> = requests.iter().map(|_| halted.answer()).collect();
+        assert!(answers[0].is_ok() && answers[1].is_ok() && answers[3].is_ok(), "{point}: {answers:?}");
+        // Acknowledged only where it had been sent before the other began.
+        let was_sent = restored_rows.iter().any(|row| row.starts_with("old"));
+        assert!(was_sent || answers[2].is_err(), "{point}: {answers:?}");
+        halted.quit();
+        assert_eq!(bucket.list(), objects, "{point}: it has sent something");
+        b.query(of_b, &insert("new"));
+        b.sync(of_b);
+        assert_eq!((b.status(of_b, "state").as_str(), b.status(of_b, "lease").as_str()), ("idle", "ours"), "{point}");
+        assert_eq!(restored(&bucket), rows_of(&mut b, of_b), "{point}");
+        assert_eq!(snapshots(&bucket), 1, "{point}");
+    }
+}
+
 /// A restore may take longer than the lease lasts.
 #[test]
 fn it_is_renewed_while_the_database_is_restored() {

@@ -227,6 +227,12 @@ pub(crate) fn has_open(path: &Path) -> bool {
     identity(path).is_ok_and(|identity| replicates(&identity))
 }
 
+/// Whether a connection of this process has it open, so that it is not about to be forgotten.
+pub(crate) fn has_handles(path: &Path) -> bool {
+    let (Ok(identity), Some(registry)) = (identity(path), registry()) else { return false };
+    registry.databases.lock().get(&identity).is_some_and(|database| database.handles.load(Ordering::Acquire) > 0)
+}
+
 fn join(database: &Arc<Database>, url: &ReplicaUrl) -> Result<Arc<Database>, OpenError> {
     let second = url.to_string();
     if database.store.url() != second {

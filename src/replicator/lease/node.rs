@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::PathBuf;
 
 use crate::replicator::control::Identity;
-use crate::replicator::local::{Paths, identity};
+use crate::replicator::local::{OwnerMode, Paths, identity};
 
 /// A line of numbers.
 const MOST_BYTES: usize = 256;
@@ -29,12 +29,20 @@ pub(super) struct NodeFile {
 impl NodeFile {
     /// `None` where another thread or process has it.
     pub(super) fn try_lock(paths: &Paths) -> io::Result<Option<Self>> {
-        match std::fs::DirBuilder::new().mode(0o777).create(&paths.directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+        // Of a database that is not there yet nobody knows the owner.
+        let owner = OwnerMode::of(&paths.database).ok();
+        match owner {
+            Some(owner) => paths.create_directory(&owner)?,
+            None => match std::fs::DirBuilder::new().mode(0o777).create(&paths.directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            },
         }
         let path = path_of(paths);
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
+        if let Some(owner) = owner.filter(|_| file.metadata().is_ok_and(|metadata| metadata.len() == 0)) {
+            owner.apply(&file)?;
+        }
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { file, path })),
             Err(TryLockError::WouldBlock) => Ok(None),

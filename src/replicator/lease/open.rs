@@ -21,6 +21,9 @@ use crate::store::{self, ReplicaUrl, StoreError, UrlError};
 /// How often a lease of somebody else's is looked at: one that is let go is taken soon.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// What taking a free lease takes.
+const NOT_LONG: Duration = Duration::from_secs(2);
+
 /// Why a database is not opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LeaseOpenError {
@@ -70,7 +73,7 @@ impl Taken {
 
 /// Waits until the lease is ours, where the option asks for one and this process does not have the database open already.
 pub(crate) fn take_at_open(path: &Path, options: &Options, start_thread: StartThread) -> Result<Option<Taken>, LeaseOpenError> {
-    if options.lease.is_zero() || process::has_open(path) {
+    if options.lease.is_zero() || process::has_handles(path) {
         return Ok(None);
     }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -146,6 +149,8 @@ async fn wait(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<Leas
         if let Some(file) = NodeFile::try_lock(paths).map_err(local)? {
             break file;
         }
+        // Who has it may be about to have the lease.
+        let limit = limit.max(NOT_LONG);
         if began.elapsed() >= limit {
             return Err(LeaseOpenError::Busy { url: url.to_string(), waited: limit });
         }
