@@ -269,6 +269,12 @@ fn one_that_was_stopped_for_longer_than_its_lease_sends_nothing_any_more() {
         assert_eq!(a.status(of_a, "lease_holder"), holder);
         assert!(a.status(of_a, "last_error").contains(&holder));
         assert_eq!(bucket.list(), objects, "it has sent something");
+        // Told once, however often the other renews it.
+        let told = old.log();
+        let renewed = lock(&server, "stopped")["expires_at"].clone();
+        eventually("it is renewed", || lock(&server, "stopped")["expires_at"] != renewed);
+        assert!(a.try_query(of_a, "PRAGMA replicated_sync='20s'").is_err());
+        assert_eq!(old.log().matches("is not ours").count(), told.matches("is not ours").count());
         if on_conflict == "readonly" {
             let error = a.try_query(of_a, &insert("refused")).unwrap_err();
             assert!(error.contains("readonly"), "{error}");

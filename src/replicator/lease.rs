@@ -284,8 +284,12 @@ impl Lease {
 
     /// Renews it, or takes it where it is not ours or was replaced.
     async fn renew_or_take(&self) -> Result<Whose, LeaseError> {
-        let held = self.standing.lock().held.clone();
-        if let Some(held) = held
+        let (held, is_weak) = {
+            let standing = self.standing.lock();
+            (standing.held.clone(), standing.is_weak == Some(true))
+        };
+        // Where conditions are ignored only a look tells that it is still ours.
+        if let Some(held) = held.filter(|_| !is_weak)
             && self.write(held.generation, Some(&held.version)).await?
         {
             // Whether or not it had run out: nobody has taken it.
@@ -298,10 +302,23 @@ impl Lease {
     /// Lets it go, if it is ours: as one that is over, which needs no permission to delete, and whose deletion no store could get wrong.
     async fn release(&self) -> Result<bool, StoreError> {
         let _one = self.busy.lock().await;
-        let Some(held) = self.standing.lock().held.take() else { return Ok(false) };
+        let (held, is_weak) = {
+            let mut standing = self.standing.lock();
+            (standing.held.take(), standing.is_weak == Some(true))
+        };
+        let Some(held) = held else { return Ok(false) };
         let record = Record { generation: held.generation, expires_ms: 0, owner: self.owner.clone(), node: Some(self.node) }.released();
-        let written = self.limited("put", self.store.write_lock(record.encode().into(), Some(&held.version))).await?;
-        Ok(matches!(written, LockWritten::Written(_)))
+        let write = async |version: &LockVersion| {
+            let written = self.limited("put", self.store.write_lock(record.encode().into(), Some(version))).await;
+            written.map(|written| matches!(written, LockWritten::Written(_)))
+        };
+        if !is_weak && write(&held.version).await? {
+            return Ok(true);
+        }
+        // It may have been this very process, by a request whose answer was lost.
+        let Some(lock) = self.limited("get", self.store.read_lock()).await? else { return Ok(false) };
+        let is_ours = Record::parse(&lock.body).is_ok_and(|found| (found.node, &found.owner) == (Some(self.node), &self.owner));
+        if is_ours { write(&lock.version).await } else { Ok(false) }
     }
 
     /// Renews the lease, or takes it again; tells those who want to know. Returns how long to wait before the next time.
@@ -318,7 +335,7 @@ impl Lease {
         }
         let was_ours = self.left().is_some();
         let taken = self.renew_or_take().await;
-        let (text, pause) = match taken {
+        let (cause, text, pause) = match taken {
             Ok(Whose::Ours) => {
                 let kept = {
                     let mut standing = self.standing.lock();
@@ -335,16 +352,18 @@ impl Lease {
                 let free_in = record.expires_ms.saturating_sub(now_ms()).try_into().map_or(Duration::ZERO, Duration::from_millis);
                 let free_in = free_in + self.margin() + Duration::from_millis(1);
                 self.standing.lock().failure = None;
-                (self.message(&record), free_in.min(third).max(Duration::from_millis(20)))
+                // Whose it is, without the time that each renewal moves on.
+                let cause = format!("{} {:?} {}", record.owner, record.node, record.generation);
+                (cause, self.message(&record), free_in.min(third).max(Duration::from_millis(20)))
             }
             Err(error) => {
                 let pause = if self.left().is_some() { (self.ttl / 10).max(Duration::from_millis(20)) } else { third };
                 self.standing.lock().failure = Some(error.to_string());
-                (error.to_string(), error.retry_after().unwrap_or(pause))
+                (error.to_string(), error.to_string(), error.retry_after().unwrap_or(pause))
             }
         };
         self.report(database);
-        let is_news = self.standing.lock().told.replace(text.clone()).as_ref() != Some(&text);
+        let is_news = self.standing.lock().told.replace(cause.clone()).as_ref() != Some(&cause);
         if is_news {
             let level = if self.standing.lock().other.is_some() { log::Level::Error } else { log::Level::Warn };
             log::log!(target: "replicated", level, "{}: {text}", database.paths.database.display());
@@ -383,6 +402,10 @@ impl Lease {
     }
 
     fn is_ours_again(&self, database: &Database) {
+        if matches!(database.lock_tail().mode, Mode::Stopped(..)) {
+            // That is for other reasons, and the next look lets the lease go.
+            return self.is_stopped();
+        }
         if self.standing.lock().told.take().is_some() {
             log::info!(target: "replicated", "{}: the lease is ours again", database.paths.database.display());
         }

@@ -170,6 +170,12 @@ fn it_counts_whether_somebody_else_may_have_had_it() {
         lease(&store, 1).take().await.unwrap();
         assert_eq!(ours.renew_or_take().await.unwrap(), Whose::Ours);
         assert_eq!(ours.turn(), turn);
+        // A release finds what a renewal has written whose answer was lost.
+        let held = ours.standing.lock().held.clone();
+        ours.renew_or_take().await.unwrap();
+        ours.standing.lock().held = held;
+        assert!(ours.release().await.unwrap());
+        ours.take().await.unwrap();
         // Let go and taken again, with nobody in between.
         ours.release().await.unwrap();
         ours.take().await.unwrap();
@@ -215,6 +221,15 @@ fn a_store_that_ignores_conditions_is_found_out() {
         assert!(weak.rows()[0].1.contains("weak"), "{:?}", weak.rows());
         // What the probe has written is what is renewed.
         assert_eq!(weak.renew_or_take().await.unwrap(), Whose::Ours);
+        // Somebody else has taken it since: it is neither renewed nor let go over that.
+        let theirs = Record { generation: 9, expires_ms: now_ms() + ms(TTL), owner: "other:1".to_owned(), node: Some(2) };
+        let found = store.read_lock().await.unwrap().map(|lock| lock.version);
+        store.write_lock(theirs.encode().into(), found.as_ref()).await.unwrap();
+        let held = weak.standing.lock().held.clone();
+        assert_eq!(weak.renew_or_take().await.unwrap(), Whose::Theirs(theirs.clone()));
+        weak.standing.lock().held = held;
+        assert!(!weak.release().await.unwrap());
+        assert_eq!(Record::parse(&store.read_lock().await.unwrap().unwrap().body), Ok(theirs));
     });
 }
 
