@@ -600,6 +600,22 @@ fn one_of_a_host_waits_for_all() {
     a.query(second, &insert("second"));
     a.sync(second);
     assert_eq!(lock(&server, "host"), before);
+    // Another process of the host comes and goes, whether or not it may open the database: it takes nothing away from the first one.
+    let mut b = machine.start();
+    let _ = b.try_open(&machine.uri());
+    b.quit();
+    assert_ne!(lock(&server, "host")["expires_at"], "0001-01-01T00:00:00Z");
+    assert_eq!(lock(&server, "host")["node"], before["node"]);
+    a.query(second, &insert("second"));
+    a.sync(second);
+    assert_eq!(a.status(second, "lease"), "ours");
+    // One that only reads asks nobody, here or elsewhere.
+    let elsewhere = Machine::new(&bucket, LONG, &[]);
+    let mut reader = elsewhere.start();
+    let db = reader.open(&format!("{}&mode=ro", elsewhere.uri()));
+    assert_eq!(rows_of(&mut reader, db), rows_of(&mut a, second));
+    reader.quit();
+    assert_eq!(a.status(second, "lease"), "ours");
     a.close(second);
     assert_eq!(lock(&server, "host")["expires_at"], "0001-01-01T00:00:00Z");
     // Opened again and again in one process.

@@ -300,7 +300,10 @@ impl Lease {
     }
 
     /// Lets it go, if it is ours: as one that is over, which needs no permission to delete, and whose deletion no store could get wrong.
-    async fn release(&self) -> Result<bool, StoreError> {
+    ///
+    /// Who has the control file's lock may do so for all of the host: another process of it that has written the lease since was told that it cannot open
+    /// the database. Others only what they have written themselves.
+    async fn release(&self, of_host: bool) -> Result<bool, StoreError> {
         let _one = self.busy.lock().await;
         let (held, is_weak) = {
             let mut standing = self.standing.lock();
@@ -315,9 +318,9 @@ impl Lease {
         if !is_weak && write(&held.version).await? {
             return Ok(true);
         }
-        // It may have been this very process, by a request whose answer was lost.
+        // It may also have been this very process, by a request whose answer was lost.
         let Some(lock) = self.limited("get", self.store.read_lock()).await? else { return Ok(false) };
-        let is_ours = Record::parse(&lock.body).is_ok_and(|found| (found.node, &found.owner) == (Some(self.node), &self.owner));
+        let is_ours = Record::parse(&lock.body).is_ok_and(|found| found.node == Some(self.node) && (of_host || found.owner == self.owner));
         if is_ours { write(&lock.version).await } else { Ok(false) }
     }
 
@@ -421,7 +424,7 @@ impl Lease {
     /// Lets it go, and says so.
     async fn let_go(&self, database: &Database, why: &str) {
         let name = database.paths.database.display();
-        match tokio::time::timeout(RELEASE_LIMIT, self.release()).await {
+        match tokio::time::timeout(RELEASE_LIMIT, self.release(true)).await {
             Ok(Ok(true)) => log::info!(target: "replicated", "{name}: the lease is let go: {why}"),
             Ok(Ok(false)) => return,
             Ok(Err(error)) => {
@@ -487,7 +490,9 @@ fn owner() -> String {
 pub(crate) async fn keep(database: Arc<Database>) {
     let tending = async {
         let Some(lease) = &database.lease else { return };
-        if let Some(left) = lease.left() {
+        // One that another process of this host had may have been let go by it since.
+        let is_inherited = lease.standing.lock().is_inherited;
+        if let Some(left) = lease.left().filter(|_| !is_inherited) {
             // Renewed just before it was handed over.
             let kept = lease.standing.lock().kept(lease.node);
             keep_in_control(&database, kept);

@@ -135,7 +135,7 @@ async fn let_go(lease: &Lease, paths: &Paths) {
         log::info!(target: "replicated", "{name}: is not opened; another process of this host may have the lease, and it is left to run out");
         return;
     }
-    match lease.release().await {
+    match lease.release(false).await {
         Ok(_) => log::info!(target: "replicated", "{name}: is not opened, and the lease is let go"),
         Err(error) => log::warn!(target: "replicated", "{name}: is not opened, and the lease could not be let go: {error}"),
     }

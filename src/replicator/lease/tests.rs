@@ -98,7 +98,7 @@ fn of_those_who_take_it_in_one_moment_one_has_it() {
             let [winner] = winners.as_slice() else { panic!("round {round}: {taken:?}") };
             assert_eq!(leases.iter().filter(|lease| lease.left().is_some()).count(), 1);
             assert_eq!(winner.standing.lock().generation, Some(round));
-            assert!(winner.release().await.unwrap());
+            assert!(winner.release(true).await.unwrap());
             assert!(winner.left().is_none());
         }
     });
@@ -174,17 +174,26 @@ fn it_counts_whether_somebody_else_may_have_had_it() {
         let held = ours.standing.lock().held.clone();
         ours.renew_or_take().await.unwrap();
         ours.standing.lock().held = held;
-        assert!(ours.release().await.unwrap());
+        assert!(ours.release(true).await.unwrap());
+        ours.take().await.unwrap();
+        // What another process of this host has written is let go for it by who replicates the database, and by nobody else.
+        let (other, pid) = (lease(&store, 1), ours.owner.clone());
+        let other = Lease { owner: format!("{pid}0"), ..other };
+        other.take().await.unwrap();
+        let held = ours.standing.lock().held.clone();
+        assert!(!ours.release(false).await.unwrap());
+        ours.standing.lock().held = held;
+        assert!(ours.release(true).await.unwrap());
         ours.take().await.unwrap();
         // Let go and taken again, with nobody in between.
-        ours.release().await.unwrap();
+        ours.release(true).await.unwrap();
         ours.take().await.unwrap();
         assert_eq!(ours.turn(), turn);
-        ours.release().await.unwrap();
+        ours.release(true).await.unwrap();
         theirs.take().await.unwrap();
         assert!(matches!(ours.renew_or_take().await.unwrap(), Whose::Theirs(_)));
         assert_eq!(ours.turn(), None);
-        theirs.release().await.unwrap();
+        theirs.release(true).await.unwrap();
         ours.take().await.unwrap();
         assert_eq!(ours.turn(), turn.map(|turn| turn + 1));
     });
@@ -198,11 +207,11 @@ fn a_late_release_leaves_the_next_ones_alone() {
     run(async {
         ours.take().await.unwrap();
         let held = ours.standing.lock().held.clone();
-        ours.release().await.unwrap();
+        ours.release(true).await.unwrap();
         theirs.take().await.unwrap();
         // As if it had been stopped before its request.
         ours.standing.lock().held = held;
-        assert!(!ours.release().await.unwrap());
+        assert!(!ours.release(true).await.unwrap());
         assert!(theirs.left().is_some());
         assert!(matches!(lease(&store, 3).take().await.unwrap(), Whose::Theirs(record) if record.node == Some(2)));
     });
@@ -228,7 +237,7 @@ fn a_store_that_ignores_conditions_is_found_out() {
         let held = weak.standing.lock().held.clone();
         assert_eq!(weak.renew_or_take().await.unwrap(), Whose::Theirs(theirs.clone()));
         weak.standing.lock().held = held;
-        assert!(!weak.release().await.unwrap());
+        assert!(!weak.release(true).await.unwrap());
         assert_eq!(Record::parse(&store.read_lock().await.unwrap().unwrap().body), Ok(theirs));
     });
 }
