@@ -206,6 +206,15 @@ impl Conflict {
     }
 }
 
+/// The lease in the bucket, as it was when it was renewed last. What it is replaced by is conditional on what is read, so that a successor needs no ETag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeptLease {
+    /// Whose it is; see `lease::node`.
+    pub(crate) node: u64,
+    pub(crate) generation: i64,
+    pub(crate) expires_ms: i64,
+}
+
 /// Everything that is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
@@ -243,6 +252,7 @@ pub(crate) struct State {
     pub(crate) looks: Looks,
     /// The database file as it was found when it was neither provably newer nor provably unchanged: see `compare`.
     pub(crate) to_compare: Option<Stamp>,
+    pub(crate) lease: Option<KeptLease>,
 }
 
 /// The open control file.
@@ -407,6 +417,11 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
     w.u64(state.looks.boot);
     w.u64(state.looks.spent_until_ms.cast_unsigned());
     w.option(state.to_compare, |w, s| w.stamp(&s));
+    w.option(state.lease, |w, l| {
+        w.u64(l.node);
+        w.u64(l.generation.cast_unsigned());
+        w.u64(l.expires_ms.cast_unsigned());
+    });
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -467,6 +482,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     })?;
     let looks = Looks { boot: r.u64()?, spent_until_ms: r.u64()?.cast_signed() };
     let to_compare = r.option(Reader::stamp)?;
+    let lease = r.option(|r| Some(KeptLease { node: r.u64()?, generation: r.u64()?.cast_signed(), expires_ms: r.u64()?.cast_signed() }))?;
     let state = State {
         identity,
         replica_hash,
@@ -490,6 +506,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         conflict,
         looks,
         to_compare,
+        lease,
     };
     Some((sequence, state))
 }
@@ -623,6 +640,7 @@ mod tests {
             conflict: Some(Conflict { txid: Txid::FIRST, node_id: u64::MAX, timestamp_ms: -1, size_bytes: 3 }),
             looks: Looks { boot: 6, spent_until_ms: 7 },
             to_compare: Some(Stamp { boot: 8, ..stamp }),
+            lease: Some(KeptLease { node: 8, generation: -1, expires_ms: i64::MAX }),
         }
     }
 

@@ -30,6 +30,9 @@ impl Database {
         self.shared.preserving.store(Preserving::No as u64, Ordering::SeqCst);
         self.shared.dozing.store(0, Ordering::SeqCst);
         self.lock_tail().inflight = None;
+        if let Some(lease) = &self.lease {
+            lease.is_taken_over();
+        }
         self.progress.update(|f| f.awaits_open = false);
         log::info!(target: "replicated", "{}: this process uploads from here on", self.paths.database.display());
         true
@@ -56,12 +59,12 @@ impl Database {
 pub(super) async fn serve(database: &Database, called: &tokio::sync::Notify, ends: impl Fn() -> bool) -> bool {
     let mut bell = None;
     loop {
-        if ends() {
-            return false;
-        }
-        // At every call: a child that was forked may still listen in the place of one that has died.
+        // At every call: a child that was forked may still listen in the place of one that has died. Also at the end, for what there is to be let go.
         if database.try_own() {
             return true;
+        }
+        if ends() {
+            return false;
         }
         bell = bell.or_else(|| Bell::open(&database.paths.wake()).ok());
         let rung = bell.as_ref().is_some_and(Bell::ring);

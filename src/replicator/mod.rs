@@ -16,6 +16,7 @@
 //! | `compare` | the same, page by page, where nothing else tells |
 //! | `progress`, `durability` | how far it is, for those who wait, and which commits do |
 //! | `stamp`, `remember` | what is told of a file that nobody has open |
+//! | `lease` | which host may write to the replica, and how it hands over |
 //! | `if_missing` | a database that is restored before it is opened |
 //! | `process` | what a process has one of |
 
@@ -32,6 +33,7 @@ pub(crate) mod frames;
 mod guest;
 mod hub;
 pub(crate) mod if_missing;
+pub(crate) mod lease;
 mod lineage;
 pub(crate) mod local;
 mod looks;

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use super::control::{Control, Identity, State};
 use super::database::{Database, Host, OpenedTail};
 use super::hub::{Hub, Notice};
+use super::lease::{self, Lease, LeasedStore};
 use super::local::{OwnerMode, Paths, identity};
 use super::progress::WaitError;
 use super::shared::{Mapped, Private, Range, Shared};
@@ -25,7 +26,7 @@ use super::uploader;
 use crate::config::Options;
 use crate::fault::{fault_io, fault_point};
 use crate::spool::{Limits, Spool, SpoolError};
-use crate::store::{self, Env, HttpClients, ReplicaUrl, StoreError, UrlError};
+use crate::store::{self, Env, HttpClients, ReplicaUrl, Store, StoreError, UrlError};
 
 /// Why a database cannot be opened with replication.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +141,13 @@ impl Process {
 }
 
 /// Opens a database for replication, or joins those who have it open in this process.
-pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_thread: StartThread) -> Result<Arc<Database>, OpenError> {
+pub(crate) fn open(
+    path: &Path,
+    options: &Options,
+    host: Arc<dyn Host>,
+    start_thread: StartThread,
+    taken: Option<lease::Taken>,
+) -> Result<Arc<Database>, OpenError> {
     let process = Process::current(start_thread)?;
     let local = |source| OpenError::Local { database: path.display().to_string(), path: path.display().to_string(), source };
     let identity = identity(path).map_err(local)?;
@@ -148,6 +155,8 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     let url = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
     let mut databases = process.registry.databases.lock();
     if let Some(database) = databases.get(&identity) {
+        // It has the lease, whoever has written it last.
+        taken.map(lease::Taken::hand_over);
         return join(database, &url);
     }
     let_go(&mut databases, path);
@@ -161,6 +170,7 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     }
     let store = store::open_sharing(&url, &options.store_options(), &Env::process(), &process.http)?;
     let paths = Paths::of(path);
+    let store = with_lease(store, options, &paths, taken);
     let opened = open_tail(&paths, identity, &url_text, options, host.as_ref())?;
     let conflict = opened.tail.conflict();
     let id = process.next_id.fetch_add(1, Ordering::Relaxed);
@@ -177,6 +187,22 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     }
     fault_point!("open.registered");
     Ok(database)
+}
+
+/// The store that writes only with the lease, where the option asks for that; and the lease, as it was taken.
+fn with_lease(
+    store: Arc<dyn Store>,
+    options: &Options,
+    paths: &Paths,
+    taken: Option<lease::Taken>,
+) -> (Arc<dyn Store>, Option<Arc<Lease>>) {
+    if options.lease.is_zero() {
+        return (store, None);
+    }
+    let node = taken.as_ref().map_or_else(|| lease::node_of(paths), |taken| taken.node);
+    let standing = taken.map(lease::Taken::hand_over).unwrap_or_default();
+    let lease = Arc::new(Lease::new(Arc::clone(&store), options, node, standing));
+    (Arc::new(LeasedStore::new(store, Arc::clone(&lease))), Some(lease))
 }
 
 /// SQLite lets an application delete or replace a file that it still has open; what is beside it now belongs to the new one.
@@ -199,6 +225,12 @@ pub(crate) fn let_go_of_replaced(path: &Path) {
 /// Whether this process replicates the file that has that name now.
 pub(crate) fn has_open(path: &Path) -> bool {
     identity(path).is_ok_and(|identity| replicates(&identity))
+}
+
+/// Whether a connection of this process has it open, so that it is not about to be forgotten.
+pub(crate) fn has_handles(path: &Path) -> bool {
+    let (Ok(identity), Some(registry)) = (identity(path), registry()) else { return false };
+    registry.databases.lock().get(&identity).is_some_and(|database| database.handles.load(Ordering::Acquire) > 0)
 }
 
 fn join(database: &Arc<Database>, url: &ReplicaUrl) -> Result<Arc<Database>, OpenError> {

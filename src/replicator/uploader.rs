@@ -22,6 +22,7 @@ use super::control::{Attempt, FullReason};
 use super::database::{Database, now_ms};
 use super::guest;
 use super::hub::{Hub, HubReceiver, Notice};
+use super::lease;
 use super::lineage::{self, Exists};
 use super::outage::{Outages, Over, Tell};
 use super::process::Registry;
@@ -38,6 +39,8 @@ use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 const ENCODE_AHEAD_FRAMES: u32 = 750;
 /// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
 const LOOK_BACK: Duration = Duration::from_secs(60);
+/// How long nothing is done without a lease, unless whoever keeps it says so.
+const WITHOUT_LEASE: Duration = Duration::from_secs(60);
 const MEMORY_STACK_BYTES: usize = 1024 * 1024;
 
 /// Why a step could not be done.
@@ -155,25 +158,18 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
     }
 }
 
-/// Listens for other processes, as long as this is there.
-struct Listening(Option<tokio::task::JoinHandle<()>>);
+/// Something that goes on beside a database's task, as long as this is there.
+struct Companion(tokio::task::JoinHandle<()>);
 
-impl Listening {
-    fn begin(database: &Database, mailbox: Rc<Mailbox>) -> Self {
-        let Some(listener) = database.listen() else { return Self(None) };
-        Self(Some(tokio::task::spawn_local(async move {
-            while listener.heard().await.is_ok() {
-                mailbox.notify.notify_one();
-            }
-        })))
+impl Companion {
+    fn begin(body: impl Future<Output = ()> + 'static) -> Self {
+        Self(tokio::task::spawn_local(body))
     }
 }
 
-impl Drop for Listening {
+impl Drop for Companion {
     fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
+        self.0.abort();
     }
 }
 
@@ -201,6 +197,8 @@ struct Task {
     turns: Rc<StoreTurns>,
     /// When the bucket was looked at last, and whether something was sent since.
     looked: (Instant, bool),
+    /// The turn of the lease that the bucket was compared in.
+    lease_turn: u64,
     /// On a store that replaces objects: what was sent last, to be looked at before the next.
     sent: Option<Attempt>,
 }
@@ -220,6 +218,7 @@ impl Task {
             left_alone,
             turns,
             looked: (clock::now(), false),
+            lease_turn: 0,
             sent: None,
         }
     }
@@ -232,21 +231,28 @@ impl Task {
         database.poison(&why);
         database.end_preserving();
         // Its handles go on without replication. Another open begins afresh, but not before they are closed: what they write would not be seen.
-        while !(database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database)) {
+        while !is_over(&database, registry).await {
             mailbox.notify.notified().await;
         }
     }
 
     async fn run(mut self, registry: &'static Registry) {
         let (database, mailbox) = (Arc::clone(&self.database), Rc::clone(&self.mailbox));
-        let is_over = || database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database);
-        if !guest::serve(&database, &mailbox.notify, is_over).await {
+        let has_ended = || database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database);
+        if !guest::serve(&database, &mailbox.notify, has_ended).await {
             return;
         }
         // Other processes wake it as commits of this one do.
-        let _listening = Listening::begin(&database, mailbox);
+        let _listening = database.listen().map(|listener| {
+            Companion::begin(async move {
+                while listener.heard().await.is_ok() {
+                    mailbox.notify.notify_one();
+                }
+            })
+        });
+        let _keeping = database.lease.is_some().then(|| Companion::begin(lease::keep(Arc::clone(&database))));
         loop {
-            if self.database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&self.database) {
+            if is_over(&self.database, registry).await {
                 return;
             }
             let heard = Heard {
@@ -310,10 +316,23 @@ impl Task {
             && !compares
         {
             report_stop(&database, *kind, message.clone());
+            if let Some(lease) = &database.lease {
+                lease.is_stopped();
+            }
             return Ok(Next::Stopped);
         }
         if let Some(wait) = self.left_alone_for() {
             return Ok(Next::After(wait));
+        }
+        if let Some(lease) = &database.lease {
+            let Some(turn) = lease.turn() else {
+                // Who keeps it ends the pause.
+                lease.report(&database);
+                return Ok(Next::Backoff(WITHOUT_LEASE, WITHOUT_LEASE));
+            };
+            // Somebody else may have gone on meanwhile.
+            self.verified &= turn == self.lease_turn;
+            self.lease_turn = turn;
         }
         if compares {
             let turns = Rc::clone(&self.turns);
@@ -636,6 +655,10 @@ impl Task {
             // A snapshot that a panic has ended, say: that is told already.
             return Next::Again;
         }
+        if matches!(error, StepError::Store(e) if e.kind == StoreErrorKind::NoLease) {
+            // It ran out since the step began; the next one says so.
+            return Next::Again;
+        }
         if let StepError::Unreadable(message) = error {
             stop(&self.database, StopKind::Diverged, message.clone());
             return Next::Again;
@@ -670,6 +693,15 @@ impl Task {
         let pause = self.backoff.failed(transient, retry_after, fastrand::f64());
         Next::Backoff(pause, Backoff::while_waited_for(pause, transient, retry_after))
     }
+}
+
+/// Whether the last handle was closed and the database is forgotten.
+async fn is_over(database: &Arc<Database>, registry: &Registry) -> bool {
+    if !database.closing.load(Ordering::Acquire) {
+        return false;
+    }
+    lease::release_at_close(database).await;
+    registry.forget_if_closed(database)
 }
 
 /// What a local failure means: the full state where something is lost, another try where it may pass.

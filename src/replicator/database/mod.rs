@@ -27,6 +27,7 @@ use crate::replicator::database::outside::Outside;
 use crate::replicator::durability::Unacknowledged;
 use crate::replicator::frames::FrameLog;
 use crate::replicator::hub::{Hub, Notice};
+use crate::replicator::lease::{Lease, RELEASE_LIMIT};
 use crate::replicator::local::Paths;
 use crate::replicator::preserve::DatabaseFile;
 use crate::replicator::progress::{Progress, WaitError};
@@ -60,6 +61,8 @@ pub(crate) struct Database {
     pub(crate) paths: Paths,
     pub(crate) options: Options,
     pub(crate) store: Arc<dyn Store>,
+    /// Where the option asks for one. `store` writes nothing without it.
+    pub(crate) lease: Option<Arc<Lease>>,
     pub(crate) progress: Progress,
     hub: Arc<Hub>,
     host: Arc<dyn Host>,
@@ -99,7 +102,7 @@ impl Database {
         id: u64,
         paths: Paths,
         options: Options,
-        store: Arc<dyn Store>,
+        (store, lease): (Arc<dyn Store>, Option<Arc<Lease>>),
         hub: Arc<Hub>,
         host: Arc<dyn Host>,
         opened: OpenedTail,
@@ -110,6 +113,7 @@ impl Database {
             paths,
             options,
             store,
+            lease,
             progress: Progress::new(Arc::clone(&shared)),
             hub,
             host,
@@ -223,7 +227,7 @@ impl Database {
     pub(crate) fn wait_forgotten(&self) {
         const PATIENCE: Duration = Duration::from_secs(1);
         self.hub.notify(Notice::Look(self.id));
-        self.progress.wait_released(PATIENCE);
+        self.progress.wait_released(PATIENCE + if self.lease.is_some() { RELEASE_LIMIT } else { Duration::ZERO });
     }
 
     /// The uploader forgets it: the control file's lock goes before a successor can take it.
@@ -246,6 +250,12 @@ impl Database {
     /// `None` where somebody else has it for longer than that.
     pub(crate) fn try_lock_tail_for(&self, limit: Duration) -> Option<TailGuard<'_>> {
         TailGuard::try_lock_for(&self.tail, limit)
+    }
+
+    /// Ends a pause of the uploader's.
+    pub(crate) fn look_at_once(&self) {
+        self.shared.asked.fetch_add(1, Ordering::AcqRel);
+        self.hub.notify(Notice::Look(self.id));
     }
 
     /// The uploader is about to sleep; false where it was called since `calls` was read.

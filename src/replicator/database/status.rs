@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Database;
 
 use crate::replicator::durability::Policy;
+use crate::replicator::lease;
 use crate::replicator::progress::Facts;
 use crate::replicator::tail::Mode;
 use crate::types::Txid;
@@ -37,7 +38,7 @@ impl Database {
         let local = self.local_txid(&facts);
         let lag = self.lag().filter(|_| waiting > 0).unwrap_or_default();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        vec![
+        let mut rows = vec![
             ("state", facts.state.as_str().to_owned()),
             ("local_txid", format!("{local:016x}")),
             ("remote_txid", or_dash(facts.remote_txid.map(|t| t.to_string()))),
@@ -59,6 +60,8 @@ impl Database {
                 .to_owned(),
             ),
             ("replica", self.store.url().to_owned()),
-        ]
+        ];
+        rows.extend(self.lease.as_ref().map_or_else(lease::no_rows, |lease| lease.rows()));
+        rows
     }
 }

@@ -308,7 +308,7 @@ fn a_file_of_which_nothing_tells_is_to_be_compared_as_it_was_found() {
     let closed = State { sealed: true, stamp: Some(stamp(7)), ..captured(elsewhere) };
     let judged = |state: State, began_empty: bool, now: Stamp| {
         let mut tail = fixture.tail(state);
-        tail.frames().begins(began_empty);
+        tail.shared.began_empty.store(u64::from(began_empty), std::sync::atomic::Ordering::Relaxed);
         tail.resolve(&fixture.live(), &|| Some(now));
         assert!(is_diverged(&tail), "{:?}", tail.mode);
         (tail.to_be_compared(), tail.state)
