@@ -237,7 +237,7 @@ impl MainFile {
     fn answer_of_change(&self, is_there: impl FnOnce() -> bool) -> Option<c_int> {
         let is = |state: &AtomicBool| state.load(Ordering::Relaxed);
         let may_be_refused = is(&self.has_committed) && !is(&self.in_wal_mode) && !is(&self.rolls_back) && !is(&self.writes_file);
-        if !may_be_refused || !self.database().is_some_and(|database| database.shared.refuses_writes.load(Ordering::Acquire) != 0) {
+        if !may_be_refused || self.database().is_none_or(|database| database.shared.refuses_writes.load(Ordering::Acquire) == 0) {
             return None;
         }
         if guarded(self, false, is_there) { Some(SQLITE_OK) } else { self.refusal_of_writes() }
