@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::aside::SetAside;
 use super::base;
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, FullReason, FullSent};
@@ -144,6 +145,10 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
         let size_bytes = std::fs::metadata(&database.paths.database)?.len();
         let preserver = Preserver::new(frames, published.database_pages, size_bytes, &database.paths.directory)
             .map_err(|source| TailError::Control { path: database.paths.directory.clone(), source })?;
+        let others =
+            SetAside::begin(&database.shared, &database.paths, preserver.page_size, preserver.commit_pages, preserver.wal_frames())
+                .map_err(|source| TailError::Control { path: database.paths.directory.clone(), source })?;
+        let preserver = preserver.with_others(others);
         if preserver.missing().is_some() && tail.wal().is_ok_and(|wal| wal.goes_on_after(&published.end)) {
             // Then it may be a later commit that made the file shorter.
             return Err(BeginError::Step(StepError::StartOver("another process has committed to the WAL".to_owned())));

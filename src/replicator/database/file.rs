@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use super::Database;
+use super::outside::FileChange;
 use super::published::Published;
 use crate::replicator::control::Stamp;
 use crate::replicator::file_header::{FileHeader, HEADER_BYTES};
@@ -73,8 +74,21 @@ impl Database {
         !self.is_owner() && Preserving::of(&self.shared) == Preserving::Yes
     }
 
-    /// What that uploader needs is about to be overwritten.
-    pub(crate) fn break_preserving(&self) {
+    /// The database file is about to be changed: what that uploader needs is set aside.
+    pub(crate) fn set_aside(&self, change: FileChange, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        let mut sets_aside = self.sets_aside.lock();
+        let done = match change {
+            FileChange::Write { offset, bytes } => sets_aside.before_write(&self.shared, &self.paths, offset, bytes, read),
+            FileChange::Truncate { bytes } => sets_aside.before_truncate(&self.shared, &self.paths, bytes, read),
+        };
+        if let Err(error) = done {
+            self.break_preserving(&error);
+        }
+    }
+
+    /// That has failed.
+    pub(crate) fn break_preserving(&self, why: &io::Error) {
+        log::info!(target: "replicated", "{}: the full state that another process reads starts over: {why}", self.paths.database.display());
         let (yes, broken) = (Preserving::Yes as u64, Preserving::Broken as u64);
         // It has come to its end, otherwise.
         let _ = self.shared.preserving.compare_exchange(yes, broken, Ordering::SeqCst, Ordering::SeqCst);
@@ -83,9 +97,6 @@ impl Database {
     /// A checkpoint of this process begins to write the database file.
     pub(crate) fn checkpoint_begins(&self) {
         self.writes_file(true);
-        if self.is_preserved_elsewhere() {
-            self.break_preserving();
-        }
         let mut marks = self.marks.lock();
         if marks.is_none() {
             // How what is captured relates to what is there is decided before the file is changed.
@@ -199,7 +210,7 @@ impl Database {
         let mut slot = self.preserver.lock();
         let preserver = slot.active.as_mut()?;
         if Preserving::of(&self.shared) == Preserving::Broken {
-            preserver.give_up("another process has written to the database file".to_owned());
+            preserver.give_up("another process could not set aside what it has overwritten".to_owned());
         }
         Some(work(preserver))
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Database;
 
 use crate::fault::{fault_io, fault_point};
+use crate::replicator::aside;
 use crate::replicator::control::FullReason;
 use crate::replicator::hub::Notice;
 use crate::replicator::stamp;
@@ -59,10 +60,12 @@ impl Database {
         let live = self.published().live();
         tail.resolve(&live.end, &|| self.stamp());
         if self.is_preserved_elsewhere() {
-            if most_frames < u32::MAX {
+            if most_frames < u32::MAX && aside::wal_bytes_needed(&self.shared) > u64::from(GATE_BYTES) {
                 return Err(TailError::Preserved);
             }
-            self.break_preserving();
+            if let Err(error) = aside::before_restart(&self.shared, &self.paths) {
+                self.break_preserving(&error);
+            }
         }
         let frames = self.with_preserver(|p| p.frames_needed()).unwrap_or(0);
         if frames > most_frames {

@@ -21,6 +21,7 @@ use self::file::PreserverSlot;
 pub(crate) use self::published::Published;
 use crate::config::Options;
 use crate::fault::fault_point;
+use crate::replicator::aside::SetsAside;
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::FullReason;
 use crate::replicator::database::outside::Outside;
@@ -74,6 +75,8 @@ pub(crate) struct Database {
     pub(in crate::replicator) owns: AtomicBool,
     tail: Mutex<Tail>,
     preserver: Mutex<PreserverSlot>,
+    /// What is set aside for the uploader of another process.
+    sets_aside: Mutex<SetsAside>,
     /// Whether a snapshot needs to hear of writes to the database file.
     preserving: AtomicBool,
     /// What a transaction has written to the database file.
@@ -121,6 +124,7 @@ impl Database {
             locks: Mutex::new(Some(locks)),
             owns: AtomicBool::new(owns),
             preserver: Mutex::default(),
+            sets_aside: Mutex::default(),
             preserving: AtomicBool::new(false),
             outside: Mutex::default(),
             frames: tail.frames(),

@@ -110,9 +110,6 @@ impl Database {
         }
         if !std::mem::replace(&mut outside.active, true) {
             self.writes_file(true);
-            if self.is_preserved_elsewhere() {
-                self.break_preserving();
-            }
         }
         outside.is_synced = false;
         match change {
@@ -290,9 +287,17 @@ impl Database {
         if outside.active || !self.is_in_file() {
             return false;
         }
-        let (now, tail) = (self.stamp(), self.lock_tail());
+        // In this order: commits of other processes change both.
+        let tail = self.lock_tail();
+        let now = self.stamp();
         let is_touched = |then: Stamp, now: Stamp| !then.is_wal && !then.is_same_file(&now);
-        tail.state.sealed && (self.has_hot_journal() || matches!((tail.state.stamp, now), (Some(then), Some(now)) if is_touched(then, now)))
+        // A process that replicates, too, notes that it has begun; its journal is there before.
+        if tail.state.open_transaction.is_some() {
+            return false;
+        }
+        tail.state.sealed
+            && (self.has_hot_journal() && self.is_alone()
+                || matches!((tail.state.stamp, now), (Some(then), Some(now)) if is_touched(then, now)))
     }
 
     /// Whether the database file alone is the newest state, in a rollback-journal mode.

@@ -132,6 +132,13 @@ pub(crate) struct Page {
     pub(crate) snapshot_waits: AtomicU64,
     /// See `Preserving`.
     pub(crate) preserving: AtomicU64,
+    // What it needs, and has been set aside by others: see `aside`.
+    pub(crate) aside_snapshot: AtomicU64,
+    pub(crate) aside_pages: AtomicU64,
+    pub(crate) aside_cursor: AtomicU64,
+    pub(crate) aside_records: AtomicU64,
+    pub(crate) aside_wal_frames: AtomicU64,
+    pub(crate) aside_wal_copied: AtomicU64,
     pub(crate) refuses_writes: AtomicU64,
     pub(crate) file_synced: AtomicU64,
 
@@ -179,6 +186,12 @@ impl Page {
             dozing,
             snapshot_waits,
             preserving,
+            aside_snapshot,
+            aside_pages,
+            aside_cursor,
+            aside_records,
+            aside_wal_frames,
+            aside_wal_copied,
             refuses_writes,
             file_synced,
             version: _,
@@ -216,6 +229,12 @@ impl Page {
             dozing,
             snapshot_waits,
             preserving,
+            aside_snapshot,
+            aside_pages,
+            aside_cursor,
+            aside_records,
+            aside_wal_frames,
+            aside_wal_copied,
             refuses_writes,
             file_synced,
             state,
@@ -291,9 +310,9 @@ impl Page {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Preserving {
     No = 0,
-    /// What it needs must not be overwritten by another process.
+    /// What it needs is set aside by the others before they overwrite it.
     Yes = 1,
-    /// That has happened: it has to start over.
+    /// That has failed: it has to start over.
     Broken = 2,
 }
 
