@@ -299,6 +299,34 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
     Ok(())
 }
 
+/// The full state would go over what somebody else has written since bucket and database were compared: then they are compared again, which stops
+/// replication unless this database goes on from there. A loss of continuity says nothing of the bucket.
+pub(crate) async fn is_overtaken(database: &Database, reason: FullReason, newest: Option<&Newest>) -> Result<bool, StepError> {
+    let Some(Newest { object, .. }) = newest else { return Ok(false) };
+    let reach = object.name.max_txid;
+    let (acked, adopt, node_id) = {
+        let tail = database.lock_tail();
+        (tail.state.acked.map(|acked| acked.txid), tail.state.adopt, tail.state.node_id)
+    };
+    let is_expected = match acked {
+        Some(acked) => reach <= acked,
+        // The comparison has found whatever is there now, or nothing at all.
+        None => reason != FullReason::First,
+    };
+    if is_expected || adopt.is_some_and(|adopt| adopt >= reach) || litestream_position(database) == Some(reach) {
+        return Ok(false);
+    }
+    let theirs = header(database, object).await?.node_id;
+    if theirs != 0 && theirs == node_id {
+        return Ok(false);
+    }
+    match acked {
+        Some(acked) => ahead(database, acked, reach).await?,
+        None => verify_unknown(database).await?,
+    }
+    Ok(true)
+}
+
 /// An attempt that the bucket has gone past is not made again.
 fn give_attempt_up(database: &Database, full: Option<FullReason>) -> Result<(), StepError> {
     let mut tail = database.lock_tail();
