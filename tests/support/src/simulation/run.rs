@@ -91,12 +91,13 @@ pub fn world(plan: &Plan<'_>, seed: u64) -> Result<Counts, String> {
     let list: String = shortest.iter().map(|step| format!("  {step:?}\n")).collect();
     let of_shortest = last.map(|failure| format!("the shortened list fails with: {}\n", failure.why)).unwrap_or_default();
     Err(format!(
-        "seed {seed}, step {} of {}: {}\nto repeat it: make simulate SEED={seed} STEPS={} WORLD={}{}\n{}{} steps are enough, and the end:\n{list}{}what is left: {}",
+        "seed {seed}, step {} of {}: {}\nto repeat it: make simulate SEED={seed} STEPS={} WORLD={} DISASTERS={}{}\n{}{} steps are enough:\n{list}{}what is left: {}",
         failure.at + 1,
         steps.len(),
         failure.why,
         plan.steps,
         plan.steps,
+        plan.disasters,
         if matches!(plan.stores, Stores::S3(_)) { " STORE=s3" } else { "" },
         of_shortest,
         shortest.len(),
