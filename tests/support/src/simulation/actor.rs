@@ -53,7 +53,7 @@ fn carry_out(op: &Op, real: &mut Option<Copy>, twin: &mut Option<Copy>) -> Answe
             Answer { real: closed, twin: had.then_some(other) }
         }
         Op::ForgetTwin => Answer { real: Outcome::Done, twin: Some(close(twin)) },
-        Op::Sync(_) | Op::Status => Answer { real: on(op, real), twin: None },
+        Op::Sync(_) | Op::WaitFor | Op::Status => Answer { real: on(op, real), twin: None },
         _ => {
             let outcome = on(op, real);
             Answer { real: outcome, twin: twin.is_some().then(|| on(op, twin)) }
@@ -135,6 +135,7 @@ impl Copy {
                 Ok(Outcome::Text(format!("busy {}, {}", row.0, if row.1 < 0 { "no WAL" } else { "a WAL" })))
             }
             Op::Journal(mode) => text(db, &format!("PRAGMA journal_mode={mode}")),
+            Op::Locking(mode) => text(db, &format!("PRAGMA locking_mode={mode}")),
             Op::Vacuum => db.execute_batch("VACUUM").map(|()| Outcome::Done),
             Op::Read => look(db).map(Outcome::State),
             Op::Hold => {
@@ -151,6 +152,12 @@ impl Copy {
                 Ok(Outcome::State(seen))
             }
             Op::Sync(limit) => text(db, &format!("PRAGMA replicated_sync='{limit}'")),
+            Op::WaitFor => {
+                let status: String = db.query_row("PRAGMA replicated_status", [], |row| row.get(0))?;
+                let txid = status.lines().find_map(|line| line.strip_prefix("local_txid ")).unwrap_or_default();
+                db.query_row(&format!("PRAGMA replicated_wait='{txid}'"), [], |_| Ok(()))?;
+                Ok(Outcome::Text(txid.to_owned()))
+            }
             Op::Status => text(db, "PRAGMA replicated_status"),
             Op::Open { .. } | Op::Close | Op::ForgetTwin => Ok(Outcome::Done),
         }

@@ -50,6 +50,7 @@ fn live(plan: &Plan<'_>, seed: u64, steps: &[Step], keep: Option<&mut PathBuf>) 
             if let Some(last) = did.last_mut() {
                 *last = done;
             }
+            *world.counts.entry("steps that did something").or_default() += u64::from(done);
             *world.counts.entry("steps").or_default() += 1;
         }
         world.end(seed).map_err(|why| (steps.len(), why))

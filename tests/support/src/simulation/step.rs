@@ -66,6 +66,10 @@ pub enum Act {
     Release,
     /// Waits until the bucket has everything.
     Sync,
+    /// Waits for the TXID that what is committed will have.
+    WaitFor,
+    /// Another locking mode.
+    Locking(&'static str),
     /// kill -9.
     Kill,
     /// kill -9 in the midst of a transaction, so many microseconds after it was asked for.
@@ -126,6 +130,8 @@ pub struct Style {
     pub pragmas: String,
     /// Journal modes in turn; the first one is what a new database gets.
     pub modes: Vec<&'static str>,
+    /// Connections may keep their locks.
+    pub exclusive: bool,
     /// One step of ten thousand is a disaster so often: a kill, a new host, weather.
     pub disasters: u32,
 }
@@ -147,7 +153,7 @@ impl Style {
             1 => vec!["wal", "delete", "wal", "persist"],
             _ => vec!["wal"],
         };
-        Self { page_bytes, pragmas, modes, disasters }
+        Self { page_bytes, pragmas, modes, exclusive: random.u8(0..6) == 0, disasters }
     }
 }
 
@@ -179,10 +185,13 @@ fn work(random: &mut fastrand::Rng, style: &Style) -> Act {
         153..160 => Act::Read,
         160..165 => Act::Hold,
         165..171 => Act::Release,
-        171..177 => Act::Sync,
+        171..175 => Act::Sync,
+        175 | 176 => Act::WaitFor,
         177..186 => Act::Open,
         186..190 => Act::Close,
         190 => Act::Quit,
+        191 if style.exclusive => Act::Locking("EXCLUSIVE"),
+        192..194 if style.exclusive => Act::Locking("NORMAL"),
         _ => Act::Transaction(Size::Small),
     }
 }

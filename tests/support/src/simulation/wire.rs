@@ -123,6 +123,8 @@ pub enum Op {
     Checkpoint(String),
     /// `PRAGMA journal_mode`.
     Journal(String),
+    /// `PRAGMA locking_mode`.
+    Locking(String),
     /// `VACUUM`.
     Vacuum,
     /// Reads everything.
@@ -133,6 +135,8 @@ pub enum Op {
     Release,
     /// `PRAGMA replicated_sync`.
     Sync(String),
+    /// `PRAGMA replicated_wait` for the TXID that `replicated_status` names, and that TXID.
+    WaitFor,
     /// `PRAGMA replicated_status`.
     Status,
 }

@@ -165,6 +165,13 @@ impl World {
         self.sites[host].dir.join("app.db")
     }
 
+    /// An empty file without anything beside it is none, for SQLite and for an open that restores what is missing.
+    fn has_database(&self, host: usize) -> bool {
+        let database = self.database(host);
+        let beside = |suffix: &str| PathBuf::from(format!("{}{suffix}", database.display())).exists();
+        std::fs::metadata(&database).is_ok_and(|file| file.len() > 0 || beside("-wal") || beside("-journal"))
+    }
+
     fn twin(&self, host: usize) -> PathBuf {
         self.sites[host].dir.join("twin.db")
     }
@@ -206,6 +213,8 @@ impl World {
         let process = match others {
             Some(other) if process != FOREIGNER => other,
             _ if process == FOREIGNER && self.is_ready(host, FOREIGNER) => FOREIGNER,
+            // Nobody: then somebody comes.
+            None if process != FOREIGNER && matches!(act, Act::Transaction(_)) => return self.open(host, process),
             _ => return Ok(false),
         };
         let actor = self.actor(host, process)?;
@@ -304,6 +313,8 @@ impl World {
                 }
             }
             (Act::Sync, None) if !is_foreign => self.sync(host, process).map(|_| true),
+            (Act::WaitFor, None) if !is_foreign => self.wait_for(host, process),
+            (Act::Locking(mode), None) => self.plain(host, process, &Op::Locking((*mode).to_owned()), "locking mode"),
             (Act::KillWithin(size, us), None) => self.kill_within(host, process, *size, *us),
             (Act::Stop, _) => {
                 self.actor(host, process)?.process.stop()?;
@@ -411,6 +422,7 @@ impl World {
             ("sync_interval", "10ms"),
             ("burst", "100"),
             ("close_timeout", "200ms"),
+            ("sync_timeout", "300ms"),
             ("ack_timeout", "400ms"),
             ("connect_timeout", "400ms"),
             ("request_timeout", "1s"),
@@ -425,14 +437,14 @@ impl World {
         }
         let database = self.database(host);
         // A new database is made by ours.
-        if is_foreign && !database.exists() {
+        if is_foreign && !self.has_database(host) {
             return Ok(false);
         }
         if !is_foreign && (0..PROCESSES).filter(|other| self.is_open(host, *other)).count() >= AT_ONCE {
             return Ok(false);
         }
         let is_first = self.nobody_has_it_open(host);
-        let is_missing = !database.exists();
+        let is_missing = !self.has_database(host);
         if is_first {
             self.make_twin(host)?;
         }
@@ -488,7 +500,7 @@ impl World {
     fn make_twin(&mut self, host: usize) -> Result<(), String> {
         let (database, twin) = (self.database(host), self.twin(host));
         let beside = |path: &Path, suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
-        if !database.exists() {
+        if !self.has_database(host) {
             remove_all(&twin)?;
             // What the bucket has is put there by the open.
             self.sites[host].twin_is_right = self.place.weather == Weather::Fine && self.place.direct.try_list().is_empty();
@@ -670,6 +682,18 @@ impl World {
         }
     }
 
+    /// Waits for the TXID with which what is committed now will be in the bucket.
+    fn wait_for(&mut self, host: usize, process: usize) -> Done {
+        let answer = self.ask(host, process, &Op::WaitFor)?;
+        let Outcome::Text(txid) = answer.real else { return Ok(true) };
+        let id = self.model.of_ours(self.sites[host].head);
+        if let Some(txid) = Txid::from_hex(&txid).filter(|_| id > 0) {
+            self.model.promises.push(Promise { id, txid });
+            self.count("waited for");
+        }
+        Ok(true)
+    }
+
     /// A history that goes on from what the bucket has must not be refused.
     fn was_rightly_stopped(&mut self, host: usize, status: &str) -> Result<(), String> {
         self.look(false)?;
@@ -679,6 +703,19 @@ impl World {
             return Ok(());
         }
         Err(format!("host {host} is at state {head}, which continues state {state} of TXID {txid}, and was stopped: {status}"))
+    }
+
+    /// The application is ended, as a user does it before touching its files.
+    fn end_all(&mut self, host: usize) -> Result<(), String> {
+        for process in 0..=PROCESSES {
+            self.go_on(host, process)?;
+        }
+        for process in 0..=PROCESSES {
+            if self.is_open(host, process) {
+                self.close(host, process, true)?;
+            }
+        }
+        Ok(())
     }
 
     fn new_host(&mut self, host: usize) -> Done {
@@ -701,9 +738,10 @@ impl World {
     }
 
     fn keep_copy(&mut self, host: usize) -> Done {
-        if !self.nobody_has_it_open(host) || !self.database(host).exists() {
+        if !self.has_database(host) {
             return Ok(false);
         }
+        self.end_all(host)?;
         let flat = try_flattened(&self.database(host), &self.dir).map_err(|error| error.to_string())?;
         std::fs::copy(flat, self.kept(host)).map_err(|error| error.to_string())?;
         self.sites[host].kept = Some(self.sites[host].head);
@@ -713,9 +751,7 @@ impl World {
 
     fn put_back(&mut self, host: usize, same_file: bool) -> Done {
         let Some(kept) = self.sites[host].kept else { return Ok(false) };
-        if !self.nobody_has_it_open(host) {
-            return Ok(false);
-        }
+        self.end_all(host)?;
         let database = self.database(host);
         for suffix in ["-wal", "-shm", "-journal"] {
             remove(&PathBuf::from(format!("{}{suffix}", database.display())))?;
@@ -737,9 +773,7 @@ impl World {
     }
 
     fn restore(&mut self, host: usize, thousandths: u32) -> Done {
-        if !self.nobody_has_it_open(host) {
-            return Ok(false);
-        }
+        self.end_all(host)?;
         let Some(txid) = self.some_txid(thousandths) else { return Ok(false) };
         let target = if thousandths == 1000 { Target::Latest } else { Target::Txid(txid) };
         let database = self.database(host);
@@ -754,9 +788,10 @@ impl World {
     }
 
     fn adopt(&mut self, host: usize) -> Done {
-        if !self.nobody_has_it_open(host) || !self.database(host).exists() {
+        if !self.has_database(host) {
             return Ok(false);
         }
+        self.end_all(host)?;
         let Some(newest) = self.place.direct.try_list().iter().map(|listed| listed.name.max_txid).max() else { return Ok(false) };
         let adopted = replicated::adopt(&self.database(host), &self.place.outside.url, newest);
         if adopted.is_ok() {
@@ -797,7 +832,7 @@ impl World {
                     self.close(host, process, true)?;
                 }
             }
-            if self.sites[host].twin_is_right && self.database(host).exists() {
+            if self.sites[host].twin_is_right && self.has_database(host) {
                 self.compare_with_twin(host)?;
             }
         }
@@ -805,7 +840,7 @@ impl World {
         random.shuffle(&mut hosts);
         // One after the other, and the one that was stopped once more: it changes nothing.
         for host in hosts.iter().chain(&hosts) {
-            if self.database(*host).exists() {
+            if self.has_database(*host) {
                 self.last_flush(*host)?;
             }
         }
