@@ -160,7 +160,7 @@ impl Tail {
     }
 
     /// Continuity is lost: is this file at least provably the newer one?
-    pub(super) fn judge_lost(&self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
+    pub(super) fn judge_lost(&mut self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
         if self.state.acked.is_none() {
             // There is nothing that this file would have to continue. Whether the bucket has something else is asked there.
             return Mode::Full(FullReason::ContinuityLost);
@@ -191,12 +191,21 @@ impl Tail {
                 return Mode::Full(FullReason::BucketAhead);
             }
         }
+        self.forget_the_file();
         Mode::Stopped(
             StopKind::Diverged,
             "the database file is neither provably newer nor provably unchanged since the last replicated commit (was an older copy put in its \
              place?): nothing is sent. Restore the newest state, or declare this file the truth with `replicated adopt`"
                 .to_owned(),
         )
+    }
+
+    /// What was known of the file is of no use from here on: with what is committed to an older copy its counters come to those of the newer file, and go
+    /// past them. Nothing that is put in the control file here is followed by any WAL.
+    fn forget_the_file(&mut self) {
+        self.state.captured = Some(WalPos::default());
+        (self.state.sealed, self.state.next_salts, self.state.stamp, self.state.open_transaction) = (false, None, None, None);
+        self.save_or_warn();
     }
 
     /// How many frames are in the WAL only. Notices a generation that began with and without us.

@@ -130,6 +130,12 @@ impl Model {
         id
     }
 
+    /// Whether the user has declared a file the truth over the bucket up to this TXID. A batch that was on its way before that is sent first.
+    #[must_use]
+    pub fn allows_break_after(&self, txid: Txid) -> bool {
+        self.adopted.contains(&txid) || self.adopted.iter().any(|adopted| adopted.next() == txid)
+    }
+
     /// How many states there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -148,7 +148,7 @@ impl Watch {
             if let Some((before, state)) = self.newest()
                 && !model.continues(seen.id, state)
             {
-                if !model.adopted.contains(&before) {
+                if !model.allows_break_after(before) {
                     return Err(format!("TXID {txid} is state {}, which does not continue state {state} of TXID {before}", seen.id));
                 }
                 self.breaks += 1;

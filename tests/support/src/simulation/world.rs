@@ -47,6 +47,8 @@ struct Site {
     may_be_refused: bool,
     /// What the user has kept.
     kept: Option<u64>,
+    /// An older copy was put in place that the extension has not seen.
+    is_unseen: bool,
 }
 
 /// See the module.
@@ -84,6 +86,7 @@ impl World {
                 twin_is_right: true,
                 may_be_refused: false,
                 kept: None,
+                is_unseen: false,
             }
         };
         let place = Place::new(stores, dir, seed);
@@ -214,7 +217,11 @@ impl World {
             Some(other) if process != FOREIGNER => other,
             _ if process == FOREIGNER && self.is_ready(host, FOREIGNER) => FOREIGNER,
             // Nobody: then somebody comes.
-            None if process != FOREIGNER && matches!(act, Act::Transaction(_)) => return self.open(host, process),
+            None if process != FOREIGNER && matches!(act, Act::Transaction(_)) => {
+                // A restore from a store that is not there takes its time to fail.
+                let can_be_had = self.has_database(host) || self.place.weather == Weather::Fine;
+                return if can_be_had { self.open(host, process) } else { Ok(false) };
+            }
             _ => return Ok(false),
         };
         let actor = self.actor(host, process)?;
@@ -437,7 +444,8 @@ impl World {
         }
         let database = self.database(host);
         // A new database is made by ours.
-        if is_foreign && !self.has_database(host) {
+        // And what a foreign process commits to an older copy makes it look like a newer file, unless the extension has seen it before.
+        if is_foreign && (!self.has_database(host) || self.sites[host].is_unseen) {
             return Ok(false);
         }
         if !is_foreign && (0..PROCESSES).filter(|other| self.is_open(host, *other)).count() >= AT_ONCE {
@@ -526,6 +534,7 @@ impl World {
         if answer.real != Outcome::Done {
             return Err(format!("host {host}, process {process}: close: {:?}", answer.real));
         }
+        self.sites[host].is_unseen &= is_foreign;
         let actor = self.actor(host, process)?;
         (actor.is_open, actor.within, actor.holds, actor.has_twin) = (false, None, None, false);
         if quits {
@@ -698,7 +707,11 @@ impl World {
     fn was_rightly_stopped(&mut self, host: usize, status: &str) -> Result<(), String> {
         self.look(false)?;
         let (head, newest) = (self.sites[host].head, self.watch.newest());
-        let Some((txid, state)) = newest else { return Err(format!("host {host} was stopped by an empty bucket: {status}")) };
+        let Some((txid, state)) = newest else {
+            // The other one's first snapshot is there, and the empty file beside it is not yet.
+            let is_empty = self.place.direct.try_list().is_empty();
+            return if is_empty { Err(format!("host {host} was stopped by an empty bucket: {status}")) } else { Ok(()) };
+        };
         if self.sites[host].may_be_refused || !self.model.continues(head, state) {
             return Ok(());
         }
@@ -728,7 +741,7 @@ impl World {
         remove_all(&database)?;
         remove_all(&twin)?;
         let site = &mut self.sites[host];
-        (site.head, site.may_be_refused, site.kept) = (0, false, None);
+        (site.head, site.may_be_refused, site.kept, site.is_unseen) = (0, false, None, false);
         self.count("new host");
         Ok(true)
     }
@@ -761,7 +774,7 @@ impl World {
         }
         std::fs::copy(self.kept(host), &database).map_err(|error| error.to_string())?;
         let site = &mut self.sites[host];
-        (site.head, site.twin_is_right, site.may_be_refused) = (kept, false, true);
+        (site.head, site.twin_is_right, site.may_be_refused, site.is_unseen) = (kept, false, true, true);
         self.count("older copy");
         Ok(true)
     }
@@ -782,7 +795,7 @@ impl World {
         let seen = state_of(&database)?;
         self.model.check(seen)?;
         let site = &mut self.sites[host];
-        (site.head, site.twin_is_right, site.may_be_refused) = (seen.id, false, true);
+        (site.head, site.twin_is_right, site.may_be_refused, site.is_unseen) = (seen.id, false, true, true);
         self.count("restored by hand");
         Ok(true)
     }
