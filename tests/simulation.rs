@@ -31,7 +31,8 @@ fn worlds(first: u64, stores: Stores<'_>, must_happen: &[&str]) {
     }
 }
 
-const ALWAYS: &[&str] = &["commit", "open", "close", "kill", "kill within", "sync", "read", "checkpoint", "weather", "look", "equal in the end", "twin equal"];
+const ALWAYS: &[&str] =
+    &["commit", "open", "close", "kill", "kill within", "sync", "read", "checkpoint", "weather", "look", "equal in the end", "twin equal"];
 
 #[test]
 fn worlds_with_a_store_over_http() {

@@ -1,6 +1,6 @@
 //! The long form of the simulation: `simulate --steps 1000000 --seed 1`.
 
-#![allow(clippy::print_stdout, reason = "that is what it is for")]
+#![allow(clippy::print_stdout, clippy::expect_used, reason = "it is a test, and says how it went")]
 
 use std::process::ExitCode;
 use std::sync::Mutex;

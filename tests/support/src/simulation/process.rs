@@ -58,7 +58,9 @@ impl Process {
         match self.from.read_line(&mut line) {
             Ok(1..) => serde_json::from_str(&line).map_err(|error| format!("{line}: {error}")),
             Ok(0) => Err(format!("the process ended by itself: {:?}", self.child.wait())),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Err(format!("the process has not answered for {} s", PATIENCE.as_secs())),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                Err(format!("the process has not answered for {} s", PATIENCE.as_secs()))
+            }
             Err(error) => Err(format!("the process is gone: {error}")),
         }
     }

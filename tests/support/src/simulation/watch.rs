@@ -199,7 +199,10 @@ impl Watch {
         for promise in &model.promises {
             let kept = self.states.range(..=promise.txid).rev().any(|(_, state)| model.continues(*state, promise.id));
             if !kept {
-                return Err(format!("I2: state {} was acknowledged as TXID {} at the latest, and is in none up to it", promise.id, promise.txid));
+                return Err(format!(
+                    "I2: state {} was acknowledged as TXID {} at the latest, and is in none up to it",
+                    promise.id, promise.txid
+                ));
             }
         }
         Ok(())
