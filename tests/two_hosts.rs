@@ -277,6 +277,27 @@ fn an_old_writer_that_died_at_any_step_comes_back_and_loses() {
     }
 }
 
+/// The TXID that a commit would have had is in the bucket, and another writer's.
+#[test]
+fn a_txid_of_another_writer_is_not_waited_for_with_success() {
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = Bucket::folder(&dir.path().join("bucket"));
+    let (old, new) = (Machine::new(&bucket, &[]), Machine::new(&bucket, &[]));
+    begin(&old, "wal");
+    let (mut winner, wins) = new.open();
+    let mut txids = Vec::new();
+    for _ in 0..2 {
+        winner.query(wins, &insert("winner"));
+        txids.push(winner.sync(wins));
+    }
+    let (mut loser, loses) = old.open();
+    the_loser_is_stopped(&mut loser, loses, "it has been overtaken");
+    for txid in txids {
+        let error = loser.try_query(loses, &format!("PRAGMA replicated_wait='{txid}'")).expect_err("it is not ours");
+        assert!(error.contains("fenced"), "{error}");
+    }
+}
+
 /// A full state that becomes due while the database is open is not sent over what another host has written meanwhile.
 #[test]
 fn a_lost_continuity_is_no_reason_to_go_over_another_history() {
