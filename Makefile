@@ -41,7 +41,7 @@ test-crash: ## thousands of kills at every step, and of power losses (ROUNDS=200
 
 simulate: ## hosts, processes, a store and a user against a model (STEPS=100000, SEED=1, WORLD=2000 steps of each world, STORE=folder or s3)
 	$(CARGO) build -p replicated-testkit
-	target/debug/simulate --steps $(or $(STEPS),100000) --seed $(or $(SEED),1) --world $(or $(WORLD),2000) --store $(or $(STORE),folder) --disasters $(or $(DISASTERS),80) --jobs $(or $(JOBS),6)
+	target/debug/simulate --steps $(or $(STEPS),100000) --seed $(or $(SEED),1) --world $(or $(WORLD),2000) --store $(or $(STORE),folder) --disasters $(or $(DISASTERS),150) --jobs $(or $(JOBS),6)
 
 test-faults: ## thousands of operations against a store that misbehaves (ROUNDS=20 seeds from SEED=1 on)
 	REPLICATED_TEST_ROUNDS=$(or $(ROUNDS),20) REPLICATED_TEST_OPERATIONS=500 REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test campaigns

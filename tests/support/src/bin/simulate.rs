@@ -24,7 +24,7 @@ struct Wish {
 }
 
 fn wish() -> Option<Wish> {
-    let mut wish = Wish { seed: 1, steps: 100_000, world: 2000, disasters: 80, s3: false, jobs: 2, shorten: 120 };
+    let mut wish = Wish { seed: 1, steps: 100_000, world: 2000, disasters: 150, s3: false, jobs: 2, shorten: 120 };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next()?;
