@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
+use replicated::types::Txid;
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::host::{self, Db, Host, Program, eventually};
 use replicated_testkit::sqlite::{integrity_check, page_compare};
@@ -68,6 +69,10 @@ impl Place {
         let dir = self.dir.path().join("flat");
         let _ = std::fs::create_dir(&dir);
         page_compare(&flattened(&self.path(), &dir), &restored).unwrap();
+    }
+
+    fn newest(&self) -> Txid {
+        self.bucket.list().iter().map(|listed| listed.name.max_txid).max().unwrap()
     }
 
     fn rows(&mut self, db: Db, who: &str) -> u64 {
@@ -258,4 +263,176 @@ fn a_visit_while_nobody_of_ours_is_there() {
     place.host.run(db, OURS);
     place.check(db);
     assert_eq!(place.bucket.full_states(), 1, "{}", place.log());
+}
+
+/// Nothing of this touches the first page, where a change would be counted.
+const IN_PLACE: &str = "UPDATE still SET x = randomblob(3000) WHERE rowid % 20 = 7;";
+
+/// Opens again, and says why replication has stopped; nothing where it has not.
+fn reopened(place: &mut Place) -> (Db, Option<String>) {
+    let db = place.open();
+    place.host.run(db, "SELECT count(*) FROM t");
+    let synced = place.host.try_query(db, "PRAGMA replicated_sync='20s'");
+    (db, synced.err())
+}
+
+/// A visit of which neither size, nor counter, nor the WAL's salts tell: the bucket does, and what it does not have is sent.
+#[test]
+fn a_visit_that_only_the_bucket_can_tell_of() {
+    let (mut place, mut db) = Place::new(Program::Python);
+    for round in 0..3 {
+        place.host.close(db);
+        visit(&place.path(), IN_PLACE);
+        let newest = place.newest();
+        let (opened, stopped) = reopened(&mut place);
+        assert_eq!(stopped, None, "{}", place.log());
+        place.compare();
+        // What is in no state of the bucket is 3 pages.
+        assert!(place.log().contains("3 of its pages are in no state of the bucket"), "{}", place.log());
+        assert_eq!((place.bucket.full_states(), place.newest()), (2 + round, newest.next()), "{}", place.log());
+        place.host.run(opened, OURS);
+        place.check(opened);
+        assert_eq!(place.bucket.full_states(), 2 + round, "{}", place.log());
+        db = opened;
+    }
+}
+
+/// The file's time is another one, its content is not: whoever comes after a kill and takes the WAL away leaves one like that, and so does a copy of the
+/// newest state. Increments go on.
+#[test]
+fn a_visit_that_has_changed_nothing() {
+    for killed in [true, false] {
+        let (mut place, db) = Place::new(Program::Python);
+        place.host.run(db, "UPDATE still SET x = randomblob(3000) WHERE rowid % 20 = 3");
+        place.check(db);
+        if killed {
+            let env = place.bucket.env.clone();
+            std::mem::replace(&mut place.host, Host::start(Program::Python, &env)).kill();
+            visit(&place.path(), "SELECT count(*) FROM t;");
+            assert!(!place.dir.path().join("app.db-wal").exists());
+        } else {
+            place.host.close(db);
+            let content = std::fs::read(place.path()).unwrap();
+            std::fs::write(place.path(), content).unwrap();
+        }
+        let (db, stopped) = reopened(&mut place);
+        assert_eq!(stopped, None, "{}", place.log());
+        assert!(place.log().contains("increments go on"), "{}", place.log());
+        for _ in 0..2 {
+            place.host.run(db, OURS);
+            place.check(db);
+        }
+        assert_eq!(place.bucket.full_states(), 1, "{}", place.log());
+    }
+}
+
+/// An older copy is told by its TXID, whatever is committed to it meanwhile; one that somebody has gone on with, by its older pages. Nothing is sent.
+#[test]
+fn an_older_copy_is_told_by_the_bucket() {
+    for gone_on_with in [false, true] {
+        let (mut place, db) = Place::new(Program::Python);
+        place.host.run(db, "UPDATE still SET x = randomblob(3000) WHERE rowid % 20 = 3");
+        place.host.sync(db);
+        place.host.close(db);
+        let (older, its_txid) = (std::fs::read(place.path()).unwrap(), place.newest());
+        for _ in 0..3 {
+            let db = place.open();
+            place.host.run(db, "UPDATE still SET x = randomblob(3000) WHERE rowid % 20 = 5");
+            place.host.sync(db);
+            place.host.close(db);
+        }
+        std::fs::write(place.path(), older).unwrap();
+        if gone_on_with {
+            visit(&place.path(), IN_PLACE);
+        }
+        let newest = place.newest();
+        // The second time it has what was committed the first time, which is in no state of the bucket either.
+        for round in 0..3 {
+            let db = place.open();
+            // The second one changes the first page, and so what is counted there.
+            place.host.run(db, "UPDATE still SET x = randomblob(3000) WHERE rowid % 20 = 9");
+            place.host.run(db, &format!("CREATE TABLE more{round}(x)"));
+            let stopped = place.host.try_query(db, "PRAGMA replicated_sync='20s'").unwrap_err();
+            assert!(stopped.contains("diverged"), "{stopped}");
+            assert!(gone_on_with || stopped.contains(&format!("TXID {its_txid}")), "{stopped}");
+            place.host.close(db);
+            assert_eq!(place.newest(), newest);
+        }
+        let told = if gone_on_with { "some of its pages are older" } else { "it holds what the bucket has as TXID" };
+        assert!(place.log().contains(told), "{}", place.log());
+        replicated::adopt(&place.path(), &place.bucket.url, newest).unwrap();
+        let db = place.open();
+        place.host.run(db, OURS);
+        place.check(db);
+    }
+}
+
+/// What the bucket cannot tell stays to be decided: where states are missing, where it has gone on, where the file was written to before it was compared.
+#[test]
+fn what_the_bucket_cannot_tell_is_not_sent() {
+    for what in ["a gap", "gone on", "written to"] {
+        let (mut place, db) = Place::new(Program::Python);
+        for _ in 0..3 {
+            place.host.run(db, "UPDATE still SET x = randomblob(3000) WHERE rowid % 20 = 3");
+            place.host.sync(db);
+        }
+        place.host.close(db);
+        let newest = place.newest();
+        let level0 = |txid: Txid| place.dir.path().join(format!("bucket/{}", replicated::store::LtxName::level0(txid)));
+        visit(&place.path(), IN_PLACE);
+        let (away, bucket) = (place.dir.path().join("away"), place.dir.path().join("bucket"));
+        match what {
+            "a gap" => std::fs::remove_file(find(&bucket, &level0(Txid::new(newest.get() - 1).unwrap()))).unwrap(),
+            "gone on" => {
+                std::fs::copy(
+                    find(&bucket, &level0(newest)),
+                    find(&bucket, &level0(newest)).with_file_name(format!("{0}-{0}.ltx", newest.next())),
+                )
+                .map(drop)
+                .unwrap();
+            }
+            _ => {
+                // The bucket comes back when the application has written and checkpointed already.
+                std::fs::create_dir(&away).unwrap();
+                let db = place.open();
+                std::fs::rename(&bucket, away.join("bucket")).unwrap();
+                std::fs::write(&bucket, b"not a folder").unwrap();
+                place.host.run(db, "SELECT count(*) FROM t");
+                place.host.run(db, "UPDATE still SET x = randomblob(3000) WHERE rowid % 20 = 9");
+                place.host.query(db, "PRAGMA wal_checkpoint(TRUNCATE)");
+                place.host.close(db);
+                std::fs::remove_file(&bucket).unwrap();
+                std::fs::rename(away.join("bucket"), &bucket).unwrap();
+            }
+        }
+        let before = place.newest();
+        for _ in 0..2 {
+            let (db, stopped) = reopened(&mut place);
+            assert!(stopped.as_ref().is_some_and(|why| why.contains("diverged")), "{what}: {stopped:?} {}", place.log());
+            place.host.close(db);
+        }
+        assert_eq!(place.newest(), before, "{what}");
+        let why = match what {
+            "a gap" => "the bucket's history has a gap",
+            "gone on" => "the bucket does not end where this database has left it",
+            _ => "it was written to before it could be compared",
+        };
+        assert!(place.log().contains(why), "{what}: {}", place.log());
+    }
+}
+
+/// The file in a bucket that is a folder which has that name.
+fn find(bucket: &Path, name: &Path) -> PathBuf {
+    let name = name.file_name().unwrap();
+    let mut folders = vec![bucket.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            match entry.file_type().unwrap().is_dir() {
+                true => folders.push(entry.path()),
+                false if entry.file_name() == name && !entry.path().to_string_lossy().contains("/9/") => return entry.path(),
+                false => {}
+            }
+        }
+    }
+    panic!("{} is not there", name.display());
 }

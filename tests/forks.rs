@@ -303,3 +303,58 @@ first.close()
     assert_eq!(databases.settled(0), 1);
     assert_eq!(databases.settled(1), 13);
 }
+
+/// The parent forks, again and again, while its full states are read; each child opens a database with SQLite alone and one with the extension.
+#[test]
+fn children_that_are_forked_while_a_full_state_is_read() {
+    if !built::has_python() {
+        return;
+    }
+    const STATES: usize = 6;
+    let databases = Databases::in_folders(STATES + 1);
+    let forks = databases.run(
+        r#"
+*states, own = sys.argv[2:]
+def path(uri):
+    return uri.split("?")[0].removeprefix("file:")
+for uri in states:
+    plain = sqlite3.connect(path(uri), isolation_level=None)
+    plain.execute("PRAGMA journal_mode=WAL")
+    plain.execute("CREATE TABLE t(x)")
+    plain.execute("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400) INSERT INTO t SELECT randomblob(9000) FROM n")
+    plain.close()
+def child(number):
+    signal.alarm(60)
+    plain = sqlite3.connect(path(own) + "-plain", isolation_level=None, timeout=60)
+    plain.execute("CREATE TABLE IF NOT EXISTS t(x)")
+    plain.execute("INSERT INTO t VALUES (?)", (number,))
+    plain.close()
+    db = connect(own)
+    db.execute("INSERT INTO t VALUES (?)", (number,))
+    sync(db)
+    db.close()
+forks, opened = 0, []
+for uri in states:
+    opened.append(connect(uri))
+    for _ in range(8):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(forks)
+            except BaseException as error:
+                print(error, file=sys.stderr)
+                os._exit(1)
+            os._exit(0)
+        assert ended(pid) == 0
+        forks += 1
+for db in opened:
+    sync(db)
+    db.close()
+print(forks)
+"#,
+    );
+    assert_eq!(databases.settled(STATES), forks.trim().parse::<i64>().unwrap());
+    for state in 0..STATES {
+        assert_eq!(databases.settled(state), 400);
+    }
+}

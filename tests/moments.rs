@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
@@ -163,4 +163,55 @@ fn a_commit_that_could_not_be_synced_is_not_sent() {
     connection.execute_batch("INSERT INTO t VALUES (3)").unwrap();
     sync(&connection);
     assert_eq!(rows(), [1, 3]);
+}
+
+/// Our thread is within the VFS below, which may hold locks of the process, and the application forks: the child does not begin before our thread is out
+/// again. One that forks within SQLite, and whatever it holds, comes on as well.
+#[test]
+fn somebody_forks_while_our_thread_is_within_the_vfs_below() {
+    let place = Place::new();
+    let path = place.path();
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch("CREATE TABLE still(x); INSERT INTO still SELECT zeroblob(400000)").unwrap();
+    connection.close().unwrap();
+    let (inside, times) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let (seen, counted) = (Arc::clone(&inside), Arc::clone(&times));
+    // What a child finds, where the application forks within SQLite, with the connection's lock held.
+    let (forks_within, found_within) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(u32::MAX)));
+    let (is_asked, found) = (Arc::clone(&forks_within), Arc::clone(&found_within));
+    vfs::set_hook(Some(Arc::new(move |call| {
+        if std::thread::current().name() != Some("replicated") && is_asked.swap(false, Ordering::SeqCst) {
+            let child = vfs::fork(|| u8::from(seen.load(Ordering::SeqCst)));
+            return found.store(u32::from(child), Ordering::SeqCst);
+        }
+        let reads = matches!(call.method, Method::Open | Method::Read | Method::Close) && call.kind == Kind::Main;
+        // The hook is the VFS below: it stays there for a while.
+        if reads && call.path == Some(&*path) && !call.is_done && std::thread::current().name() == Some("replicated") {
+            counted.fetch_add(1, Ordering::SeqCst);
+            seen.store(true, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(10));
+            seen.store(false, Ordering::SeqCst);
+        }
+    })));
+    let connection = place.open(&[]);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let mut forks = 0;
+    while forks < 20 {
+        assert!(std::time::Instant::now() < deadline, "our thread was there {} times only", times.load(Ordering::SeqCst));
+        if !inside.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+            continue;
+        }
+        forks += 1;
+        let found_inside = if forks % 2 == 0 {
+            forks_within.store(true, Ordering::SeqCst);
+            connection.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+            found_within.swap(u32::MAX, Ordering::SeqCst)
+        } else {
+            u32::from(vfs::fork(|| u8::from(inside.load(Ordering::SeqCst))))
+        };
+        assert_eq!(found_inside, 0, "fork {forks}: the child has our thread's locks");
+    }
+    vfs::set_hook(None);
+    sync(&connection);
 }

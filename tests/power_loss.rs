@@ -10,7 +10,7 @@ use replicated_testkit::bucket::Bucket;
 use replicated_testkit::crash::disk::Loss;
 use replicated_testkit::crash::life::{Ending, Life, number};
 use replicated_testkit::crash::own_files::Own;
-use replicated_testkit::crash::session::Style;
+use replicated_testkit::crash::session::{CUT_OFF, Style};
 use replicated_testkit::crash::vfs::{Counted, End};
 
 const BOTH: [Loss; 2] = [Loss::Synced, Loss::Torn];
@@ -160,4 +160,71 @@ fn where_nothing_is_synced() {
         let style = Style { journal: words(&[mode]), synchronous: words(&["OFF"]), may_be_damaged: true, ..small() };
         campaign("nothing synced", &style, &BOTH, &[Own::AsTheyWere, Own::ControlAsSynced, Own::Random], Afterwards::MayAsk);
     }
+}
+
+/// A database whose state is in the bucket and on the disk, closed.
+fn closed(name: &str, journal: &str, body: &str) -> Life {
+    let mut life = Life::new(name, 1, Style::default(), |folder| Bucket::folder(&folder.join("bucket")));
+    let insert = format!("INSERT INTO t VALUES (x'{body}')");
+    life.scripted(
+        &[
+            &format!("PRAGMA journal_mode={journal}"),
+            "PRAGMA synchronous=FULL",
+            "CREATE TABLE t(x)",
+            &insert,
+            "PRAGMA replicated_sync='60s'",
+        ],
+        None,
+    );
+    life
+}
+
+/// The bucket is there again, and has to get what SQLite finds in the file: that it has changed nothing but its content tells.
+fn is_sent_after_all(life: &mut Life, body: &str) {
+    std::fs::remove_file(life.path("bucket")).unwrap();
+    std::fs::rename(life.path("bucket.away"), life.path("bucket")).unwrap();
+    let before = life.full_states().len();
+    let check = format!("CREATE TEMP TABLE same(is_so CHECK (is_so)); INSERT INTO same SELECT x = x'{body}' FROM t");
+    life.scripted(&[&check, "PRAGMA replicated_sync='60s'"], None);
+    life.check_equal();
+    let sent = life.full_states();
+    assert_eq!(sent.len(), before + 1, "{sent:?}");
+}
+
+/// What a page holds beside zeros, where SQLite's checksum of a journal does not look: every 200th byte from the page's end.
+fn body(marked: bool) -> String {
+    (0..3000).map(|byte| if marked && (504..590).contains(&byte) { "aa" } else { "00" }).collect()
+}
+
+/// With `synchronous=OFF` a checkpoint writes to the database file before the WAL is on disk. The power takes the WAL, and nothing of the file shows that a
+/// page of it is another one: not its size, nor its first page, nor its time.
+#[test]
+fn a_checkpoint_that_outruns_a_wal_which_is_never_synced() {
+    let mut life = closed("outrun", "WAL", &body(false));
+    let update = format!("UPDATE t SET x = x'{}'", body(true));
+    life.scripted(
+        &[CUT_OFF, "PRAGMA synchronous=OFF; PRAGMA wal_autocheckpoint=0", &update, "PRAGMA wal_checkpoint(PASSIVE)"],
+        Some((Loss::Outrun, Own::ControlAsSynced)),
+    );
+    is_sent_after_all(&mut life, &body(true));
+}
+
+/// With `synchronous=OFF` the database file is written before its journal is on disk. The power takes the journal, and a page stays.
+#[test]
+fn a_file_that_was_written_under_a_journal_which_is_never_synced() {
+    let mut life = closed("unsynced", "DELETE", &body(false));
+    let update = format!("UPDATE t SET x = x'{}'", body(true));
+    life.scripted(&[CUT_OFF, "PRAGMA synchronous=OFF", &update], Some((Loss::Outrun, Own::ControlAsSynced)));
+    is_sent_after_all(&mut life, &body(true));
+}
+
+/// With `synchronous=OFF` the power may leave a part of a journal that passes SQLite's checksum. It is rolled back, over a file that nobody had written to.
+#[test]
+fn a_journal_that_was_never_synced_is_rolled_back_over_an_untouched_file() {
+    /// The journal's header is one sector, then come the page's number and its content: these are the page's bytes 1532 to 2044.
+    const SECTOR: usize = 4;
+    let mut life = closed("hot", "DELETE", &body(true));
+    let update = format!("BEGIN; UPDATE t SET x = x'{}'", body(false));
+    life.scripted(&[CUT_OFF, "PRAGMA synchronous=OFF", &update], Some((Loss::TornJournal(SECTOR), Own::ControlAsSynced)));
+    is_sent_after_all(&mut life, &body(false));
 }

@@ -200,6 +200,31 @@ fn what_cannot_be_restored_is_not_opened() {
     let db = Connection::open(uri).unwrap();
     assert_eq!(db.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)), Ok(5));
     db.close().unwrap();
+
+    // Another process is at it, and does not come to its end: it is named. Once it has, the same line works.
+    let held = tempfile::tempdir().unwrap();
+    let uri = host::replicated(&held.path().join("app.db"), &damaged.url, &[IF_MISSING, ("restore_wait", "100ms"), ("mode", "ro")]);
+    let mut host = Host::start(Program::Faulty, &[("REPLICATED_TEST_FAULT".to_owned(), "if-missing.noted=stop@1".to_owned())]);
+    host.send(&serde_json::json!({"op": "open", "uri": uri})).unwrap();
+    eventually("it has stopped", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", host.id())).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+    });
+    for _ in 0..2 {
+        let error = Connection::open(&uri).unwrap_err();
+        assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::CannotOpen), "{error}");
+        let reason = replicated::last_refusal().unwrap();
+        let told = format!("app.db is being restored by process {}, which has taken longer than restore_wait (100ms)", host.id());
+        assert!(reason.contains(&told), "{reason}");
+    }
+    let pid = rustix::process::Pid::from_raw(host.id().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    assert_eq!(host.answer().unwrap(), 1);
+    host.quit();
+    let db = Connection::open(&uri).unwrap();
+    assert_eq!(db.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)), Ok(5));
+    let left: Vec<_> = std::fs::read_dir(held.path().join("app.db-replicated")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.contains(&"restorer".into()), "{left:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Every store keeps the same promises. The folder and the testkit's S3 server are always asked; other servers where
 //! `scripts/test-stores.sh` has started them and says so in the environment.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use replicated::store::{
-    Created, Env, Level, Listed, LtxName, ReplicaUrl, SNAPSHOT_LEVEL, Store, StoreErrorKind, StoreOptions, open_with_env,
+    Created, Env, Level, Listed, LockWritten, LtxName, ReplicaUrl, SNAPSHOT_LEVEL, Store, StoreErrorKind, StoreOptions, open_with_env,
 };
 use replicated::types::{TimestampMs, Txid};
 use replicated_testkit::s3::{Dialect, Options, Server};
@@ -56,6 +56,39 @@ async fn conformance(store: &dyn Store, traits: Traits, foreign: Option<&dyn Fn(
     large_objects_go_up_in_parts(store, traits).await;
     deleting_is_idempotent(store).await;
     the_probe_tells_the_truth(store, traits).await;
+    the_lock_is_replaced_by_one_who_has_read_it(store).await;
+}
+
+/// What a lease is kept in. Every store that is asked here has conditions on what it replaces.
+async fn the_lock_is_replaced_by_one_who_has_read_it(store: &dyn Store) {
+    assert_eq!(store.read_lock().await.unwrap(), None);
+    let written = |outcome: LockWritten| match outcome {
+        LockWritten::Written(version) => Some(version),
+        LockWritten::Changed => None,
+    };
+    let mut expected = None;
+    for round in 0..3 {
+        let bodies: Vec<Bytes> = (0..6).map(|writer| format!("{{\"round\":{round},\"writer\":{writer}}}").into()).collect();
+        let outcomes = join_all(bodies.iter().map(|body| store.write_lock(body.clone(), expected.as_ref()))).await;
+        // Two at the same time may both be told to try again: then one of them does.
+        let mut winners: Vec<_> = Vec::new();
+        for (body, outcome) in bodies.iter().zip(outcomes) {
+            match outcome {
+                Ok(outcome) => winners.extend(written(outcome).map(|version| (body.clone(), version))),
+                Err(error) => assert!(error.is_transient(), "{error}"),
+            }
+        }
+        if winners.is_empty() {
+            let version = written(store.write_lock(bodies[0].clone(), expected.as_ref()).await.unwrap());
+            winners.extend(version.map(|version| (bodies[0].clone(), version)));
+        }
+        let [(body, version)] = winners.as_slice() else { panic!("{winners:?}") };
+        let lock = store.read_lock().await.unwrap().unwrap();
+        assert_eq!((&lock.body, &lock.version), (body, version));
+        // What was expected before is not there any more.
+        assert_eq!(store.write_lock(Bytes::from_static(b"late"), expected.as_ref()).await.unwrap(), LockWritten::Changed);
+        expected = Some(lock.version);
+    }
 }
 
 async fn empty_replicas_list_nothing(store: &dyn Store) {

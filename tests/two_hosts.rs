@@ -419,14 +419,27 @@ fn who_is_fenced_says_by_whom_and_stays_so_until_it_is_adopted() {
 #[test]
 fn a_fenced_database_refuses_commits_where_that_is_asked_for() {
     let wal = "PRAGMA journal_mode=wal";
-    for (journal, prepare) in [("wal", wal), ("delete", "PRAGMA journal_mode=delete"), ("wal", "PRAGMA locking_mode=exclusive")] {
+    let exclusive = "PRAGMA locking_mode=exclusive";
+    let cases = [
+        ("wal", wal),
+        ("delete", "PRAGMA journal_mode=delete"),
+        ("wal", exclusive),
+        ("delete", exclusive),
+        ("delete", "PRAGMA locking_mode=exclusive; PRAGMA journal_mode=truncate"),
+        ("delete", "PRAGMA locking_mode=exclusive; PRAGMA journal_mode=persist"),
+        ("delete", "PRAGMA locking_mode=exclusive; PRAGMA journal_mode=memory"),
+        ("delete", "PRAGMA locking_mode=exclusive; PRAGMA synchronous=off"),
+        ("delete", "PRAGMA locking_mode=exclusive; PRAGMA cache_size=2"),
+        ("delete", "PRAGMA locking_mode=exclusive; PRAGMA journal_mode=off"),
+    ];
+    for (journal, prepare) in cases {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("bucket");
         let bucket = Bucket::folder(&folder);
         let (old, new) = (Machine::new(&bucket, &[("on_conflict", "readonly")]), Machine::new(&bucket, &[]));
         begin(&old, journal);
         let (mut loser, loses) = old.open();
-        loser.query(loses, prepare);
+        loser.run(loses, prepare);
         loser.query(loses, &insert("both"));
         loser.sync(loses);
         let (mut winner, wins) = new.open();
@@ -436,7 +449,7 @@ fn a_fenced_database_refuses_commits_where_that_is_asked_for() {
         the_loser_is_stopped(&mut loser, loses, prepare);
         let rows = rows_of(&mut loser, loses);
         for sql in [insert("refused"), "UPDATE t SET v = 0".to_owned(), "CREATE TABLE u(x)".to_owned(), "VACUUM".to_owned()] {
-            let error = loser.try_query(loses, &sql).unwrap_err();
+            let error = loser.try_query(loses, &sql).expect_err(&format!("{prepare}: {sql}"));
             assert!(error.contains(READONLY), "{prepare}: {sql}: {error}");
         }
         if !prepare.contains("exclusive") {

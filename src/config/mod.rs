@@ -47,8 +47,14 @@ pub struct Options {
     pub replica: Option<String>,
     /// Whether an open restores a database that is not there.
     pub restore_if_missing: bool,
+    /// See `OPTIONS`.
+    pub restore_wait: Duration,
     /// Whether commits fail once another writer has gone on with the replica.
     pub readonly_on_conflict: bool,
+    /// How long the lease lasts that allows to write to the replica; zero for none.
+    pub lease: Duration,
+    /// See `OPTIONS`.
+    pub lease_wait: Duration,
     /// See `OPTIONS`.
     pub sync_interval: Duration,
     /// See `OPTIONS`.
@@ -98,7 +104,10 @@ impl Default for Options {
         Self {
             replica: None,
             restore_if_missing: false,
+            restore_wait: Duration::from_secs(600),
             readonly_on_conflict: false,
+            lease: Duration::ZERO,
+            lease_wait: Duration::from_secs(120),
             sync_interval: Duration::from_secs(1),
             burst: 4,
             durability: Durability::Local,
@@ -190,8 +199,11 @@ impl Options {
     fn set(&mut self, spec: &OptionSpec, text: &str) -> Result<(), String> {
         match spec.name {
             "replica" => self.replica = replica(text)?,
+            "restore_wait" => self.restore_wait = duration_within(spec, text)?,
             "restore" => self.restore_if_missing = one_of(text, ["never", "if-missing"])?,
             "on_conflict" => self.readonly_on_conflict = one_of(text, ["continue", "readonly"])?,
+            "lease" => self.lease = lease(spec, text)?,
+            "lease_wait" => self.lease_wait = duration_within(spec, text)?,
             "sync_interval" => self.sync_interval = duration_within(spec, text)?,
             "burst" => self.burst = count_within(spec, text)?,
             "durability" => self.durability = Durability::parse(text).ok_or("that is none of the three")?,
@@ -276,6 +288,13 @@ fn duration_within(spec: &OptionSpec, text: &str) -> Result<Duration, String> {
         Kind::Duration { max, .. } if duration > max => Err("that is too long".to_owned()),
         _ => Ok(duration),
     }
+}
+
+/// Nothing, or long enough to be renewed over a network.
+fn lease(spec: &OptionSpec, text: &str) -> Result<Duration, String> {
+    let duration = duration_within(spec, text)?;
+    let is_long_enough = duration.is_zero() || duration >= table::SHORTEST_LEASE;
+    if is_long_enough { Ok(duration) } else { Err("that is too short: 200ms or more, or 0s for none".to_owned()) }
 }
 
 fn count_within(spec: &OptionSpec, text: &str) -> Result<u32, String> {

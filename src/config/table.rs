@@ -103,6 +103,9 @@ pub(super) const ENV_TESTS: &str = "REPLICATED_TEST_";
 /// URI parameters that SQLite itself reads.
 pub(super) const SQLITE_PARAMETERS: &[&str] = &["vfs", "mode", "cache", "psow", "nolock", "immutable", "modeof", "8_3_names"];
 
+/// A shorter lease is over before it is renewed.
+pub(super) const SHORTEST_LEASE: Duration = Duration::from_millis(200);
+
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 
@@ -129,10 +132,28 @@ pub const OPTIONS: &[OptionSpec] = &[
         "What an open does where the database is not there: make an empty one, or restore what the replica has first.",
     ),
     option(
+        "restore_wait",
+        durations(10, 86_400_000),
+        "10m",
+        "With `restore=if-missing`: how long an open waits for another process or thread that is restoring the database. Then it fails.",
+    ),
+    option(
         "on_conflict",
         Kind::OneOf(&["continue", "readonly"]),
         "continue",
         "What becomes of commits once another writer has gone on with the replica, and nothing is sent any more: they go on here, or fail.",
+    ),
+    option(
+        "lease",
+        durations(0, 3_600_000),
+        "0s",
+        "How long the lease in the bucket lasts without being renewed, with which one host at a time writes to the replica: for hand-over in deployments, say `30s`. `0s`: none.",
+    ),
+    option(
+        "lease_wait",
+        durations(0, 3_600_000),
+        "2m",
+        "With `lease`: how long an open waits for another holder to let go, or for its lease to run out. Then the open fails.",
     ),
     option(
         "sync_interval",

@@ -78,7 +78,9 @@ fn unknown_names_are_refused_with_a_suggestion_and_without_their_value() {
     );
     let far_off = message(&[("secret_access_key", "hunter2")], &[]);
     assert!(
-        far_off.starts_with("unknown parameter secret_access_key; allowed are replica, restore, on_conflict, sync_interval"),
+        far_off.starts_with(
+            "unknown parameter secret_access_key; allowed are replica, restore, restore_wait, on_conflict, lease, lease_wait, sync_interval"
+        ),
         "{far_off}"
     );
     assert!(!far_off.contains("hunter2"));
@@ -103,9 +105,15 @@ fn values_out_of_range_say_what_they_got_and_what_is_allowed() {
         ("sync_interval", "9ms"),
         ("sync_interval", "61m"),
         ("close_timeout", "11m"),
+        ("restore_wait", "9ms"),
+        ("restore_wait", "25h"),
         ("restore", "always"),
         ("restore", "true"),
         ("on_conflict", "read-only"),
+        ("lease", "199ms"),
+        ("lease", "61m"),
+        ("lease", "30"),
+        ("lease_wait", "61m"),
         ("durability", "full"),
         ("durability", "Remote"),
         ("max_lag", "0s"),
@@ -132,8 +140,14 @@ fn the_bounds_of_each_range_are_allowed() {
     for (name, text) in [
         ("sync_interval", "10ms"),
         ("sync_interval", "1h"),
+        ("lease", "0s"),
+        ("lease", "200ms"),
+        ("lease", "1h"),
+        ("lease_wait", "0s"),
         ("close_timeout", "0s"),
         ("close_timeout", "10m"),
+        ("restore_wait", "10ms"),
+        ("restore_wait", "24h"),
         ("max_lag", "10ms"),
         ("max_lag", "24h"),
         ("ack_timeout", "10ms"),

@@ -10,11 +10,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FlockOperation;
-
 use super::local::OwnerMode;
 use super::looks::Looks;
 use super::mark::{self, Mark};
+use super::shared::Locks;
 use crate::fault::{fault_io, fault_point};
 use crate::types::{TimestampMs, Txid, WalPos};
 
@@ -136,7 +135,7 @@ pub(crate) enum FullReason {
 }
 
 impl FullReason {
-    const fn from_byte(byte: u8) -> Option<Self> {
+    pub(crate) const fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
             1 => Self::First,
             2 => Self::ContinuityLost,
@@ -207,6 +206,15 @@ impl Conflict {
     }
 }
 
+/// The lease in the bucket, as it was when it was renewed last. What it is replaced by is conditional on what is read, so that a successor needs no ETag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeptLease {
+    /// Whose it is; see `lease::node`.
+    pub(crate) node: u64,
+    pub(crate) generation: i64,
+    pub(crate) expires_ms: i64,
+}
+
 /// Everything that is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
@@ -242,6 +250,9 @@ pub(crate) struct State {
     /// Another writer has gone on; lasts until the file is declared the truth over that.
     pub(crate) conflict: Option<Conflict>,
     pub(crate) looks: Looks,
+    /// The database file as it was found when it was neither provably newer nor provably unchanged: see `compare`.
+    pub(crate) to_compare: Option<Stamp>,
+    pub(crate) lease: Option<KeptLease>,
 }
 
 /// The open control file.
@@ -254,43 +265,64 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Opens or creates the file, takes the lock that makes this process the uploader, and reads the newest valid state, if there is one.
-    /// `None` where another process has the lock. The kernel frees it when we die.
-    ///
-    /// Nothing is read before the lock is held: the process that gives it up may have just saved.
-    pub(crate) fn open(path: &Path, owner: &OwnerMode) -> io::Result<Option<(Self, Option<State>)>> {
+    /// Opens or creates the file. Nothing of it is to be read before a lock is held that keeps others from writing.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         fault_io!("control.opened")?;
-        match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
-        fault_io!("control.locked")?;
+        Ok(Self { file: Arc::new(file), sequence: 0, mark: None })
+    }
+
+    /// The locks that lie in it.
+    pub(crate) fn locks(&self) -> Locks {
+        Locks::new(self.file())
+    }
+
+    /// Makes it a control file where it is none, and reads the newest valid state, if there is one. For whoever opens it, with the lock for that held: the
+    /// process that has given it up may have just saved.
+    pub(crate) fn load(&mut self, owner: &OwnerMode) -> io::Result<Option<State>> {
         let mut page = [0; FILE_BYTES];
-        if (file.metadata()?.len() as usize) >= FILE_BYTES {
-            file.read_exact_at(&mut page, 0)?;
+        if (self.file.metadata()?.len() as usize) >= FILE_BYTES {
+            self.file.read_exact_at(&mut page, 0)?;
         }
         if page.get(..MAGIC.len()) != Some(MAGIC.as_slice()) {
             page = [0; FILE_BYTES];
-            owner.apply(&file)?;
-            file.write_all_at(&page, 0)?;
+            owner.apply(&self.file)?;
+            self.file.write_all_at(&page, 0)?;
             fault_io!("control.made")?;
-            file.write_all_at(MAGIC, 0)?;
+            self.file.write_all_at(MAGIC, 0)?;
         }
         let newest = newest_slot(&page);
-        let sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
-        let mark = Mark::read(&file);
-        Ok(Some((Self { file: Arc::new(file), sequence, mark }, newest.map(|(_, state)| state))))
+        self.sequence = newest.as_ref().map_or(0, |(sequence, _)| *sequence);
+        self.mark = Mark::read(&self.file);
+        Ok(newest.map(|(_, state)| state))
+    }
+
+    /// The state that another process has saved since this one has read or saved it. With the tail's lock held.
+    pub(crate) fn newer(&mut self) -> io::Result<Option<State>> {
+        let mut sequences = [0; 2];
+        for (at, sequence) in sequences.iter_mut().enumerate() {
+            let mut word = [0; 8];
+            self.file.read_exact_at(&mut word, SLOTS_OFFSET + (at * SLOT_BYTES) as u64)?;
+            *sequence = u64::from_le_bytes(word);
+        }
+        if sequences.iter().all(|sequence| *sequence <= self.sequence) {
+            return Ok(None);
+        }
+        let mut page = [0; FILE_BYTES];
+        self.file.read_exact_at(&mut page, 0)?;
+        let Some((sequence, state)) = newest_slot(&page).filter(|(sequence, _)| *sequence > self.sequence) else { return Ok(None) };
+        self.sequence = sequence;
+        Ok(Some(state))
     }
 
     /// Writes the state into the older slot.
     pub(crate) fn save(&mut self, state: &State) -> io::Result<()> {
-        self.sequence += 1;
-        let slot = encode_slot(self.sequence, state);
-        let offset = SLOTS_OFFSET + (self.sequence % 2) * SLOT_BYTES as u64;
+        let sequence = self.sequence + 1;
+        let slot = encode_slot(sequence, state);
+        let offset = SLOTS_OFFSET + (sequence % 2) * SLOT_BYTES as u64;
         fault_io!("control.save")?;
         self.file.write_all_at(&slot, offset)?;
+        self.sequence = sequence;
         fault_point!("control.saved");
         Ok(())
     }
@@ -305,7 +337,7 @@ impl Control {
         mark::write(&self.file, now.map(Mark::of))
     }
 
-    /// The file, to be synced by whoever must not hold a lock meanwhile. Not a second descriptor: closing one would drop the lock.
+    /// The file, to be synced by whoever must not hold a lock meanwhile, or mapped. Not a second descriptor: closing one would drop the locks.
     pub(crate) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
     }
@@ -361,16 +393,7 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
     w.option(state.next_salts, |w, s| w.pair(s));
     w.u64(state.spool_first);
     w.u64(state.spool_next);
-    w.option(state.stamp, |w, s| {
-        w.u64(s.size_bytes);
-        w.u64(s.mtime_ns.cast_unsigned());
-        w.u64(s.ctime_ns.cast_unsigned());
-        w.pair(s.header_words);
-        w.u64(u64::from(s.is_wal));
-        w.u64(u64::from(s.too_fresh));
-        w.u64(s.boot);
-        w.u64(u64::from(s.synced));
-    });
+    w.option(state.stamp, |w, s| w.stamp(&s));
     w.u64(state.open_transaction.map_or(0, |t| t as u64));
     w.u64(state.full.map_or(0, |r| r as u64));
     w.option(state.restored_earlier, |w, r| {
@@ -393,6 +416,12 @@ fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
     });
     w.u64(state.looks.boot);
     w.u64(state.looks.spent_until_ms.cast_unsigned());
+    w.option(state.to_compare, |w, s| w.stamp(&s));
+    w.option(state.lease, |w, l| {
+        w.u64(l.node);
+        w.u64(l.generation.cast_unsigned());
+        w.u64(l.expires_ms.cast_unsigned());
+    });
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -434,18 +463,7 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     let next_salts = r.option(Reader::pair)?;
     let spool_first = r.u64()?;
     let spool_next = r.u64()?;
-    let stamp = r.option(|r| {
-        Some(Stamp {
-            size_bytes: r.u64()?,
-            mtime_ns: r.u64()?.cast_signed(),
-            ctime_ns: r.u64()?.cast_signed(),
-            header_words: r.pair()?,
-            is_wal: r.u64()? != 0,
-            too_fresh: r.u64()? != 0,
-            boot: r.u64()?,
-            synced: r.u64()? != 0,
-        })
-    })?;
+    let stamp = r.option(Reader::stamp)?;
     let open_transaction = match u8::try_from(r.u64()?).ok()? {
         0 => None,
         byte => Some(OpenTransaction::from_byte(byte)?),
@@ -463,6 +481,8 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         Some(Conflict { txid: Txid::new(r.u64()?)?, node_id: r.u64()?, timestamp_ms: r.u64()?.cast_signed(), size_bytes: r.u64()? })
     })?;
     let looks = Looks { boot: r.u64()?, spent_until_ms: r.u64()?.cast_signed() };
+    let to_compare = r.option(Reader::stamp)?;
+    let lease = r.option(|r| Some(KeptLease { node: r.u64()?, generation: r.u64()?.cast_signed(), expires_ms: r.u64()?.cast_signed() }))?;
     let state = State {
         identity,
         replica_hash,
@@ -485,6 +505,8 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
         witness,
         conflict,
         looks,
+        to_compare,
+        lease,
     };
     Some((sequence, state))
 }
@@ -506,6 +528,17 @@ impl Writer {
         self.pair(pos.salts);
         self.u64(u64::from(pos.frame));
         self.pair(pos.checksum);
+    }
+
+    fn stamp(&mut self, stamp: &Stamp) {
+        self.u64(stamp.size_bytes);
+        self.u64(stamp.mtime_ns.cast_unsigned());
+        self.u64(stamp.ctime_ns.cast_unsigned());
+        self.pair(stamp.header_words);
+        self.u64(u64::from(stamp.is_wal));
+        self.u64(u64::from(stamp.too_fresh));
+        self.u64(stamp.boot);
+        self.u64(u64::from(stamp.synced));
     }
 
     fn option<T>(&mut self, value: Option<T>, some: impl FnOnce(&mut Self, T)) {
@@ -540,6 +573,19 @@ impl Reader<'_> {
         Some(WalPos { salts: self.pair()?, frame: self.u32()?, checksum: self.pair()? })
     }
 
+    fn stamp(&mut self) -> Option<Stamp> {
+        Some(Stamp {
+            size_bytes: self.u64()?,
+            mtime_ns: self.u64()?.cast_signed(),
+            ctime_ns: self.u64()?.cast_signed(),
+            header_words: self.pair()?,
+            is_wal: self.u64()? != 0,
+            too_fresh: self.u64()? != 0,
+            boot: self.u64()?,
+            synced: self.u64()? != 0,
+        })
+    }
+
     /// `Some(None)` for an absent value, `None` for a malformed one.
     fn option<T>(&mut self, some: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         match self.u64()? {
@@ -560,6 +606,8 @@ mod tests {
 
     fn full_state() -> State {
         let pos = WalPos { salts: [1, u32::MAX], frame: 77, checksum: [5, 6] };
+        let stamp =
+            Stamp { size_bytes: 1, mtime_ns: -1, ctime_ns: 2, header_words: [3, 4], is_wal: true, too_fresh: true, boot: 5, synced: true };
         State {
             identity: Some(Identity { device: 3, inode: u64::MAX, born_ns: 4 }),
             replica_hash: 9,
@@ -581,16 +629,7 @@ mod tests {
             next_salts: Some([7, 8]),
             spool_first: 1,
             spool_next: 4,
-            stamp: Some(Stamp {
-                size_bytes: 1,
-                mtime_ns: -1,
-                ctime_ns: 2,
-                header_words: [3, 4],
-                is_wal: true,
-                too_fresh: true,
-                boot: 5,
-                synced: true,
-            }),
+            stamp: Some(stamp),
             open_transaction: Some(OpenTransaction::Uncounted),
             full: Some(FullReason::Unfinished),
             restored_earlier: Some(RestoredEarlier { txid: Txid::FIRST, newest: Txid::FIRST.next() }),
@@ -600,6 +639,8 @@ mod tests {
             witness: Some(Txid::FIRST.next()),
             conflict: Some(Conflict { txid: Txid::FIRST, node_id: u64::MAX, timestamp_ms: -1, size_bytes: 3 }),
             looks: Looks { boot: 6, spent_until_ms: 7 },
+            to_compare: Some(Stamp { boot: 8, ..stamp }),
+            lease: Some(KeptLease { node: 8, generation: -1, expires_ms: i64::MAX }),
         }
     }
 
@@ -608,12 +649,29 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let owner = OwnerMode::of(dir.path()).unwrap();
-        let (mut control, none) = Control::open(&path, &owner).unwrap().unwrap();
-        assert!(none.is_none());
+        let mut control = Control::open(&path).unwrap();
+        assert!(control.load(&owner).unwrap().is_none());
         control.save(&State::default()).unwrap();
         control.save(&full_state()).unwrap();
-        let (_, state) = Control::open(&path, &owner).unwrap().unwrap();
-        assert_eq!(state.unwrap(), full_state());
+        assert_eq!(Control::open(&path).unwrap().load(&owner).unwrap().unwrap(), full_state());
+    }
+
+    #[test]
+    fn what_another_has_saved_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let owner = OwnerMode::of(dir.path()).unwrap();
+        let [mut one, mut two] = [(); 2].map(|()| Control::open(&path).unwrap());
+        one.load(&owner).unwrap();
+        two.load(&owner).unwrap();
+        assert_eq!(two.newer().unwrap(), None);
+        for node_id in 1..5 {
+            let state = State { node_id, ..full_state() };
+            one.save(&state).unwrap();
+            assert_eq!(two.newer().unwrap(), Some(state));
+            assert_eq!(two.newer().unwrap(), None);
+            std::mem::swap(&mut one, &mut two);
+        }
     }
 
     #[test]
@@ -621,7 +679,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let owner = OwnerMode::of(dir.path()).unwrap();
-        let (mut control, _) = Control::open(&path, &owner).unwrap().unwrap();
+        let mut control = Control::open(&path).unwrap();
+        control.load(&owner).unwrap();
         control.save(&full_state()).unwrap();
         control.save(&State { sealed: false, ..full_state() }).unwrap();
         let good = std::fs::read(&path).unwrap();

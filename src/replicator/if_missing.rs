@@ -12,11 +12,12 @@
 //! process that died in between leaves the note, and the next open finishes what it says.
 
 use std::cell::Cell;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use super::control::Identity;
 use super::local::{Paths, identity};
@@ -59,6 +60,11 @@ pub(crate) enum IfMissingError {
     },
     #[error("restore=if-missing: {database} was restored, but where replication goes on from could not be noted: {why}")]
     NotResumable { database: String, why: String },
+    #[error(
+        "restore=if-missing: {database} is being restored{by}, which has taken longer than restore_wait ({waited:?}). Open it again when that is done, wait \
+         longer, or end that process if it hangs: the next open begins anew"
+    )]
+    Busy { database: String, by: String, waited: Duration },
     #[error("restore=if-missing: no thread could be started: {0}")]
     Thread(io::Error),
     #[error("restore=if-missing: a fault in the extension")]
@@ -123,7 +129,7 @@ fn local(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IfMi
 }
 
 fn restore_alone(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<(), IfMissingError> {
-    let lock = Lock::take(paths)?;
+    let lock = Lock::take(paths, options.restore_wait)?;
     let database = &paths.database;
     let url_text = url.to_string();
     if let Some(note) = lock.read() {
@@ -140,6 +146,7 @@ fn restore_alone(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<(
     }
     let store = store::open(url, &options.store_options())?;
     log::info!(target: "replicated", "{}: is not there, and is restored from {url_text} first", database.display());
+    let _restorer = Restorer::tell(paths);
     let watcher = Watcher::default();
     let check = |draft: &Path| {
         let note = Note::of(draft, &watcher).map_err(|error| error.to_string())?;
@@ -198,7 +205,9 @@ struct Lock {
 
 impl Lock {
     /// Of the open file and not of the process, so that it keeps out other threads as well.
-    fn take(paths: &Paths) -> Result<Self, IfMissingError> {
+    fn take(paths: &Paths, limit: Duration) -> Result<Self, IfMissingError> {
+        /// Between two looks whether it can be had: who waits is waiting for a restore.
+        const PAUSE: Duration = Duration::from_millis(20);
         match std::fs::DirBuilder::new().mode(0o777).create(&paths.directory) {
             Err(source) if source.kind() != io::ErrorKind::AlreadyExists => return Err(local("create", &paths.directory)(source)),
             _ => {}
@@ -206,11 +215,20 @@ impl Lock {
         let path = lock_path(paths);
         let opened = File::options().read(true).write(true).create(true).truncate(false).open(&path);
         let file = opened.map_err(local("create", &path))?;
+        let began = Instant::now();
         loop {
-            match file.lock() {
+            match file.try_lock() {
                 Ok(()) => return Ok(Self { file, path }),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(local("lock", &path)(source)),
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(TryLockError::Error(source)) => return Err(local("lock", &path)(source)),
+                Err(TryLockError::WouldBlock) if began.elapsed() >= limit => {
+                    return Err(IfMissingError::Busy {
+                        database: paths.database.display().to_string(),
+                        by: Restorer::of(paths),
+                        waited: limit,
+                    });
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE.min(limit.saturating_sub(began.elapsed()))),
             }
         }
     }
@@ -236,6 +254,39 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // Closing is not enough where the process was forked meanwhile: the child has the same open file.
         let _ = self.file.unlock();
+    }
+}
+
+/// Who restores, in a file of its own, for whoever waits in vain. Nothing rests on it: one that a dead process has left is written anew by the next.
+struct Restorer {
+    path: PathBuf,
+}
+
+impl Restorer {
+    fn path(paths: &Paths) -> PathBuf {
+        paths.directory.join("restorer")
+    }
+
+    fn tell(paths: &Paths) -> Self {
+        let path = Self::path(paths);
+        let told = std::fs::write(&path, std::process::id().to_string());
+        if let Err(error) = told {
+            log::debug!(target: "replicated", "{}: {error}", path.display());
+        }
+        Self { path }
+    }
+
+    /// In words, where it is known.
+    fn of(paths: &Paths) -> String {
+        let id = std::fs::read_to_string(Self::path(paths)).ok().and_then(|text| text.parse::<u32>().ok());
+        id.map_or_else(String::new, |id| if id == std::process::id() { " by this process".to_owned() } else { format!(" by process {id}") })
+    }
+}
+
+impl Drop for Restorer {
+    fn drop(&mut self) {
+        // The lock is still held: this is ours.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

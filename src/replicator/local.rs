@@ -32,6 +32,11 @@ impl Paths {
         self.directory.join("control")
     }
 
+    /// By which the process that uploads is woken.
+    pub(crate) fn wake(&self) -> PathBuf {
+        self.directory.join("wake")
+    }
+
     /// Has the disk keep what files there are.
     pub(crate) fn sync_directories(&self) {
         for directory in [Some(self.directory.as_path()), self.directory.parent()].into_iter().flatten() {

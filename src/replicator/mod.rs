@@ -8,12 +8,15 @@
 //! | `tail` | which frames are captured, and where: `continuity`, `capture`, `attempt` |
 //! | `frames`, `batch` | which page is in which frame; from frames to an LTX file |
 //! | `control`, `local`, `mark` | what is kept beside the database |
+//! | `shared`, `guest`, `wake` | what the processes that have it open tell each other, and which of them uploads |
 //! | `uploader`, `send`, `budget`, `turns`, `clock` | when what is sent |
 //! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve`, `base` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
+//! | `compare` | the same, page by page, where nothing else tells |
 //! | `progress`, `durability` | how far it is, for those who wait, and which commits do |
 //! | `stamp`, `remember` | what is told of a file that nobody has open |
+//! | `lease` | which host may write to the replica, and how it hands over |
 //! | `if_missing` | a database that is restored before it is opened |
 //! | `process` | what a process has one of |
 
@@ -21,13 +24,16 @@ mod base;
 mod batch;
 mod budget;
 pub(crate) mod clock;
+mod compare;
 pub(crate) mod control;
 pub(crate) mod database;
 pub(crate) mod durability;
 mod file_header;
 pub(crate) mod frames;
+mod guest;
 mod hub;
 pub(crate) mod if_missing;
+pub(crate) mod lease;
 mod lineage;
 pub(crate) mod local;
 mod looks;
@@ -39,8 +45,10 @@ pub(crate) mod process;
 pub(crate) mod progress;
 pub(crate) mod remember;
 mod send;
+pub(crate) mod shared;
 mod snapshot;
 mod stamp;
 mod tail;
 mod turns;
 pub(crate) mod uploader;
+mod wake;

@@ -4,25 +4,29 @@
 //! inherited one is left alone for ever.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::control::{Control, Identity, State};
-use super::database::{Database, Host};
+use super::database::{Database, Host, OpenedTail};
 use super::hub::{Hub, Notice};
+use super::lease::{self, Lease, LeasedStore};
 use super::local::{OwnerMode, Paths, identity};
 use super::progress::WaitError;
-use super::tail::{Mode, StopKind, Tail};
+use super::shared::{Mapped, Private, Range, Shared};
+use super::tail::{StopKind, Tail};
 use super::uploader;
 use crate::config::Options;
-use crate::fault::fault_point;
+use crate::fault::{fault_io, fault_point};
 use crate::spool::{Limits, Spool, SpoolError};
-use crate::store::{self, Env, HttpClients, ReplicaUrl, StoreError, UrlError};
+use crate::store::{self, Env, HttpClients, ReplicaUrl, Store, StoreError, UrlError};
 
 /// Why a database cannot be opened with replication.
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +49,9 @@ pub(crate) enum OpenError {
         #[source]
         source: SpoolError,
     },
-    /// The control file's lock is taken.
-    #[error(
-        "{0} is open for replication in another process, and one process at a time writes a replicated database in this version: close it there \
-         first, or open it with mode=ro"
-    )]
-    OtherProcess(String),
+    /// Another process has it open, and cannot be joined.
+    #[error("{database} is open for replication in another process, which cannot be joined: {why}")]
+    OtherProcess { database: String, why: &'static str },
     /// Two databases on one path of a bucket.
     #[error("option replica: {url} is in use for {other}, and each database needs a replica URL of its own; got it for {database} too")]
     UrlInUse { url: String, other: String, database: String },
@@ -140,7 +141,13 @@ impl Process {
 }
 
 /// Opens a database for replication, or joins those who have it open in this process.
-pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_thread: StartThread) -> Result<Arc<Database>, OpenError> {
+pub(crate) fn open(
+    path: &Path,
+    options: &Options,
+    host: Arc<dyn Host>,
+    start_thread: StartThread,
+    taken: Option<lease::Taken>,
+) -> Result<Arc<Database>, OpenError> {
     let process = Process::current(start_thread)?;
     let local = |source| OpenError::Local { database: path.display().to_string(), path: path.display().to_string(), source };
     let identity = identity(path).map_err(local)?;
@@ -148,6 +155,8 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     let url = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
     let mut databases = process.registry.databases.lock();
     if let Some(database) = databases.get(&identity) {
+        // It has the lease, whoever has written it last.
+        taken.map(lease::Taken::hand_over);
         return join(database, &url);
     }
     let_go(&mut databases, path);
@@ -161,10 +170,11 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     }
     let store = store::open_sharing(&url, &options.store_options(), &Env::process(), &process.http)?;
     let paths = Paths::of(path);
-    let tail = open_tail(&paths, identity, &url_text, options)?;
-    let conflict = tail.conflict();
+    let store = with_lease(store, options, &paths, taken);
+    let opened = open_tail(&paths, identity, &url_text, options, host.as_ref())?;
+    let conflict = opened.tail.conflict();
     let id = process.next_id.fetch_add(1, Ordering::Relaxed);
-    let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), host, tail));
+    let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), host, opened));
     database.handles.store(1, Ordering::Release);
     if let Some(message) = conflict {
         // Known from before: nothing is committed until the uploader has looked.
@@ -177,6 +187,22 @@ pub(crate) fn open(path: &Path, options: &Options, host: Arc<dyn Host>, start_th
     }
     fault_point!("open.registered");
     Ok(database)
+}
+
+/// The store that writes only with the lease, where the option asks for that; and the lease, as it was taken.
+fn with_lease(
+    store: Arc<dyn Store>,
+    options: &Options,
+    paths: &Paths,
+    taken: Option<lease::Taken>,
+) -> (Arc<dyn Store>, Option<Arc<Lease>>) {
+    if options.lease.is_zero() {
+        return (store, None);
+    }
+    let node = taken.as_ref().map_or_else(|| lease::node_of(paths), |taken| taken.node);
+    let standing = taken.map(lease::Taken::hand_over).unwrap_or_default();
+    let lease = Arc::new(Lease::new(Arc::clone(&store), options, node, standing));
+    (Arc::new(LeasedStore::new(store, Arc::clone(&lease))), Some(lease))
 }
 
 /// SQLite lets an application delete or replace a file that it still has open; what is beside it now belongs to the new one.
@@ -199,6 +225,12 @@ pub(crate) fn let_go_of_replaced(path: &Path) {
 /// Whether this process replicates the file that has that name now.
 pub(crate) fn has_open(path: &Path) -> bool {
     identity(path).is_ok_and(|identity| replicates(&identity))
+}
+
+/// Whether a connection of this process has it open, so that it is not about to be forgotten.
+pub(crate) fn has_handles(path: &Path) -> bool {
+    let (Ok(identity), Some(registry)) = (identity(path), registry()) else { return false };
+    registry.databases.lock().get(&identity).is_some_and(|database| database.handles.load(Ordering::Acquire) > 0)
 }
 
 fn join(database: &Arc<Database>, url: &ReplicaUrl) -> Result<Arc<Database>, OpenError> {
@@ -227,7 +259,9 @@ pub(crate) fn close(database: &Arc<Database>) {
     let _flushing = Flushing { database, process };
     fault_point!("close.flush");
     let limit = database.options.close_timeout;
-    if database.is_known()
+    // What another process uploads need not be waited for: that one goes on.
+    if database.is_owner()
+        && database.is_known()
         && !limit.is_zero()
         && let Err(error @ WaitError::Timeout(..)) = database.sync_at_close(limit)
     {
@@ -303,43 +337,147 @@ pub(crate) fn find_by_wal(path: &Path) -> Option<Arc<Database>> {
     registry()?.databases.lock().values().find(|d| d.paths.wal == path).cloned()
 }
 
-fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options) -> Result<Tail, OpenError> {
+/// How long to wait for another process that is about to open the database as well.
+const OPENING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens what is beside the database, or joins the processes that have it open.
+fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options, host: &dyn Host) -> Result<OpenedTail, OpenError> {
     let database = paths.database.display().to_string();
     let local = |path: &Path, source| OpenError::Local { database: database.clone(), path: path.display().to_string(), source };
+    let refused = |why| OpenError::OtherProcess { database: database.clone(), why };
+    let on_control = |source| local(&paths.control(), source);
     let owner = OwnerMode::of(&paths.database).map_err(|e| local(&paths.database, e))?;
     paths.create_directory(&owner).map_err(|e| local(&paths.directory, e))?;
-    let opened = Control::open(&paths.control(), &owner).map_err(|e| local(&paths.control(), e))?;
-    let Some((control, saved)) = opened else { return Err(OpenError::OtherProcess(database)) };
-    let mut state = saved_for(saved, identity, url, &database);
-    if options.adopt.is_some() {
-        state.adopt = options.adopt;
+    let control = Control::open(&paths.control()).map_err(on_control)?;
+    let locks = control.locks();
+    if !locks.try_lock_for(Range::Opening, true, OPENING_PATIENCE).map_err(on_control)? {
+        return Err(refused("it has been opening it for a long time"));
     }
-    let spool = |state: &State| {
+    let is_first = locks.try_lock(Range::Present, true).map_err(on_control)?;
+    fault_io!("control.locked").map_err(on_control)?;
+    let beside = Beside { paths, identity, url, options, owner, database: database.clone() };
+    let file = control.file();
+    let (tail, shared, is_shared) = if is_first {
+        let tail = beside.first(control, |file| host.map_shared(file))?;
+        fault_point!("open.saved");
+        tail
+    } else {
+        let mapped = host.map_shared(&file).map_err(|_| refused("the memory that they would share cannot be mapped"))?;
+        locks.lock(Range::Tail, true).map_err(on_control)?;
+        let joined = beside.join(control, Shared::new(mapped), refused);
+        locks.unlock(Range::Tail);
+        let (tail, shared) = joined?;
+        (tail, shared, true)
+    };
+    drop(file);
+    let owns = locks.try_lock(Range::Owner, true).map_err(on_control)?;
+    if is_shared {
+        locks.lock(Range::Present, false).map_err(on_control)?;
+    }
+    locks.unlock(Range::Opening);
+    Ok(OpenedTail { tail, shared, locks, owns })
+}
+
+/// What is beside a database that is opened.
+struct Beside<'a> {
+    paths: &'a Paths,
+    identity: Identity,
+    url: &'a str,
+    options: &'a Options,
+    owner: OwnerMode,
+    database: String,
+}
+
+impl Beside<'_> {
+    /// Nobody else has it open.
+    fn first(
+        &self,
+        mut control: Control,
+        map: impl FnOnce(&File) -> std::io::Result<Box<dyn Mapped>>,
+    ) -> Result<(Tail, Arc<Shared>, bool), OpenError> {
+        let paths = self.paths;
+        let on_control = |source| OpenError::Local { database: self.database.clone(), path: paths.control().display().to_string(), source };
+        let saved = control.load(&self.owner).map_err(on_control)?;
+        let mapped = map(&control.file()).inspect_err(|error| {
+            log::warn!(target: "replicated", "{}: cannot be mapped ({error}): no other process can join", paths.control().display());
+        });
+        let is_shared = mapped.is_ok();
+        let shared = Shared::new(mapped.unwrap_or_else(|_| Box::new(Private::default())));
+        shared.begin();
+        let mut state = saved_for(saved, self.identity, self.url, &self.database);
+        if self.options.adopt.is_some() {
+            state.adopt = self.options.adopt;
+        }
+        let whole = |spool: Spool| spool.check_node(state.node_id).map(|()| spool);
+        let opened = match self.spool(&state).and_then(whole) {
+            Err(error)
+                if error.is_lasting() || matches!(&error, SpoolError::Io { source, .. } if source.kind() == ErrorKind::UnexpectedEof) =>
+            {
+                log::warn!(target: "replicated", "{error}");
+                state.full = Some(super::control::FullReason::SpoolLost);
+                state.spool_first = state.spool_next;
+                self.spool(&state)
+            }
+            other => other,
+        };
+        let mut tail = self.tail(control, &shared, state, opened)?;
+        tail.save().map_err(|e| on_control(std::io::Error::other(e)))?;
+        Ok((tail, shared, is_shared))
+    }
+
+    /// Others have it open. With the tail's lock held.
+    fn join(
+        &self,
+        mut control: Control,
+        shared: Arc<Shared>,
+        refused: impl Fn(&'static str) -> OpenError,
+    ) -> Result<(Tail, Arc<Shared>), OpenError> {
+        let on_control =
+            |source| OpenError::Local { database: self.database.clone(), path: self.paths.control().display().to_string(), source };
+        if !shared.is_begun() {
+            return Err(refused("it is of another version, or shares nothing; close it there first"));
+        }
+        let Some(mut state) = control.load(&self.owner).map_err(on_control)? else {
+            return Err(refused("the control file beside it is damaged; close it there first"));
+        };
+        if state.identity != Some(self.identity) {
+            return Err(refused("it has another file open, which had this name before; close it there first"));
+        }
+        if state.replica_hash != super::control::replica_hash(self.url) {
+            return Err(refused("it replicates to another URL, and all processes must name the same one"));
+        }
+        if shared.in_memory.load(Ordering::Acquire) != 0 {
+            return Err(refused("the disk is full, and what waits to be sent is in the memory of that process; make room and try again"));
+        }
+        shared.joined.store(1, Ordering::Release);
+        let is_adopted = self.options.adopt.is_some() && state.adopt != self.options.adopt;
+        if is_adopted {
+            state.adopt = self.options.adopt;
+        }
+        let spool = self.spool(&state);
+        let mut tail = self.tail(control, &shared, state, spool)?;
+        if is_adopted {
+            tail.save().map_err(|e| on_control(std::io::Error::other(e)))?;
+            tail.look_again();
+        }
+        Ok((tail, shared))
+    }
+
+    fn spool(&self, state: &State) -> Result<Spool, SpoolError> {
         let attempt = state.attempt.map(|a| a.txid);
         // With one more that is being made, of what `max_memory` allows.
-        let limits = Limits { disk_bytes: options.max_local_bytes, memory_bytes: options.max_memory_bytes / 2 };
-        Spool::open(&paths.directory, owner, limits, state.spool_first, state.spool_next, attempt)
-    };
-    let whole = |spool: Spool| spool.check_node(state.node_id).map(|()| spool);
-    let opened = match spool(&state).and_then(whole) {
-        Err(error)
-            if error.is_lasting() || matches!(&error, SpoolError::Io { source, .. } if source.kind() == ErrorKind::UnexpectedEof) =>
-        {
-            log::warn!(target: "replicated", "{error}");
-            state.full = Some(super::control::FullReason::SpoolLost);
-            state.spool_first = state.spool_next;
-            spool(&state)
-        }
-        other => other,
-    };
-    let spool = opened.map_err(|source| OpenError::Spool { database: database.clone(), source })?;
-    let mut tail = Tail::new(paths.clone(), control, state, spool, Mode::Unresolved, options.max_memory_bytes / 8);
-    if options.refuse_lost_tail {
-        tail.refuse_lost_tail();
+        let limits = Limits { disk_bytes: self.options.max_local_bytes, memory_bytes: self.options.max_memory_bytes / 2 };
+        Spool::open(&self.paths.directory, self.owner, limits, state.spool_first, state.spool_next, attempt)
     }
-    tail.save().map_err(|e| local(&paths.control(), std::io::Error::other(e)))?;
-    fault_point!("open.saved");
-    Ok(tail)
+
+    fn tail(&self, control: Control, shared: &Arc<Shared>, state: State, spool: Result<Spool, SpoolError>) -> Result<Tail, OpenError> {
+        let spool = spool.map_err(|source| OpenError::Spool { database: self.database.clone(), source })?;
+        let mut tail = Tail::new(self.paths.clone(), control, Arc::clone(shared), state, spool, self.options.max_memory_bytes / 8);
+        if self.options.refuse_lost_tail {
+            tail.refuse_lost_tail();
+        }
+        Ok(tail)
+    }
 }
 
 /// What was saved, if it was saved for this very file and this replica.

@@ -1,14 +1,18 @@
 //! How far replication is, for those who wait for it and those who ask.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
+use super::shared::Shared;
 use super::tail::StopKind;
 use crate::types::Txid;
 
 /// One word for the state of a database's replication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum ReplicationState {
     /// Everything committed is in the bucket, or nothing has been committed.
     Idle,
@@ -27,6 +31,13 @@ pub(crate) enum ReplicationState {
 }
 
 impl ReplicationState {
+    const ALL: [Self; 7] = [Self::Idle, Self::Uploading, Self::Offline, Self::Damaged, Self::Diverged, Self::Fenced, Self::Failed];
+
+    /// What the shared page says; what it could not say is nothing yet.
+    fn of(word: u64) -> Self {
+        Self::ALL.into_iter().find(|state| *state as u64 == word).unwrap_or(Self::Idle)
+    }
+
     /// The word.
     #[must_use]
     pub(crate) const fn as_str(self) -> &'static str {
@@ -52,11 +63,11 @@ impl From<StopKind> for ReplicationState {
     }
 }
 
-/// What is known.
+/// What is known, in all processes.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) state: ReplicationState,
-    /// Commits of this process up to this one are in the bucket.
+    /// Commits up to this one are in the bucket.
     pub(crate) acked_sequence: u64,
     pub(crate) remote_txid: Option<Txid>,
     pub(crate) last_error: Option<String>,
@@ -67,8 +78,6 @@ pub(crate) struct Facts {
     pub(crate) fencing: Option<bool>,
     /// The last handle is closed and has left a journal behind: nothing can be sent before the next open rolls that back.
     pub(crate) awaits_open: bool,
-    /// The uploader has nothing more to do with it.
-    pub(crate) released: bool,
 }
 
 impl Facts {
@@ -79,8 +88,8 @@ impl Facts {
     }
 
     /// What anybody waits for.
-    fn awaited(&self) -> (u64, Option<Txid>, Option<ReplicationState>, [bool; 2]) {
-        (self.acked_sequence, self.remote_txid, self.stopped(), [self.awaits_open, self.released])
+    fn awaited(&self) -> (u64, Option<Txid>, Option<ReplicationState>, bool) {
+        (self.acked_sequence, self.remote_txid, self.stopped(), self.awaits_open)
     }
 
     /// Commits are on their way. Another try of what has failed is not that yet.
@@ -91,23 +100,29 @@ impl Facts {
     }
 }
 
-/// The facts and those who wait for them to change.
-///
-/// The lock of the facts may be held while the database's `published` is taken, never the other way round.
+/// How often whoever waits looks whether there still is an uploader.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The facts, which all processes share, and those who wait for them to change.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    shared: Mutex<Shared>,
-    changed: Condvar,
+    shared: Arc<Shared>,
+    local: Mutex<Local>,
+    released: Condvar,
 }
 
+/// What is of this process alone.
 #[derive(Debug)]
-struct Shared {
-    facts: Facts,
+struct Local {
     /// The commits that wait: one for each connection at the most.
     committers: Vec<u64>,
     /// Commits return one after the other, so far apart, and the next one not before that moment.
     spacing: Duration,
     next_return: Option<Instant>,
+    /// The uploader has nothing more to do with it.
+    released: bool,
+    /// A fault has ended the replication of this process's commits.
+    failure: Option<String>,
 }
 
 /// A commit that waits; counted as long as it lives.
@@ -120,12 +135,12 @@ pub(crate) struct Committer<'a> {
 impl Committer<'_> {
     /// Waits until enough is in the bucket, by the newest commit that is. What is in the bucket is there, whatever has happened to replication since.
     pub(crate) fn wait(&self, limit: Duration, is_enough: &dyn Fn(u64) -> bool) -> Result<(), WaitError> {
-        let mut shared = self.progress.shared.lock();
-        self.progress.wait_for(&mut shared, limit, |facts| is_enough(facts.acked_sequence).then_some(()))?;
+        self.progress.wait_for(limit, |facts| is_enough(facts.acked_sequence).then_some(()))?;
+        let mut local = self.progress.local.lock();
         let now = Instant::now();
-        let turn = shared.next_return.map_or(now, |next| next.max(now));
-        shared.next_return = Some(turn + shared.spacing);
-        drop(shared);
+        let turn = local.next_return.map_or(now, |next| next.max(now));
+        local.next_return = Some(turn + local.spacing);
+        drop(local);
         std::thread::sleep(turn.saturating_duration_since(now));
         Ok(())
     }
@@ -133,9 +148,9 @@ impl Committer<'_> {
 
 impl Drop for Committer<'_> {
     fn drop(&mut self) {
-        let mut shared = self.progress.shared.lock();
-        if let Some(at) = shared.committers.iter().position(|waiting| *waiting == self.sequence) {
-            shared.committers.swap_remove(at);
+        let mut local = self.progress.local.lock();
+        if let Some(at) = local.committers.iter().position(|waiting| *waiting == self.sequence) {
+            local.committers.swap_remove(at);
         }
     }
 }
@@ -158,60 +173,92 @@ pub(crate) enum WaitError {
 }
 
 impl Progress {
-    pub(crate) const fn new() -> Self {
-        Self {
-            shared: Mutex::new(Shared {
-                facts: Facts {
-                    state: ReplicationState::Idle,
-                    acked_sequence: 0,
-                    remote_txid: None,
-                    last_error: None,
-                    last_success_ms: None,
-                    uploads: 0,
-                    snapshots: 0,
-                    fencing: None,
-                    awaits_open: false,
-                    released: false,
-                },
-                committers: Vec::new(),
-                spacing: Duration::ZERO,
-                next_return: None,
-            }),
-            changed: Condvar::new(),
-        }
+    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
+        let local = Local { committers: Vec::new(), spacing: Duration::ZERO, next_return: None, released: false, failure: None };
+        Self { shared, local: Mutex::new(local), released: Condvar::new() }
     }
 
     pub(crate) fn facts(&self) -> Facts {
-        self.shared.lock().facts.clone()
+        let mut facts = self.shared_facts();
+        if self.shared.has_left() {
+            facts.state = ReplicationState::Failed;
+            facts.last_error.clone_from(&self.local.lock().failure);
+        }
+        facts
+    }
+
+    fn shared_facts(&self) -> Facts {
+        let page = &self.shared;
+        Facts {
+            state: ReplicationState::of(page.state.load(Ordering::Acquire)),
+            acked_sequence: page.acked_sequence.load(Ordering::Acquire),
+            remote_txid: Txid::new(page.remote_txid.load(Ordering::Acquire)),
+            last_error: page.error(),
+            last_success_ms: Some(page.last_success_ms.load(Ordering::Relaxed).cast_signed()).filter(|ms| *ms != 0),
+            uploads: page.uploads.load(Ordering::Relaxed),
+            snapshots: page.snapshots.load(Ordering::Relaxed),
+            fencing: match page.fencing.load(Ordering::Relaxed) {
+                0 => None,
+                word => Some(word == STRONG),
+            },
+            awaits_open: page.awaits_open.load(Ordering::Relaxed) != 0,
+        }
     }
 
     pub(crate) fn acked_sequence(&self) -> u64 {
-        self.shared.lock().facts.acked_sequence
+        self.shared.acked_sequence.load(Ordering::Acquire)
     }
 
     /// Changes the facts, and wakes those who wait where it matters to them.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Facts)) {
-        let mut shared = self.shared.lock();
-        let before = shared.facts.awaited();
-        change(&mut shared.facts);
-        if shared.facts.awaited() != before {
-            self.changed.notify_all();
+        let local = self.local.lock();
+        if self.shared.has_left() {
+            return;
         }
+        let (page, before) = (&self.shared, self.shared_facts());
+        let mut after = before.clone();
+        change(&mut after);
+        if after.last_error != before.last_error {
+            page.set_error(after.last_error.as_deref());
+        }
+        let set = |word: &std::sync::atomic::AtomicU64, before: u64, after: u64| {
+            if before != after {
+                word.store(after, Ordering::Release);
+            }
+        };
+        let txid = |txid: Option<Txid>| txid.map_or(0, Txid::get);
+        set(&page.remote_txid, txid(before.remote_txid), txid(after.remote_txid));
+        set(&page.last_success_ms, ms(&before), ms(&after));
+        set(&page.uploads, before.uploads, after.uploads);
+        set(&page.snapshots, before.snapshots, after.snapshots);
+        set(&page.fencing, fencing_word(before.fencing), fencing_word(after.fencing));
+        set(&page.awaits_open, u64::from(before.awaits_open), u64::from(after.awaits_open));
+        set(&page.acked_sequence, before.acked_sequence, after.acked_sequence);
+        set(&page.state, before.state as u64, after.state as u64);
+        drop(local);
+        if after.awaited() != before.awaited() {
+            self.shared.changed();
+        }
+    }
+
+    /// A fault has ended the replication of this process's commits.
+    pub(crate) fn fail(&self, message: String) {
+        self.local.lock().failure = Some(message);
+        self.shared.leave();
+        self.shared.changed();
     }
 
     /// Somebody is about to wait: a file that was damaged may have been repaired, and is looked at again before anybody is told that it is not.
     pub(crate) fn look_again(&self) {
-        self.update(|f| {
-            if f.state == ReplicationState::Damaged {
-                f.state = ReplicationState::Offline;
-            }
-        });
+        let (damaged, offline) = (ReplicationState::Damaged as u64, ReplicationState::Offline as u64);
+        // Where it is not damaged there is nothing to look at.
+        let _ = self.shared.state.compare_exchange(damaged, offline, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// How many commits wait for what is not in the bucket yet.
     pub(crate) fn committers_behind(&self) -> usize {
-        let shared = self.shared.lock();
-        shared.committers.iter().filter(|sequence| **sequence > shared.facts.acked_sequence).count()
+        let acked = self.acked_sequence();
+        self.local.lock().committers.iter().filter(|sequence| **sequence > acked).count()
     }
 
     /// The commits that are about to be released by a request that took so long return one after the other; how many commits wait.
@@ -222,65 +269,85 @@ impl Progress {
         const LONGEST: Duration = Duration::from_micros(250);
         /// Of the request's time, for all of them.
         const SHARE: u32 = 8;
-        let mut shared = self.shared.lock();
-        let waiting = shared.committers.len();
+        let mut local = self.local.lock();
+        let waiting = local.committers.len();
         let among = u32::try_from(waiting).unwrap_or(u32::MAX).max(1);
-        shared.spacing = if waiting > 1 { LONGEST.min(request / SHARE / among) } else { Duration::ZERO };
+        local.spacing = if waiting > 1 { LONGEST.min(request / SHARE / among) } else { Duration::ZERO };
         waiting
+    }
+
+    /// The uploader has let go.
+    pub(crate) fn set_released(&self) {
+        self.local.lock().released = true;
+        self.released.notify_all();
+        // Whoever still waits for the bucket waits in vain.
+        self.shared.changed();
     }
 
     /// Waits until the uploader has let go, at the most that long.
     pub(crate) fn wait_released(&self, limit: Duration) {
-        let mut shared = self.shared.lock();
+        let mut local = self.local.lock();
         // Whether it was released or the time ran out, the caller goes on.
-        let _ = self.changed.wait_while_for(&mut shared, |s| !s.facts.released, limit);
+        let _ = self.released.wait_while_for(&mut local, |local| !local.released, limit);
     }
 
     /// Waits until everything up to a commit is in the bucket.
     pub(crate) fn wait(&self, sequence: u64, limit: Duration) -> Result<Option<Txid>, WaitError> {
-        let done = |facts: &Facts| (facts.stopped().is_none() && facts.acked_sequence >= sequence).then_some(facts.remote_txid);
-        self.wait_for(&mut self.shared.lock(), limit, done)
+        self.wait_for(limit, |facts| (facts.stopped().is_none() && facts.acked_sequence >= sequence).then_some(facts.remote_txid))
     }
 
     /// Waits until everything up to a commit is in the bucket, or the next open has to come first.
     pub(crate) fn wait_at_close(&self, sequence: u64, limit: Duration) -> Result<(), WaitError> {
-        let done = |facts: &Facts| (facts.awaits_open || facts.acked_sequence >= sequence).then_some(());
-        self.wait_for(&mut self.shared.lock(), limit, done)
+        self.wait_for(limit, |facts| (facts.awaits_open || facts.acked_sequence >= sequence).then_some(()))
     }
 
     /// Waits until the bucket has a TXID; the newest that it has.
     pub(crate) fn wait_txid(&self, txid: Txid, limit: Duration) -> Result<Txid, WaitError> {
         // What a bucket of another history has counts for nothing.
         let ours = |facts: &Facts| facts.state != ReplicationState::Diverged;
-        self.wait_for(&mut self.shared.lock(), limit, |facts| facts.remote_txid.filter(|newest| *newest >= txid && ours(facts)))
+        self.wait_for(limit, |facts| facts.remote_txid.filter(|newest| *newest >= txid && ours(facts)))
     }
 
     /// A COMMIT is about to wait.
     pub(crate) fn committer(&self, sequence: u64) -> Committer<'_> {
-        self.shared.lock().committers.push(sequence);
+        self.local.lock().committers.push(sequence);
         Committer { progress: self, sequence }
     }
 
     /// Waits until `done` gives something, replication stands still or the time runs out.
-    fn wait_for<T>(
-        &self,
-        shared: &mut MutexGuard<'_, Shared>,
-        limit: Duration,
-        done: impl Fn(&Facts) -> Option<T>,
-    ) -> Result<T, WaitError> {
+    fn wait_for<T>(&self, limit: Duration, done: impl Fn(&Facts) -> Option<T>) -> Result<T, WaitError> {
         let deadline = Instant::now() + limit;
         loop {
-            if let Some(result) = done(&shared.facts) {
+            let page = &*self.shared;
+            let version = page.version();
+            let facts = self.facts();
+            if let Some(result) = done(&facts) {
                 return Ok(result);
             }
-            if let Some(state) = shared.facts.stopped() {
-                return Err(WaitError::Stopped(state, shared.facts.last_error.clone().unwrap_or_default()));
+            if let Some(state) = facts.stopped() {
+                return Err(WaitError::Stopped(state, facts.last_error.unwrap_or_default()));
             }
-            if Instant::now() >= deadline {
-                return Err(WaitError::Timeout(limit, shared.facts.last_error.clone()));
+            let rest = deadline.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return Err(WaitError::Timeout(limit, facts.last_error));
             }
-            // Whether it was woken or the time ran out: it looks once more.
-            let _ = self.changed.wait_until(shared, deadline);
+            page.wait_changed(version, rest.min(LOOK));
         }
     }
+}
+
+/// In `Page::fencing`.
+const STRONG: u64 = 1;
+const WEAK: u64 = 2;
+
+const fn fencing_word(fencing: Option<bool>) -> u64 {
+    match fencing {
+        None => 0,
+        Some(true) => STRONG,
+        Some(false) => WEAK,
+    }
+}
+
+fn ms(facts: &Facts) -> u64 {
+    facts.last_success_ms.unwrap_or_default().cast_unsigned()
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::control::{Acked, Control, RestoredEarlier, State, replica_hash};
 use super::local::{OwnerMode, Paths, identity};
+use super::shared::Range;
 use super::stamp;
 use crate::types::{PageSize, Txid, WalPos};
 
@@ -101,7 +102,12 @@ fn write(database: &Path, state: impl FnOnce(Option<State>, super::control::Iden
         return Err(RememberError::InUse(database.to_owned()));
     }
     paths.create_directory(&owner).map_err(error(&paths.directory))?;
-    let opened = Control::open(&paths.control(), &owner).map_err(error(&paths.control()))?;
-    let Some((mut control, saved)) = opened else { return Err(RememberError::InUse(database.to_owned())) };
+    let mut control = Control::open(&paths.control()).map_err(error(&paths.control()))?;
+    let locks = control.locks();
+    let locked = locks.lock(Range::Opening, true).and_then(|()| locks.try_lock(Range::Present, true));
+    if !locked.map_err(error(&paths.control()))? {
+        return Err(RememberError::InUse(database.to_owned()));
+    }
+    let saved = control.load(&owner).map_err(error(&paths.control()))?;
     control.save(&state(saved, identity)).and_then(|()| control.file().sync_data()).map_err(error(&paths.control()))
 }

@@ -18,10 +18,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use super::budget::{Backoff, Budget, Siblings};
-use super::clock;
 use super::control::{Attempt, FullReason};
 use super::database::{Database, now_ms};
+use super::guest;
 use super::hub::{Hub, HubReceiver, Notice};
+use super::lease;
 use super::lineage::{self, Exists};
 use super::outage::{Outages, Over, Tell};
 use super::process::Registry;
@@ -30,13 +31,16 @@ use super::send::{self, Patience};
 use super::snapshot;
 use super::tail::{Inflight, Mode, StopKind, TailError};
 use super::turns::{REQUESTS_OF_VERIFY, StoreTurns, Turns};
+use super::{clock, compare};
 use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
-const ENCODE_AHEAD_FRAMES: u32 = 250;
+const ENCODE_AHEAD_FRAMES: u32 = 750;
 /// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
 const LOOK_BACK: Duration = Duration::from_secs(60);
+/// How long nothing is done without a lease, unless whoever keeps it says so.
+const WITHOUT_LEASE: Duration = Duration::from_secs(60);
 const MEMORY_STACK_BYTES: usize = 1024 * 1024;
 
 /// Why a step could not be done.
@@ -154,6 +158,21 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
     }
 }
 
+/// Something that goes on beside a database's task, as long as this is there.
+struct Companion(tokio::task::JoinHandle<()>);
+
+impl Companion {
+    fn begin(body: impl Future<Output = ()> + 'static) -> Self {
+        Self(tokio::task::spawn_local(body))
+    }
+}
+
+impl Drop for Companion {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// What the dispatcher leaves for a database's task.
 #[derive(Debug, Default)]
 struct Mailbox {
@@ -178,6 +197,8 @@ struct Task {
     turns: Rc<StoreTurns>,
     /// When the bucket was looked at last, and whether something was sent since.
     looked: (Instant, bool),
+    /// The turn of the lease that the bucket was compared in.
+    lease_turn: u64,
     /// On a store that replaces objects: what was sent last, to be looked at before the next.
     sent: Option<Attempt>,
 }
@@ -197,6 +218,7 @@ impl Task {
             left_alone,
             turns,
             looked: (clock::now(), false),
+            lease_turn: 0,
             sent: None,
         }
     }
@@ -209,17 +231,34 @@ impl Task {
         database.poison(&why);
         database.end_preserving();
         // Its handles go on without replication. Another open begins afresh, but not before they are closed: what they write would not be seen.
-        while !(database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database)) {
+        while !is_over(&database, registry).await {
             mailbox.notify.notified().await;
         }
     }
 
     async fn run(mut self, registry: &'static Registry) {
+        let (database, mailbox) = (Arc::clone(&self.database), Rc::clone(&self.mailbox));
+        let has_ended = || database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&database);
+        if !guest::serve(&database, &mailbox.notify, has_ended).await {
+            return;
+        }
+        // Other processes wake it as commits of this one do.
+        let _listening = database.listen().map(|listener| {
+            Companion::begin(async move {
+                while listener.heard().await.is_ok() {
+                    mailbox.notify.notify_one();
+                }
+            })
+        });
+        let _keeping = database.lease.is_some().then(|| Companion::begin(lease::keep(Arc::clone(&database))));
         loop {
-            if self.database.closing.load(Ordering::Acquire) && registry.forget_if_closed(&self.database) {
+            if is_over(&self.database, registry).await {
                 return;
             }
-            let heard = Heard { asked: self.database.asked.load(Ordering::Acquire), calls: self.database.calls.load(Ordering::SeqCst) };
+            let heard = Heard {
+                asked: self.database.shared.asked.load(Ordering::Acquire),
+                calls: self.database.shared.calls.load(Ordering::SeqCst),
+            };
             let next = match self.step().await {
                 Ok(next) => next,
                 Err(StepError::Closed) => Next::Again,
@@ -266,19 +305,41 @@ impl Task {
             return Ok(Next::Idle);
         }
         database.note_looked();
-        let mode = {
+        let (mode, compares) = {
             let mut tail = database.lock_tail();
             let live = database.published().live();
             tail.resolve(&live.end, &|| database.stamp());
             database.note_captured(&tail);
-            tail.mode.clone()
+            (tail.mode.clone(), tail.to_be_compared().is_some())
         };
-        if let Mode::Stopped(kind, message) = mode {
-            report_stop(&database, kind, message);
+        if let Mode::Stopped(kind, message) = &mode
+            && !compares
+        {
+            report_stop(&database, *kind, message.clone());
+            if let Some(lease) = &database.lease {
+                lease.is_stopped();
+            }
             return Ok(Next::Stopped);
         }
         if let Some(wait) = self.left_alone_for() {
             return Ok(Next::After(wait));
+        }
+        if let Some(lease) = &database.lease {
+            let Some(turn) = lease.turn() else {
+                // Who keeps it ends the pause.
+                lease.report(&database);
+                return Ok(Next::Backoff(WITHOUT_LEASE, WITHOUT_LEASE));
+            };
+            // Somebody else may have gone on meanwhile.
+            self.verified &= turn == self.lease_turn;
+            self.lease_turn = turn;
+        }
+        if compares {
+            let turns = Rc::clone(&self.turns);
+            let _turn = self.turn(&turns.full, 1).await?;
+            self.meanwhile(compare::decide(&database)).await??;
+            self.succeeded();
+            return Ok(Next::Again);
         }
         if !self.verified {
             fault_point!("verify.begin");
@@ -344,7 +405,7 @@ impl Task {
         }
         database.progress.update(Facts::under_way);
         let (now, acked) = (clock::now(), database.progress.acked_sequence());
-        let urgent = database.urgent.load(Ordering::Acquire) > acked;
+        let urgent = database.shared.urgent.load(Ordering::Acquire) > acked;
         let wait = self.budget.wait(now);
         if urgent {
             let pause = self.siblings.still_to_come(database.progress.committers_behind(), Instant::now());
@@ -513,7 +574,7 @@ impl Task {
         while !self.database.closing.load(Ordering::Acquire) {
             let alone = self.left_alone_for();
             if alone.is_none() {
-                if self.database.asked.load(Ordering::Acquire) != heard.asked {
+                if self.database.shared.asked.load(Ordering::Acquire) != heard.asked {
                     return;
                 }
                 let called = !self.database.doze(heard.calls);
@@ -522,7 +583,7 @@ impl Task {
                     Some(shorter) if self.database.progress.committers_behind() > 0 => until = until.min(began + shorter),
                     _ => {}
                 }
-                heard.calls = self.database.calls.load(Ordering::SeqCst);
+                heard.calls = self.database.shared.calls.load(Ordering::SeqCst);
             }
             if self.database.arm(wake_frames) {
                 tokio::select! {
@@ -594,6 +655,10 @@ impl Task {
             // A snapshot that a panic has ended, say: that is told already.
             return Next::Again;
         }
+        if matches!(error, StepError::Store(e) if e.kind == StoreErrorKind::NoLease) {
+            // It ran out since the step began; the next one says so.
+            return Next::Again;
+        }
         if let StepError::Unreadable(message) = error {
             stop(&self.database, StopKind::Diverged, message.clone());
             return Next::Again;
@@ -630,6 +695,15 @@ impl Task {
     }
 }
 
+/// Whether the last handle was closed and the database is forgotten.
+async fn is_over(database: &Arc<Database>, registry: &Registry) -> bool {
+    if !database.closing.load(Ordering::Acquire) {
+        return false;
+    }
+    lease::release_at_close(database).await;
+    registry.forget_if_closed(database)
+}
+
 /// What a local failure means: the full state where something is lost, another try where it may pass.
 fn recover(database: &Database, tail: &mut super::tail::Tail, error: TailError) -> Result<Next, StepError> {
     use super::batch::BatchError;
@@ -656,7 +730,7 @@ pub(crate) fn stop(database: &Database, kind: StopKind, message: String) {
 
 pub(crate) fn report_stop(database: &Database, kind: StopKind, message: String) {
     if database.options.readonly_on_conflict && matches!(kind, StopKind::Fenced | StopKind::Diverged) {
-        database.refuses_writes.store(true, Ordering::Release);
+        database.shared.refuses_writes.store(1, Ordering::Release);
     }
     database.progress.update(|f| {
         f.state = kind.into();

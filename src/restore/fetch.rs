@@ -13,7 +13,7 @@ use crate::store::{Level, Listed, Store, StoreError};
 use crate::types::{TimestampMs, Txid};
 
 /// What one request asks for at most. Files up to this size are had with one request.
-pub(super) const CHUNK_BYTES: u64 = 4 << 20;
+pub(crate) const CHUNK_BYTES: u64 = 4 << 20;
 
 const MAX_ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -21,29 +21,29 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A part of a file.
 #[derive(Clone, Debug)]
-pub(super) struct Chunk {
-    /// Which file of the plan, counted from the newest.
-    pub(super) file: Listed,
-    pub(super) range: Range<u64>,
+pub(crate) struct Chunk {
+    /// Which file.
+    pub(crate) file: Listed,
+    pub(crate) range: Range<u64>,
 }
 
 impl Chunk {
-    pub(super) fn is_first(&self) -> bool {
+    pub(crate) fn is_first(&self) -> bool {
         self.range.start == 0
     }
 
-    pub(super) fn is_last(&self) -> bool {
+    pub(crate) fn is_last(&self) -> bool {
         self.range.end == self.file.size_bytes
     }
 }
 
 /// The chunks of files, in order. At most `parallelism` of them are in memory or on their way.
-pub(super) fn chunks<'a>(
+pub(crate) fn chunks<'a>(
     store: &'a dyn Store,
-    newest_first: impl Iterator<Item = Listed> + 'a,
+    files: impl Iterator<Item = Listed> + 'a,
     parallelism: usize,
 ) -> impl Stream<Item = Result<(Chunk, Bytes), StoreError>> + 'a {
-    stream::iter(newest_first.flat_map(ranges))
+    stream::iter(files.flat_map(ranges))
         .map(move |chunk| async move {
             let body = retried(async || store.get_range(&chunk.file.name, chunk.range.clone()).await).await?;
             Ok((chunk, body))

@@ -19,7 +19,7 @@ use crate::types::{PageSize, TimestampMs, Txid, WalPos};
 
 mod apply;
 mod error;
-mod fetch;
+pub(crate) mod fetch;
 mod output;
 mod plan;
 mod times;

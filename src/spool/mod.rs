@@ -207,6 +207,21 @@ impl Spool {
         }
     }
 
+    /// The queue as another process has left it.
+    pub(crate) fn reopen(&self, first: u64, next: u64, keep_attempt: Option<Txid>) -> Result<Self, SpoolError> {
+        Self::open(&self.directory, self.owner, self.limits, first, next, keep_attempt)
+    }
+
+    /// From here on a disk that is full is an error.
+    pub(crate) const fn keep_nothing_in_memory(&mut self) {
+        self.limits.memory_bytes = 0;
+    }
+
+    /// Whether a full disk has left something in memory.
+    pub(crate) fn has_in_memory(&self) -> bool {
+        self.entries.iter().any(|entry| !entry.is_on_disk())
+    }
+
     /// Fails where an entry is not what it is called: another database's, or another of this one, put here by somebody.
     pub(crate) fn check_node(&self, node_id: u64) -> Result<(), SpoolError> {
         for entry in &self.entries {

@@ -8,9 +8,12 @@
 //! ```text
 //! create <name>.<random>.tmp -> write -> set mtime -> fsync -> link to <name> (fails if it exists) -> unlink .tmp -> fsync folder
 //! ```
+//!
+//! The object of a lease is replaced, which takes a lock of the kernel's: `flock` on a file beside it, given up by the kernel when its holder dies.
+//! Network file systems that have such locks keep them for all hosts; where there are none, there is no lease.
 
-use std::fs::{self, File, FileTimes, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File, FileTimes, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -23,8 +26,11 @@ use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 
 use super::keys::Keys;
+use super::lock::{LOCK_FILE, MOST_LOCK_BYTES};
 use super::url::ReplicaUrl;
-use super::{Created, Level, Listed, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload};
+use super::{
+    Created, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload,
+};
 use crate::types::{TimestampMs, Txid};
 
 /// Other writers' temporary files are left alone for so long.
@@ -157,6 +163,98 @@ impl FolderStore {
     }
 }
 
+impl FolderStore {
+    fn lock_path(&self) -> PathBuf {
+        self.root.join(self.keys.lock())
+    }
+
+    fn read_lock_file(&self) -> io::Result<Option<LockObject>> {
+        let file = match File::open(self.lock_path()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        let mut text = String::new();
+        file.take(MOST_LOCK_BYTES).read_to_string(&mut text)?;
+        let version = LockVersion { e_tag: Some(text.clone()), version: None };
+        Ok(Some(LockObject { body: text.into(), version }))
+    }
+
+    /// Nobody else writes meanwhile.
+    async fn write_lock_file(&self, body: &[u8], expected: Option<&LockVersion>) -> io::Result<LockWritten> {
+        let path = self.lock_path();
+        make_folders(parent(&path))?;
+        let _alone = Alone::take(&with_suffix(&path, ".lock")).await?;
+        let found = self.read_lock_file()?;
+        if found.map(|lock| lock.version).as_ref() != expected {
+            return Ok(LockWritten::Changed);
+        }
+        let text = String::from_utf8(body.to_vec()).map_err(io::Error::other)?;
+        // Of a fixed name: what a process left that died is overwritten.
+        let temporary = with_suffix(&path, TEMPORARY);
+        let mut file = File::create(&temporary)?;
+        file.write_all(body)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        sync_folder(parent(&path))?;
+        Ok(LockWritten::Written(LockVersion { e_tag: Some(text), version: None }))
+    }
+
+    fn lock_error(&self, operation: &'static str, error: &io::Error) -> StoreError {
+        let of_lock = match error.kind() {
+            io::ErrorKind::WouldBlock => Some((
+                StoreErrorKind::Timeout,
+                "A process that has it locked does not go on: look for one that is stopped (lslocks, fuser), and end it",
+            )),
+            _ if lacks_locks(error) => Some((StoreErrorKind::Protocol, NO_LOCKS)),
+            _ => None,
+        };
+        let error = self.error(operation, &LOCK_FILE, error);
+        match of_lock {
+            Some((kind, advice)) => StoreError { kind, advice, ..error },
+            None => error,
+        }
+    }
+}
+
+const NO_LOCKS: &str = "This file system has no locks (flock), which a lease in a folder needs: open the database without the option lease";
+
+fn lacks_locks(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::ENOTSUP | libc::ENOSYS)) || error.kind() == io::ErrorKind::Unsupported
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(suffix);
+    name.into()
+}
+
+/// The lock of who replaces the object.
+struct Alone(File);
+
+impl Alone {
+    /// It is held for a few calls only: who has it longer does not run.
+    async fn take(path: &Path) -> io::Result<Self> {
+        const TRIES: u32 = 100;
+        const PAUSE: Duration = Duration::from_millis(20);
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        for _ in 0..TRIES {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self(file)),
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(PAUSE).await,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::WouldBlock, format!("{} is locked by another process", path.display())))
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // Closing is not enough where the process was forked meanwhile: the child has the same open file.
+        let _ = self.0.unlock();
+    }
+}
+
 impl Store for FolderStore {
     fn url(&self) -> &str {
         &self.url
@@ -206,6 +304,14 @@ impl Store for FolderStore {
     fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         let generations = self.root.join(self.keys.generations());
         ready(generations.try_exists().map_err(|e| self.error("list", &"generations", &e))).boxed()
+    }
+
+    fn read_lock(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {
+        ready(self.read_lock_file().map_err(|e| self.lock_error("get", &e))).boxed()
+    }
+
+    fn write_lock<'a>(&'a self, body: Bytes, expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
+        async move { self.write_lock_file(&body, expected).await.map_err(|e| self.lock_error("put", &e)) }.boxed()
     }
 
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

@@ -1,5 +1,6 @@
 //! What objects are called: the layouts of Litestream 0.5.
 
+use super::lock::LOCK_FILE;
 use super::url::Location;
 use super::{Level, LtxName};
 
@@ -56,6 +57,15 @@ impl Keys {
         format!("{path}generations/")
     }
 
+    /// The key of the object that a lease is kept in.
+    pub(super) fn lock(&self) -> String {
+        let path = match self.layout {
+            Layout::S3 => &self.prefix,
+            Layout::Others => self.prefix.strip_suffix("ltx/").unwrap_or(&self.prefix),
+        };
+        format!("{path}{LOCK_FILE}")
+    }
+
     /// Whether keys begin with a slash.
     pub(super) fn begin_with_slash(&self) -> bool {
         self.prefix.starts_with('/')
@@ -75,6 +85,15 @@ mod tests {
         assert_eq!(generations("gs://b"), "generations/");
         assert_eq!(generations("abs://a@c/app"), "app/generations/");
         assert_eq!(generations("file:///backup/app"), "generations/");
+    }
+
+    #[test]
+    fn the_lock_is_beside_the_levels() {
+        let lock = |url: &str| Keys::new(ReplicaUrl::parse(url).unwrap().location()).lock();
+        assert_eq!(lock("s3://b/app/db"), "app/db/lock.json");
+        assert_eq!(lock("gs://b"), "lock.json");
+        assert_eq!(lock("abs://a@c/app"), "app/lock.json");
+        assert_eq!(lock("file:///backup/app"), "lock.json");
     }
 
     fn key(url: &str, level: u8) -> String {

@@ -8,6 +8,7 @@ mod env;
 mod folder;
 mod http;
 mod keys;
+mod lock;
 mod open;
 mod parts;
 mod profile;
@@ -23,6 +24,7 @@ use futures_util::future::BoxFuture;
 
 pub use self::env::Env;
 pub(crate) use self::http::HttpClients;
+pub use self::lock::{LockObject, LockVersion, LockWritten};
 pub(crate) use self::open::open_sharing;
 pub use self::open::{StoreOptions, open, open_with_env};
 pub use self::url::{ReplicaUrl, UrlError};
@@ -182,6 +184,28 @@ pub trait Store: fmt::Debug + Send + Sync {
         Box::pin(std::future::ready(Ok(false)))
     }
 
+    /// The object that a lease is kept in; `None` where there is none.
+    fn read_lock(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {
+        Box::pin(std::future::ready(Err(self.lacks_lock())))
+    }
+
+    /// Writes it if it is still what was expected: that version, or nothing at all. In one step, or not at all.
+    fn write_lock<'a>(&'a self, _body: Bytes, _expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
+        Box::pin(std::future::ready(Err(self.lacks_lock())))
+    }
+
+    /// What a store says that cannot keep a lease.
+    fn lacks_lock(&self) -> StoreError {
+        StoreError {
+            kind: StoreErrorKind::Protocol,
+            operation: "put",
+            object: format!("{} in {}", lock::LOCK_FILE, self.url()),
+            cause: "this store has no conditional writes".to_owned(),
+            advice: "A lease needs them: open the database without the option lease, and make sure yourself that there is one writer",
+            retry_after: None,
+        }
+    }
+
     /// Whether `create` really refuses to replace an object. Asks the store at most once, with an object of its own that it deletes.
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>>;
 }
@@ -212,6 +236,8 @@ pub enum StoreErrorKind {
     Protocol,
     /// A local file operation failed.
     Io,
+    /// The lease that allows to write is not ours. Nothing was asked of the store.
+    NoLease,
 }
 
 /// A failed operation: what, on which object, why, and what to do about it. Never holds a secret.

@@ -16,6 +16,7 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{
     Attribute, Attributes, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
+    UpdateVersion,
 };
 use tokio::sync::OnceCell;
 
@@ -23,11 +24,15 @@ use super::credentials::Secrets;
 use super::env::Env;
 use super::http::{HttpClients, Refusal, traced, traced_conditionally};
 use super::keys::Keys;
+use super::lock::{LOCK_FILE, MOST_LOCK_BYTES};
 use super::open::StoreOptions;
 use super::parts::PartRetries;
 use super::remote_error::Context;
 use super::url::ReplicaUrl;
-use super::{Created, Level, Listed, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload, clients};
+use super::{
+    Created, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload,
+    clients,
+};
 use crate::types::{TimestampMs, Txid};
 
 /// What we need of an `object_store` client.
@@ -64,6 +69,8 @@ impl fmt::Debug for RemoteStore {
         f.debug_struct("RemoteStore").field("url", &self.0.url).finish_non_exhaustive()
     }
 }
+
+const NO_CONDITIONS: &str = "This store knows no conditional writes, which a lease needs: open the database without the option lease";
 
 /// The outcome of a request, and what it was refused with.
 type Traced<T> = (object_store::Result<T>, Option<Refusal>);
@@ -240,6 +247,49 @@ impl Inner {
         Err(context.error(StoreErrorKind::Truncated, cause, ""))
     }
 
+    async fn read_lock(&self) -> Result<Option<LockObject>, StoreError> {
+        let context = self.context("get", &LOCK_FILE);
+        let path = self.path(&context, &self.keys.lock())?;
+        let (result, refusal) = traced(self.bucket().get_opts(&path, GetOptions::default())).await;
+        let response = match result {
+            Err(object_store::Error::NotFound { .. }) if !refusal.as_ref().is_some_and(is_bucket_missing) => return Ok(None),
+            other => self.check(&context, (other, refusal))?,
+        };
+        let version = LockVersion { e_tag: response.meta.e_tag.clone(), version: response.meta.version.clone() };
+        if response.meta.size > MOST_LOCK_BYTES {
+            let cause = format!("it has {} bytes, which no lease has", response.meta.size);
+            return Err(context.error(StoreErrorKind::Protocol, cause, ""));
+        }
+        let body = response.bytes().await.map_err(|e| self.clean(context.failure(&e, None)))?;
+        Ok(Some(LockObject { body, version }))
+    }
+
+    async fn write_lock(&self, body: Bytes, expected: Option<&LockVersion>) -> Result<LockWritten, StoreError> {
+        let context = self.context("put", &LOCK_FILE);
+        let path = self.path(&context, &self.keys.lock())?;
+        let update = |expected: &LockVersion| UpdateVersion { e_tag: expected.e_tag.clone(), version: expected.version.clone() };
+        let mode = expected.map_or(PutMode::Create, |expected| PutMode::Update(update(expected)));
+        let mut attributes = Attributes::new();
+        attributes.insert(Attribute::ContentType, "application/json".into());
+        let options = PutOptions { mode, attributes, ..Default::default() };
+        let (result, refusal) = traced(self.bucket().put_opts(&path, body.clone().into(), options)).await;
+        match result {
+            // A store that does not say what it has written is asked for that.
+            Ok(put) if put.e_tag.is_none() && put.version.is_none() => match self.read_lock().await? {
+                Some(lock) if lock.body == body => Ok(LockWritten::Written(lock.version)),
+                _ => Ok(LockWritten::Changed),
+            },
+            Ok(put) => Ok(LockWritten::Written(LockVersion { e_tag: put.e_tag, version: put.version })),
+            Err(e) if refusal.as_ref().is_some_and(is_bucket_missing) => self.check(&context, (Err(e), refusal)),
+            Err(e) if says_exists(&e, refusal.as_ref()) || matches!(e, object_store::Error::NotFound { .. }) => Ok(LockWritten::Changed),
+            Err(e) => {
+                let unsupported = refusal.as_ref().is_some_and(is_unsupported);
+                let error = self.clean(context.failure(&e, refusal.as_ref()));
+                Err(if unsupported { StoreError { advice: NO_CONDITIONS, ..error } } else { error })
+            }
+        }
+    }
+
     async fn head(&self, name: &LtxName) -> Result<Listed, StoreError> {
         let context = self.context("head", name);
         let path = self.path(&context, &self.keys.file(name))?;
@@ -357,6 +407,14 @@ impl Store for RemoteStore {
 
     fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.0.has_generations().boxed()
+    }
+
+    fn read_lock(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {
+        self.0.read_lock().boxed()
+    }
+
+    fn write_lock<'a>(&'a self, body: Bytes, expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
+        self.0.write_lock(body, expected).boxed()
     }
 
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

@@ -1,15 +1,17 @@
 //! The VFS below ours, and files of it.
 
 use std::ffi::{OsStr, c_char, c_int, c_void};
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::{fs, io};
 
 use parking_lot::Mutex;
 
 use super::abi::{File, IoMethods, SQLITE_IOERR_SHORT_READ, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_SYNC_NORMAL, Vfs};
+use super::fork;
 use crate::replicator::database::Host;
 use crate::replicator::preserve::DatabaseFile;
+use crate::replicator::shared::Mapped;
 
 /// The VFS that ours wraps. It lives as long as the process.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +25,10 @@ unsafe impl Sync for BaseVfs {}
 impl Host for BaseVfs {
     fn open_database(&self, path: &Path) -> io::Result<Box<dyn DatabaseFile>> {
         Ok(Box::new(BaseFile::open(self.0, path)?))
+    }
+
+    fn map_shared(&self, control: &fs::File) -> io::Result<Box<dyn Mapped>> {
+        super::mapping::map(control)
     }
 }
 
@@ -57,9 +63,9 @@ impl BaseFile {
         let pointer = file.as_mut_ptr().cast::<File>();
         let mut out_flags = 0;
         // SAFETY: the buffer is as large as the base asks for and aligned; the name is terminated and stays where it is on the heap.
-        let rc = unsafe {
+        let rc = fork::apart(|| unsafe {
             open(vfs, name.as_ptr().add(4).cast::<c_char>(), pointer, SQLITE_OPEN_MAIN_DB | SQLITE_OPEN_READONLY, &raw mut out_flags)
-        };
+        });
         let this = Self { file: Mutex::new(file), _name: name };
         if rc == SQLITE_OK { Ok(this) } else { Err(sqlite_error("open", rc)) }
     }
@@ -80,7 +86,7 @@ impl DatabaseFile for BaseFile {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         // SAFETY: the file is open, and the buffer has that many bytes.
-        let rc = unsafe { read(pointer, buf.as_mut_ptr().cast::<c_void>(), bytes, offset) };
+        let rc = fork::apart(|| unsafe { read(pointer, buf.as_mut_ptr().cast::<c_void>(), bytes, offset) });
         match rc {
             SQLITE_OK => Ok(()),
             // Every VFS fills up with zeros: SQLite's pager relies on it.
@@ -94,6 +100,7 @@ impl DatabaseFile for BaseFile {
         let Some((IoMethods { sync: Some(sync), .. }, pointer)) = Self::methods(&mut file) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
+        // It takes as long as the disk does, and SQLite's own VFS holds no lock meanwhile: a fork does not wait for it.
         // SAFETY: the file is open.
         let rc = unsafe { sync(pointer, SQLITE_SYNC_NORMAL) };
         if rc == SQLITE_OK { Ok(()) } else { Err(sqlite_error("sync", rc)) }
@@ -105,7 +112,7 @@ impl Drop for BaseFile {
         let mut file = self.file.lock();
         if let Some((IoMethods { close: Some(close), .. }, pointer)) = Self::methods(&mut file) {
             // SAFETY: the file is open and not used after this.
-            unsafe { close(pointer) };
+            fork::apart(|| unsafe { close(pointer) });
         }
     }
 }

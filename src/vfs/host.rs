@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::sync::Once;
 
-use crate::replicator::process;
+use super::fork;
 
 /// The uploader's stack; its deepest use is TLS.
 const STACK_BYTES: usize = 1024 * 1024;
@@ -17,6 +17,10 @@ pub(crate) fn start_thread(body: Box<dyn FnOnce() + Send>) -> std::io::Result<()
     let blocked = unsafe {
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr())
+    };
+    let body = move || {
+        fork::is_ours();
+        body();
     };
     // The new thread takes the mask of the one that makes it.
     let started = std::thread::Builder::new().name("replicated".to_owned()).stack_size(STACK_BYTES).spawn(body);
@@ -45,18 +49,14 @@ pub(crate) fn keep_loaded(addresses: &[*const c_void]) {
     }
 }
 
-/// Counts forks from now on.
+/// Counts forks from now on, and has them wait for our thread: see `fork`.
 pub(crate) fn watch_forks() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: the handler only adds to an atomic, which is sound in the child of a threaded process.
-        let rc = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+        // SAFETY: the handlers only change atomics, and the first one waits for one; that is sound in the child of a threaded process, too.
+        let rc = unsafe { libc::pthread_atfork(Some(fork::prepare), Some(fork::in_parent), Some(fork::in_child)) };
         if rc != 0 {
             log::warn!(target: "replicated", "forks cannot be noticed (error {rc}): a child must not use databases that its parent opened");
         }
     });
-}
-
-extern "C" fn in_child() {
-    process::forked();
 }

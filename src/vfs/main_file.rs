@@ -223,12 +223,24 @@ impl MainFile {
     /// Refuses a write transaction before it has changed anything, where `on_conflict=readonly` and another writer has gone on. What applications
     /// handle as they do a database that they may only read.
     pub(super) fn refusal_of_writes(&self) -> Option<c_int> {
-        let database = self.database().filter(|database| database.refuses_writes.load(Ordering::Acquire))?;
+        let database = self.database().filter(|database| database.shared.refuses_writes.load(Ordering::Acquire) != 0)?;
         guarded(self, (), || {
             let why = database.progress.facts().last_error.unwrap_or_default();
             super::note_refusal(&format!("on_conflict=readonly: nothing can be committed: {why}"));
         });
         Some(SQLITE_READONLY)
+    }
+
+    /// The same for a transaction that begins with no lock, in a rollback mode under exclusive locking: the EXCLUSIVE lock is held since an earlier one has
+    /// committed. What it changes first in the database file is refused, with everything as it was there. So what SQLite then writes to roll it back is what
+    /// the file holds, and is answered without being written: `is_there` tells.
+    fn answer_of_change(&self, is_there: impl FnOnce() -> bool) -> Option<c_int> {
+        let is = |state: &AtomicBool| state.load(Ordering::Relaxed);
+        let may_be_refused = is(&self.has_committed) && !is(&self.in_wal_mode) && !is(&self.rolls_back) && !is(&self.writes_file);
+        if !may_be_refused || self.database().is_none_or(|database| database.shared.refuses_writes.load(Ordering::Acquire) == 0) {
+            return None;
+        }
+        if guarded(self, false, is_there) { Some(SQLITE_OK) } else { self.refusal_of_writes() }
     }
 
     /// The EXCLUSIVE lock comes when a transaction commits, and all of its databases are known.
@@ -269,6 +281,14 @@ pub(super) unsafe extern "C" fn main_write(file: *mut File, from: *const c_void,
     // SAFETY: see above.
     unsafe {
         let change = FileChange::Write { offset: offset.cast_unsigned(), bytes: u64::try_from(bytes).unwrap_or(0) };
+        let is_there = || {
+            let size = usize::try_from(bytes).unwrap_or(0);
+            let mut there = vec![0; size];
+            read_base(file, &mut there, offset.cast_unsigned()) && there == std::slice::from_raw_parts(from.cast::<u8>(), size)
+        };
+        if let Some(rc) = main_of(file).answer_of_change(is_there) {
+            return rc;
+        }
         main_of(file).before_change(file, change);
         write(file, from, bytes, offset)
     }
@@ -277,6 +297,13 @@ pub(super) unsafe extern "C" fn main_write(file: *mut File, from: *const c_void,
 pub(super) unsafe extern "C" fn main_truncate(file: *mut File, bytes: i64) -> c_int {
     // SAFETY: see above.
     unsafe {
+        let is_so_long = || {
+            let mut size = 0;
+            file_size(file, &raw mut size) == SQLITE_OK && size == bytes
+        };
+        if let Some(rc) = main_of(file).answer_of_change(is_so_long) {
+            return rc;
+        }
         main_of(file).before_change(file, FileChange::Truncate { bytes: bytes.cast_unsigned() });
         truncate(file, bytes)
     }
@@ -322,8 +349,11 @@ unsafe fn read_base(file: *mut File, page: &mut [u8], at: u64) -> bool {
 
 /// Keeps account of the lock: one that goes from SHARED straight to EXCLUSIVE with a journal there is about to roll that back.
 pub(super) unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_int {
-    // A hot journal is rolled back without RESERVED, and so is a journal mode left.
-    if level == SQLITE_LOCK_RESERVED
+    // A hot journal is rolled back without RESERVED, and so is a journal mode left. Under exclusive locking RESERVED may be held from a transaction that
+    // has changed nothing.
+    // SAFETY: see above.
+    let held = unsafe { main_of(file) }.lock_level.load(Ordering::Relaxed);
+    if (level == SQLITE_LOCK_RESERVED || level == SQLITE_LOCK_EXCLUSIVE && held == SQLITE_LOCK_RESERVED)
         // SAFETY: see above.
         && let Some(rc) = unsafe { main_of(file) }.refusal_of_writes()
     {
@@ -432,6 +462,8 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
                 return rc;
             }
         }
+        // The uploader of another process reads the full state: to a passive checkpoint that is one that is running already.
+        (TAKE, WAL_CHECKPOINT_LOCK, 1) if guarded(main, false, || database.is_preserved_elsewhere()) => return SQLITE_BUSY,
         (GIVE_READ, WAL_READ_LOCK_0.., 1) => main.holds_read.store(false, Ordering::Relaxed),
         (GIVE, WAL_CHECKPOINT_LOCK, 1) => {
             main.holds_checkpoint.store(false, Ordering::Relaxed);
@@ -466,7 +498,7 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
             (TAKE, 4) if n == 4 => guarded(main, (), || database.wal_is_empty()),
             (TAKE, WAL_CHECKPOINT_LOCK) if n == 1 => main.holds_checkpoint.store(true, Ordering::Relaxed),
             (READ, WAL_READ_LOCK_0..) if !database.has_seen_index() => {
-                guarded(main, (), || main.index_header().iter().for_each(|index| database.observe_first(index)));
+                guarded(main, (), || database.observe_first(|| main.index_header()));
             }
             _ => {}
         }

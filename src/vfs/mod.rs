@@ -9,11 +9,13 @@ mod abi;
 mod api;
 mod base;
 mod file;
+mod fork;
 mod group;
 mod host;
 #[cfg(test)]
 mod layout_tests;
 mod main_file;
+mod mapping;
 mod pragma;
 mod shim;
 mod wal_file;

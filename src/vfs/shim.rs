@@ -17,6 +17,7 @@ use crate::config::Options;
 use crate::replicator::database::Database;
 use crate::replicator::durability::Policy;
 use crate::replicator::if_missing::restore_if_missing;
+use crate::replicator::lease::{Taken, take_at_open};
 use crate::replicator::process;
 
 /// The name in `vfs=replicated`.
@@ -251,6 +252,10 @@ unsafe fn open_main(
 ) -> c_int {
     // SAFETY: the name is a C string.
     let path = unsafe { path_of(name) };
+    let lease = match lease_first(path, options) {
+        Ok(lease) => lease,
+        Err(error) => return refuse(&error),
+    };
     if let Err(error) = restore_first(path, options) {
         return refuse(&error);
     }
@@ -264,7 +269,7 @@ unsafe fn open_main(
     if rc != SQLITE_OK {
         return rc;
     }
-    let database = if base_flags & SQLITE_OPEN_READONLY != 0 { Ok(None) } else { attach(registered, path, options).map(Some) };
+    let database = if base_flags & SQLITE_OPEN_READONLY != 0 { Ok(None) } else { attach(registered, path, options, lease).map(Some) };
     match database {
         Ok(database) => {
             // SAFETY: the base's file is open behind our part.
@@ -298,11 +303,23 @@ fn restore_first(path: &Path, options: &Options) -> Result<(), String> {
     .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
 }
 
-fn attach(registered: &'static Registered, path: &Path, options: &Options) -> Result<Arc<Database>, String> {
+/// With `lease`: before anything else.
+fn lease_first(path: &Path, options: &Options) -> Result<Option<Taken>, String> {
+    if options.lease.is_zero() {
+        return Ok(None);
+    }
+    catch_unwind(AssertUnwindSafe(|| {
+        crate::logging::configure(options);
+        take_at_open(path, options, host::start_thread).map_err(|error| error.to_string())
+    }))
+    .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
+}
+
+fn attach(registered: &'static Registered, path: &Path, options: &Options, lease: Option<Taken>) -> Result<Arc<Database>, String> {
     let host = Arc::new(registered.base);
     catch_unwind(AssertUnwindSafe(|| {
         crate::logging::configure(options);
-        process::open(path, options, host, host::start_thread).map_err(|error| error.to_string())
+        process::open(path, options, host, host::start_thread, lease).map_err(|error| error.to_string())
     }))
     .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
 }

@@ -10,6 +10,7 @@ use crate::replicator::file_header::{FileHeader, HEADER_BYTES};
 use crate::replicator::hub::Notice;
 use crate::replicator::mark::{self, Mark};
 use crate::replicator::preserve::{DatabaseFile, Preserver};
+use crate::replicator::shared::{Preserving, Range};
 use crate::replicator::stamp;
 
 #[derive(Debug, Default)]
@@ -42,23 +43,54 @@ impl Database {
     /// A checkpoint or transaction of this process begins or ends to write the database file.
     pub(crate) fn writes_file(&self, begins: bool) {
         let mut slot = self.preserver.lock();
-        slot.writers = if begins { slot.writers + 1 } else { slot.writers.saturating_sub(1) };
-        let waits = slot.writers == 0 && self.snapshot_waits.swap(false, Ordering::AcqRel);
-        drop(slot);
-        if waits {
-            self.asked.fetch_add(1, Ordering::AcqRel);
-            self.hub.notify(Notice::Look(self.id));
+        let before = slot.writers;
+        slot.writers = if begins { before + 1 } else { before.saturating_sub(1) };
+        match (before, slot.writers) {
+            (0, 1) => self.tell_of_writing(true),
+            (1, 0) => self.tell_of_writing(false),
+            _ => {}
         }
+        let is_over = slot.writers == 0;
+        drop(slot);
+        if is_over {
+            self.look_for_snapshot();
+        }
+    }
+
+    /// Other processes' uploaders do not begin to read the full state meanwhile.
+    fn tell_of_writing(&self, begins: bool) {
+        let locks = self.locks.lock();
+        let Some(locks) = locks.as_ref().filter(|_| !self.shared.has_left()) else { return };
+        if !begins {
+            locks.unlock(Range::Writing);
+        } else if let Err(error) = locks.lock(Range::Writing, false) {
+            log::warn!(target: "replicated", "{}: it cannot be locked: {error}", self.paths.control().display());
+        }
+    }
+
+    /// Whether the uploader of another process reads the full state.
+    pub(crate) fn is_preserved_elsewhere(&self) -> bool {
+        !self.is_owner() && Preserving::of(&self.shared) == Preserving::Yes
+    }
+
+    /// What that uploader needs is about to be overwritten.
+    pub(crate) fn break_preserving(&self) {
+        let (yes, broken) = (Preserving::Yes as u64, Preserving::Broken as u64);
+        // It has come to its end, otherwise.
+        let _ = self.shared.preserving.compare_exchange(yes, broken, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// A checkpoint of this process begins to write the database file.
     pub(crate) fn checkpoint_begins(&self) {
         self.writes_file(true);
+        if self.is_preserved_elsewhere() {
+            self.break_preserving();
+        }
         let mut marks = self.marks.lock();
         if marks.is_none() {
             // How what is captured relates to what is there is decided before the file is changed.
             let mut tail = self.lock_tail();
-            let live = self.published.lock().live();
+            let live = self.published().live();
             tail.resolve(&live.end, &|| self.stamp());
             *marks = tail.control_file();
         }
@@ -91,8 +123,8 @@ impl Database {
 
     /// Has the uploader look, where a snapshot waits for a transaction that may have ended.
     pub(crate) fn look_for_snapshot(&self) {
-        if self.snapshot_waits.swap(false, Ordering::AcqRel) {
-            self.asked.fetch_add(1, Ordering::AcqRel);
+        if self.shared.snapshot_waits.swap(0, Ordering::AcqRel) != 0 {
+            self.shared.asked.fetch_add(1, Ordering::AcqRel);
             self.hub.notify(Notice::Look(self.id));
         }
     }
@@ -101,14 +133,30 @@ impl Database {
     pub(crate) fn awaits_writers(&self) -> bool {
         self.end_if_rolled_back();
         let slot = self.preserver.lock();
-        let waits = slot.writers > 0;
-        self.snapshot_waits.store(waits, Ordering::Release);
+        // Whoever ends after this finds it.
+        self.shared.snapshot_waits.store(1, Ordering::SeqCst);
+        let waits = slot.writers > 0 || !self.nobody_else_writes();
+        if !waits {
+            self.shared.snapshot_waits.store(0, Ordering::Release);
+        }
         waits
+    }
+
+    /// Whether no other process writes to the database file. With the preserver locked, and none of this one doing so: the lock that is tried would be
+    /// theirs, otherwise.
+    fn nobody_else_writes(&self) -> bool {
+        let locks = self.locks.lock();
+        let Some(locks) = locks.as_ref() else { return true };
+        let is_free = locks.try_lock(Range::Writing, true).unwrap_or(true);
+        if is_free {
+            locks.unlock(Range::Writing);
+        }
+        is_free
     }
 
     /// The database file was written to, or synced.
     pub(crate) fn note_synced(&self, synced: bool) {
-        self.file_synced.store(synced, Ordering::Relaxed);
+        self.shared.file_synced.store(u64::from(synced), Ordering::Relaxed);
     }
 
     /// Has the disk keep the database file as it is, so that what is built on it outlives a loss of power.
@@ -122,7 +170,7 @@ impl Database {
     }
 
     pub(crate) fn is_file_synced(&self) -> bool {
-        self.file_synced.load(Ordering::Relaxed)
+        self.shared.file_synced.load(Ordering::Relaxed) != 0
     }
 
     /// Begins to preserve the state as it is now, if no checkpoint runs; `build` makes the preserver for it and completes what is published.
@@ -134,7 +182,13 @@ impl Database {
         if slot.writers > 0 {
             return Ok(None);
         }
-        let (preserver, published) = build(self.published_for_batch())?;
+        // In this order: whoever begins to write in another process after this sees it.
+        self.shared.preserving.store(Preserving::Yes as u64, Ordering::SeqCst);
+        let built = if self.nobody_else_writes() { build(self.published_for_batch()).map(Some) } else { Ok(None) };
+        let Ok(Some((preserver, published))) = built else {
+            self.shared.preserving.store(Preserving::No as u64, Ordering::SeqCst);
+            return built.map(|_| None);
+        };
         slot.active = Some(preserver);
         self.preserving.store(true, Ordering::Release);
         Ok(Some(published))
@@ -142,12 +196,20 @@ impl Database {
 
     /// Works with the preserver while SQLite's writes to the file wait.
     pub(crate) fn with_preserver<T>(&self, work: impl FnOnce(&mut Preserver) -> T) -> Option<T> {
-        self.preserver.lock().active.as_mut().map(work)
+        let mut slot = self.preserver.lock();
+        let preserver = slot.active.as_mut()?;
+        if Preserving::of(&self.shared) == Preserving::Broken {
+            preserver.give_up("another process has written to the database file".to_owned());
+        }
+        Some(work(preserver))
     }
 
     pub(crate) fn end_preserving(&self) {
-        self.preserving.store(false, Ordering::Release);
+        let was_preserving = self.preserving.swap(false, Ordering::AcqRel);
         self.preserver.lock().active = None;
+        if was_preserving {
+            self.shared.preserving.store(Preserving::No as u64, Ordering::SeqCst);
+        }
     }
 
     /// What the database file looks like now; `None` where it cannot be told.

@@ -9,7 +9,7 @@ use crate::fault::{fault_io, fault_point};
 use crate::replicator::control::FullReason;
 use crate::replicator::hub::Notice;
 use crate::replicator::stamp;
-use crate::replicator::tail::{Mode, Tail, TailError, TailGuard, restarted_from};
+use crate::replicator::tail::{Mode, Tail, TailError, restarted_from};
 use crate::types::{PageSize, WalPos};
 use crate::wal::IndexHeader;
 
@@ -31,7 +31,7 @@ impl Database {
         let (tail, most_frames) = if asked_for || self.is_disk_nearly_full() {
             (Some(self.lock_tail()), u32::MAX)
         } else {
-            (self.tail.try_lock_for(GATE_PATIENCE).map(TailGuard::new), self.most_gate_frames())
+            (self.try_lock_tail_for(GATE_PATIENCE), self.most_gate_frames())
         };
         let Some(mut tail) = tail else { return false };
         match self.secure(&mut tail, most_frames) {
@@ -56,8 +56,14 @@ impl Database {
     }
 
     fn secure(&self, tail: &mut Tail, most_frames: u32) -> Result<(), TailError> {
-        let live = self.published.lock().live();
+        let live = self.published().live();
         tail.resolve(&live.end, &|| self.stamp());
+        if self.is_preserved_elsewhere() {
+            if most_frames < u32::MAX {
+                return Err(TailError::Preserved);
+            }
+            self.break_preserving();
+        }
         let frames = self.with_preserver(|p| p.frames_needed()).unwrap_or(0);
         if frames > most_frames {
             return Err(TailError::TooMuch { frames });
@@ -101,8 +107,7 @@ impl Database {
     /// All of the WAL is in the database file, which alone is the newest state: SQLite holds the lock under which it begins a new generation,
     /// or is about to delete the WAL or to cut it to nothing. Frames are destroyed only later, with the tail locked.
     pub(crate) fn wal_is_empty(&self) {
-        let mut published = self.published.lock();
-        published.end = WalPos { salts: published.end.salts, ..WalPos::default() };
+        self.set_end(WalPos { salts: self.published().end.salts, ..WalPos::default() });
     }
 
     /// The WAL is about to be cut to that many bytes.
@@ -170,7 +175,7 @@ impl Database {
     pub(crate) fn generation_begins(&self, salts: [u32; 2]) {
         let mut tail = self.lock_tail();
         fault_point!("generation.begins");
-        let live = self.published.lock().live();
+        let live = self.published().live();
         tail.resolve(&live.end, &|| self.stamp());
         self.preserve_wal(&mut tail);
         // A restart by a connection that knows the log counts the first salt up; others choose it by chance.
@@ -180,7 +185,7 @@ impl Database {
             self.lose(&mut tail, FullReason::ContinuityLost);
         }
         // All of the generation before is in the database file.
-        self.published.lock().end = WalPos { salts, ..WalPos::default() };
+        self.set_end(WalPos { salts, ..WalPos::default() });
     }
 
     /// The last lock on the database is about to be given up, after the WAL was deleted: nobody can have written since.

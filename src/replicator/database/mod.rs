@@ -1,6 +1,6 @@
 //! One replicated database as SQLite's threads see it: what the FFI shim calls, quick and without the network.
 //!
-//! Locks, in this order: `tail`, `preserver`, `published`. The commit path takes only `published`, for a few loads and stores.
+//! Locks, in this order: `outside`, `tail`, `preserver`. The commit path takes none of them.
 
 mod file;
 mod gate;
@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,10 +27,12 @@ use crate::replicator::database::outside::Outside;
 use crate::replicator::durability::Unacknowledged;
 use crate::replicator::frames::FrameLog;
 use crate::replicator::hub::{Hub, Notice};
+use crate::replicator::lease::{Lease, RELEASE_LIMIT};
 use crate::replicator::local::Paths;
 use crate::replicator::preserve::DatabaseFile;
 use crate::replicator::progress::{Progress, WaitError};
-use crate::replicator::tail::{Mode, StopKind, Tail, TailGuard};
+use crate::replicator::shared::{Locks, Mapped, Range, Shared};
+use crate::replicator::tail::{Mode, Tail, TailGuard};
 use crate::store::Store;
 use crate::types::Txid;
 
@@ -38,6 +40,18 @@ use crate::types::Txid;
 pub(crate) trait Host: Send + Sync + std::fmt::Debug {
     /// Opens the file once more, through the VFS that SQLite itself uses for it.
     fn open_database(&self, path: &Path) -> io::Result<Box<dyn DatabaseFile>>;
+    /// Maps what the processes share of a control file.
+    fn map_shared(&self, control: &File) -> io::Result<Box<dyn Mapped>>;
+}
+
+/// What is there of a database when it is opened.
+#[derive(Debug)]
+pub(crate) struct OpenedTail {
+    pub(crate) tail: Tail,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) locks: Locks,
+    /// This process uploads.
+    pub(crate) owns: bool,
 }
 
 /// See the module.
@@ -47,39 +61,32 @@ pub(crate) struct Database {
     pub(crate) paths: Paths,
     pub(crate) options: Options,
     pub(crate) store: Arc<dyn Store>,
+    /// Where the option asks for one. `store` writes nothing without it.
+    pub(crate) lease: Option<Arc<Lease>>,
     pub(crate) progress: Progress,
     hub: Arc<Hub>,
     host: Arc<dyn Host>,
-    published: Mutex<Published>,
+    /// What all processes have in common that have the database open.
+    pub(crate) shared: Arc<Shared>,
+    /// Until the database is released.
+    locks: Mutex<Option<Locks>>,
+    /// This process uploads.
+    pub(in crate::replicator) owns: AtomicBool,
     tail: Mutex<Tail>,
     preserver: Mutex<PreserverSlot>,
     /// Whether a snapshot needs to hear of writes to the database file.
     preserving: AtomicBool,
-    /// A snapshot waits until nobody writes to the database file.
-    pub(super) snapshot_waits: AtomicBool,
     /// What a transaction has written to the database file.
     pub(super) outside: Mutex<Outside>,
     /// Which page is in which frame of the WAL.
     frames: Arc<FrameLog>,
     /// The WAL, where commits have to be read from it.
     pub(super) exclusive_wal: Mutex<Option<WalFile>>,
-    /// SQLite has synced the database file since its last write.
-    file_synced: AtomicBool,
     /// The control file, once a checkpoint has to be noted there.
     marks: Mutex<Option<Arc<File>>>,
     /// The header of a generation was written whose salts do not follow on those before: see `wal_synced`.
     begins_afresh: AtomicBool,
-    /// Commits up to this one shall go without a token of the budget.
-    pub(crate) urgent: AtomicU64,
-    /// How often a flush was asked for: each ends a pause.
-    pub(crate) asked: AtomicU64,
-    /// How often a commit began to wait, or wanted the next batch sooner.
-    pub(crate) calls: AtomicU64,
-    /// The uploader sleeps, or is about to, and a commit that waits must wake it.
-    dozing: AtomicBool,
     pub(crate) unacknowledged: Unacknowledged,
-    /// Another history stands in the way, and `on_conflict=readonly`: write transactions are refused.
-    pub(crate) refuses_writes: AtomicBool,
     /// The last handle is closed; the uploader shall forget the database.
     pub(crate) closing: AtomicBool,
     /// The WAL was deleted: the next release of the last lock is the moment to stamp the file.
@@ -95,36 +102,33 @@ impl Database {
         id: u64,
         paths: Paths,
         options: Options,
-        store: Arc<dyn Store>,
+        (store, lease): (Arc<dyn Store>, Option<Arc<Lease>>),
         hub: Arc<Hub>,
         host: Arc<dyn Host>,
-        tail: Tail,
+        opened: OpenedTail,
     ) -> Self {
+        let OpenedTail { tail, shared, locks, owns } = opened;
         Self {
             id,
             paths,
             options,
             store,
-            progress: Progress::new(),
+            lease,
+            progress: Progress::new(Arc::clone(&shared)),
             hub,
             host,
-            published: Mutex::new(Published::unseen()),
+            shared,
+            locks: Mutex::new(Some(locks)),
+            owns: AtomicBool::new(owns),
             preserver: Mutex::default(),
             preserving: AtomicBool::new(false),
-            snapshot_waits: AtomicBool::new(false),
             outside: Mutex::default(),
             frames: tail.frames(),
             tail: Mutex::new(tail),
             exclusive_wal: Mutex::default(),
-            file_synced: AtomicBool::new(false),
             marks: Mutex::default(),
             begins_afresh: AtomicBool::new(false),
-            urgent: AtomicU64::new(0),
-            asked: AtomicU64::new(0),
-            calls: AtomicU64::new(0),
-            dozing: AtomicBool::new(false),
             unacknowledged: Unacknowledged::default(),
-            refuses_writes: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             stamp_due: AtomicBool::new(false),
             handles: AtomicU32::new(0),
@@ -141,10 +145,7 @@ impl Database {
         // A page that a snapshot needs may be gone.
         self.with_preserver(|preserver| preserver.give_up(why.to_owned()));
         self.lock_tail().fail(message.clone());
-        self.progress.update(|f| {
-            f.state = StopKind::Failed.into();
-            f.last_error = Some(message);
-        });
+        self.progress.fail(message);
         // The uploader may be at something that is worth nothing any more.
         self.hub.notify(Notice::Look(self.id));
     }
@@ -168,10 +169,10 @@ impl Database {
         if !self.is_known() {
             return Err(WaitError::NotRead);
         }
-        let sequence = self.published.lock().sequence;
+        let sequence = self.published().sequence;
         self.progress.look_again();
-        self.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
-        self.asked.fetch_add(1, Ordering::AcqRel);
+        self.shared.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
+        self.shared.asked.fetch_add(1, Ordering::AcqRel);
         self.hub.notify(Notice::Look(self.id));
         Ok(sequence)
     }
@@ -186,15 +187,15 @@ impl Database {
 
     /// Commits up to this one shall go without a token of the budget, because somebody waits for them.
     pub(crate) fn hasten(&self, sequence: u64) {
-        self.urgent.fetch_max(sequence, Ordering::AcqRel);
+        self.shared.urgent.fetch_max(sequence, Ordering::AcqRel);
         self.call();
     }
 
     /// Has the uploader look, where it sleeps.
     fn call(&self) {
         // In one order with `doze`: either this sees that the uploader sleeps, or the uploader sees the call.
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        if self.dozing.load(Ordering::SeqCst) {
+        self.shared.calls.fetch_add(1, Ordering::SeqCst);
+        if self.shared.dozing.load(Ordering::SeqCst) != 0 {
             self.hub.notify(Notice::Look(self.id));
         }
     }
@@ -203,46 +204,69 @@ impl Database {
     pub(crate) fn reopened(&self) {
         let mut tail = self.lock_tail();
         self.closing.store(false, Ordering::Release);
-        if tail.mode == Mode::Running {
-            tail.mode = Mode::Unresolved;
+        if self.is_alone() {
+            if tail.mode == Mode::Running {
+                tail.mode = Mode::Unresolved;
+            }
+            self.forget_published();
+            self.shared.wake_frames.store(1, Ordering::Release);
         }
-        let mut published = self.published.lock();
-        (published.known, published.from_index) = (false, false);
-        published.wake_frames = 1;
+    }
+
+    /// Whether no other process has it open.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.locks.lock().as_ref().is_none_or(|locks| !locks.is_held_elsewhere(Range::Present))
+    }
+
+    /// The locks of the control file, until the database is released.
+    pub(crate) fn locks(&self) -> Option<Locks> {
+        self.locks.lock().clone()
     }
 
     /// Has the uploader forget the database, which is `closing`, and waits until it has, for a moment.
     pub(crate) fn wait_forgotten(&self) {
         const PATIENCE: Duration = Duration::from_secs(1);
         self.hub.notify(Notice::Look(self.id));
-        self.progress.wait_released(PATIENCE);
+        self.progress.wait_released(PATIENCE + if self.lease.is_some() { RELEASE_LIMIT } else { Duration::ZERO });
     }
 
     /// The uploader forgets it: the control file's lock goes before a successor can take it.
     pub(crate) fn release(&self) {
         fault_point!("forget.release");
-        // Closing the last descriptor gives the lock up.
+        // Closing the descriptor gives the locks up.
         *self.marks.lock() = None;
+        *self.locks.lock() = None;
         self.lock_tail().release();
         fault_point!("forget.released");
-        self.progress.update(|f| f.released = true);
+        self.progress.set_released();
     }
 
     // What the uploader calls.
 
     pub(crate) fn lock_tail(&self) -> TailGuard<'_> {
-        TailGuard::new(self.tail.lock())
+        TailGuard::lock(&self.tail)
+    }
+
+    /// `None` where somebody else has it for longer than that.
+    pub(crate) fn try_lock_tail_for(&self, limit: Duration) -> Option<TailGuard<'_>> {
+        TailGuard::try_lock_for(&self.tail, limit)
+    }
+
+    /// Ends a pause of the uploader's.
+    pub(crate) fn look_at_once(&self) {
+        self.shared.asked.fetch_add(1, Ordering::AcqRel);
+        self.hub.notify(Notice::Look(self.id));
     }
 
     /// The uploader is about to sleep; false where it was called since `calls` was read.
     pub(crate) fn doze(&self, calls: u64) -> bool {
-        self.dozing.store(true, Ordering::SeqCst);
-        self.calls.load(Ordering::SeqCst) == calls
+        self.shared.dozing.store(1, Ordering::SeqCst);
+        self.shared.calls.load(Ordering::SeqCst) == calls
     }
 
     /// It is awake: whoever waits from now on need not wake it.
     pub(crate) fn is_up(&self) {
-        self.dozing.store(false, Ordering::SeqCst);
+        self.shared.dozing.store(0, Ordering::SeqCst);
     }
 
     /// Gives continuity up; a snapshot that runs is worthless then.
@@ -256,12 +280,11 @@ impl Database {
 
     /// Whether nothing is waiting to be sent, as far as is known.
     pub(crate) fn is_settled(&self, tail: &Tail) -> bool {
-        let published = self.published.lock();
         tail.inflight.is_none()
             && tail.state.attempt.is_none()
             && tail.spool.is_empty()
             && tail.mode == Mode::Running
-            && published.is_captured(tail)
+            && self.is_captured(tail)
     }
 }
 

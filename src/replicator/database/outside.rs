@@ -110,6 +110,9 @@ impl Database {
         }
         if !std::mem::replace(&mut outside.active, true) {
             self.writes_file(true);
+            if self.is_preserved_elsewhere() {
+                self.break_preserving();
+            }
         }
         outside.is_synced = false;
         match change {
@@ -133,8 +136,10 @@ impl Database {
         let header = read_header(read);
         let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
         let mut tail = self.lock_tail();
-        if !self.is_known() {
-            self.see_file(&header, now);
+        if !self.is_known()
+            && let Some(state) = self.state_in_file(&header, now)
+        {
+            self.publish_file(&state);
         }
         if let Some(page_size) = header.page_size {
             self.note_size_before(page_size, header.pages(now.map_or(0, |s| s.size_bytes)));
@@ -326,15 +331,20 @@ impl Database {
             return;
         }
         let header = read_header(read);
-        self.see_file(&header, stamp::take(&self.paths.database, &header, self.is_file_synced()));
+        if let Some(state) = self.state_in_file(&header, stamp::take(&self.paths.database, &header, self.is_file_synced())) {
+            self.publish_seen(&state);
+        }
     }
 
-    fn see_file(&self, header: &FileHeader, now: Option<Stamp>) {
-        // A file that says WAL is judged by its WAL.
-        if !header.is_wal && header.page_size.is_some() {
-            let pages = header.pages(now.map_or(0, |s| s.size_bytes));
-            self.publish_file(&NewestState { page_size: header.page_size, pages, end: WalPos::default(), weight_frames: 0 });
-        }
+    /// What is committed where the file itself tells; one that says WAL is judged by its WAL.
+    fn state_in_file(&self, header: &FileHeader, now: Option<Stamp>) -> Option<NewestState> {
+        let pages = header.pages(now.map_or(0, |s| s.size_bytes));
+        (!header.is_wal && header.page_size.is_some()).then(|| NewestState {
+            page_size: header.page_size,
+            pages,
+            end: WalPos::default(),
+            weight_frames: 0,
+        })
     }
 
     /// `COMMIT_PHASETWO` after writes to the first `written_bytes` of a WAL that has no shared memory: its own frames tell. Returns the commit's

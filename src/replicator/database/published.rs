@@ -1,8 +1,7 @@
 //! The newest committed state, as those who commit publish it and the uploader reads it.
 
-use std::time::{Duration, Instant};
-
-use parking_lot::MutexGuard;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::Duration;
 
 use super::{Database, now_ms};
 
@@ -11,12 +10,13 @@ use crate::replicator::batch::WalFile;
 use crate::replicator::database::outside::NewestState;
 use crate::replicator::frames::WrittenFrames;
 use crate::replicator::hub::{CommittedFrames, Notice};
+use crate::replicator::shared::{Shared, monotonic_ns};
 use crate::replicator::tail::{LiveEnd, Tail};
 use crate::types::{PageSize, WalPos};
 use crate::wal::IndexHeader;
 
-/// The newest committed state, and what the uploader wants to hear of.
-#[derive(Clone, Copy, Debug, Default)]
+/// The newest committed state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Published {
     /// False until the WAL-index, or for want of it the WAL, has been seen.
     pub(crate) known: bool,
@@ -25,67 +25,119 @@ pub(crate) struct Published {
     pub(crate) end: WalPos,
     pub(crate) database_pages: u32,
     pub(crate) page_size: Option<PageSize>,
+    /// Counts commits of all processes, since one of them was the first to open the database.
     pub(crate) sequence: u64,
     pub(crate) committed_ms: i64,
-    /// When the oldest commit that is not in the bucket was made.
-    pub(super) oldest_waiting: Option<Instant>,
-    /// Commits up to this one are in what is being sent, or was to be sent last.
-    batch_sequence: u64,
-    /// When the oldest commit after those was made.
-    oldest_behind_batch: Option<Instant>,
-    /// Commits up to this one shall be on their way at that time, token or not.
-    due: Option<(u64, Instant)>,
-    /// The uploader sleeps until so many frames are behind `captured`.
-    pub(super) wake_frames: u32,
-    captured: WalPos,
-    /// What was committed outside the WAL since the uploader looked, counted as if it were frames.
-    unseen_frames: u32,
 }
 
-impl Published {
-    /// Nothing has been seen yet.
-    pub(super) fn unseen() -> Self {
-        Self { wake_frames: 1, ..Self::default() }
-    }
+const KNOWN: u64 = 1;
+const FROM_INDEX: u64 = 2;
 
+impl Published {
     pub(crate) const fn live(&self) -> LiveEnd {
         LiveEnd { end: self.end, committed_ms: self.committed_ms, sequence: self.sequence }
     }
 
-    /// A commit was made that is not in the bucket.
-    fn note_waiting(&mut self, now: Instant) {
-        self.oldest_waiting.get_or_insert(now);
-        self.oldest_behind_batch.get_or_insert(now);
+    fn words(&self) -> [u64; 6] {
+        let flags = if self.known { KNOWN } else { 0 } | if self.from_index { FROM_INDEX } else { 0 };
+        [
+            flags | u64::from(self.page_size.map_or(0, PageSize::get)) << 32,
+            pair(self.end.salts),
+            u64::from(self.end.frame) | u64::from(self.database_pages) << 32,
+            pair(self.end.checksum),
+            self.sequence,
+            self.committed_ms.cast_unsigned(),
+        ]
     }
 
-    /// Whether nothing is in the WAL only.
-    pub(super) fn is_captured(&self, tail: &Tail) -> bool {
-        tail.state.captured.is_some_and(|c| self.end.frame == 0 || c == self.end || tail.state.sealed && self.behind() == 0)
-    }
-
-    const fn behind(&self) -> u32 {
-        if !self.known {
-            // What it says is of an earlier open.
-            return 0;
-        }
-        self.unseen_frames.saturating_add(self.frames_behind())
-    }
-
-    const fn frames_behind(&self) -> u32 {
-        if self.end.salts[0] == self.captured.salts[0] && self.end.salts[1] == self.captured.salts[1] {
-            self.end.frame.saturating_sub(self.captured.frame)
-        } else {
-            self.end.frame
+    fn of([flags, salts, frame, checksum, sequence, committed_ms]: [u64; 6]) -> Self {
+        Self {
+            known: flags & KNOWN != 0,
+            from_index: flags & FROM_INDEX != 0,
+            end: WalPos { salts: unpair(salts), frame: frame as u32, checksum: unpair(checksum) },
+            database_pages: (frame >> 32) as u32,
+            page_size: PageSize::new((flags >> 32) as u32),
+            sequence,
+            committed_ms: committed_ms.cast_signed(),
         }
     }
 }
 
+const fn pair([a, b]: [u32; 2]) -> u64 {
+    (a as u64) << 32 | b as u64
+}
+
+const fn unpair(word: u64) -> [u32; 2] {
+    [(word >> 32) as u32, word as u32]
+}
+
+/// What the processes share of the newest committed state.
+///
+/// Whoever commits holds SQLite's own lock for that, so that there is one at a time, and what they publish comes in the order of the commits. Whoever merely
+/// finds that something is committed holds the tail's lock, and says after which of those he has looked: it counts until the next one is published.
+struct Board<'a>(&'a Shared);
+
+impl Board<'_> {
+    /// The newest, and the number that it follows on.
+    fn read(&self) -> (u64, Published) {
+        let (number, published) = self.0.published.read();
+        let (_, [after, looked @ ..]) = self.0.looked.read();
+        let looked = Published::of(looked);
+        (number, if after == number && looked.known { looked } else { Published::of(published) })
+    }
+
+    fn publish(&self, published: &Published) {
+        self.0.published.write(&published.words());
+    }
+
+    /// With the tail's lock held, and `after` read before it was looked.
+    fn looked(&self, after: u64, published: &Published) {
+        let [a, b, c, d, e, f] = published.words();
+        self.0.looked.write(&[after, a, b, c, d, e, f]);
+    }
+}
+
+/// How far the tail has captured, for the commit path's arithmetic.
+fn captured(shared: &Shared) -> WalPos {
+    let (_, [salts, frame, checksum]) = shared.captured.read();
+    WalPos { salts: unpair(salts), frame: frame as u32, checksum: unpair(checksum) }
+}
+
+/// How many frames wait.
+fn behind(shared: &Shared, published: &Published) -> u64 {
+    if !published.known {
+        // What it says is of an earlier open.
+        return 0;
+    }
+    let captured = captured(shared);
+    let frames =
+        if published.end.salts == captured.salts { published.end.frame.saturating_sub(captured.frame) } else { published.end.frame };
+    shared.unseen_frames.load(Ordering::Relaxed).saturating_add(u64::from(frames))
+}
+
+/// A commit is about to be told of that is not in the bucket.
+fn note_waiting(shared: &Shared) {
+    let set = |word: &AtomicU64| {
+        if word.load(Ordering::Relaxed) == 0 {
+            // Another one has been quicker, otherwise.
+            let _ = word.compare_exchange(0, monotonic_ns(), Ordering::AcqRel, Ordering::Relaxed);
+        }
+    };
+    set(&shared.oldest_waiting_ns);
+    set(&shared.oldest_behind_batch_ns);
+}
+
+/// `Page::wake_frames` where nobody is to be woken.
+const NEVER: u64 = u64::MAX;
+
 /// Who tells of the WAL's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
-    /// The WAL-index, read under the write lock, or while nobody here publishes.
+    /// The WAL-index, read under the write lock.
     Writer,
-    /// The WAL-index, read without it.
+    /// The WAL-index, read without it by somebody who wants to know.
+    Asker,
+    /// The same by whoever comes first.
     Reader,
     /// The WAL itself.
     Wal,
@@ -96,7 +148,8 @@ impl Database {
     ///
     /// Cheap where nothing was committed; pushes a descriptor where something was, and returns the commit's sequence number.
     pub(crate) fn observe(&self, index: &IndexHeader) -> Option<u64> {
-        self.publish(index, Source::Writer)
+        fault_point!("commit.publish");
+        self.publish(Board(&self.shared).read(), index, Source::Writer, &|published, _| Board(&self.shared).publish(published))
     }
 
     /// As `observe`, after this connection has written these frames.
@@ -109,81 +162,117 @@ impl Database {
         let committed = written.are_in(index);
         written.clear();
         // Somebody who asked may have found it in the WAL-index, and published it, already.
-        self.observe(index).or_else(|| committed.then(|| self.published.lock().sequence))
+        self.observe(index).or_else(|| committed.then(|| self.published().sequence))
     }
 
-    /// The WAL-index as `read` finds it now, for somebody who asks what is committed: nothing tells of other processes' commits.
-    ///
-    /// It is read while nobody in this process can publish, so that what they publish later is newer.
+    /// The WAL-index as `read` finds it now, for somebody who asks what is committed: nothing tells of commits that were made without us.
     pub(crate) fn look_at_index(&self, read: impl FnOnce() -> Option<IndexHeader>) {
-        let published = self.published.lock();
-        if let Some(index) = read() {
-            self.publish_to(published, &index, Source::Writer);
-        }
+        // What is published after this number is newer than what is read now.
+        self.look(Source::Asker, read);
     }
 
-    /// The WAL-index as a reader found it. Commits may have followed, so it counts only while no other is known.
-    pub(crate) fn observe_first(&self, index: &IndexHeader) {
-        self.publish(index, Source::Reader);
+    /// The WAL-index as a reader finds it. Commits may have followed, so it counts only while no other is known.
+    pub(crate) fn observe_first(&self, read: impl FnOnce() -> Option<IndexHeader>) {
+        self.look(Source::Reader, read);
     }
 
-    fn publish(&self, index: &IndexHeader, source: Source) -> Option<u64> {
+    fn look(&self, source: Source, read: impl FnOnce() -> Option<IndexHeader>) -> Option<u64> {
+        let _tail = self.lock_tail();
         fault_point!("commit.publish");
-        self.publish_to(self.published.lock(), index, source)
+        let newest = Board(&self.shared).read();
+        let index = read()?;
+        self.publish(newest, &index, source, &|published, after| Board(&self.shared).looked(after, published))
     }
 
-    fn publish_to(&self, mut published: MutexGuard<'_, Published>, index: &IndexHeader, source: Source) -> Option<u64> {
+    fn publish(
+        &self,
+        (after, mut published): (u64, Published),
+        index: &IndexHeader,
+        source: Source,
+        put: &dyn Fn(&Published, u64),
+    ) -> Option<u64> {
         let end = index.end();
         if source == Source::Reader && published.from_index {
             return None;
         }
-        published.from_index |= source != Source::Wal;
+        let from_index = published.from_index || source != Source::Wal;
         if published.known && (published.end == end || end.frame == 0) {
+            if !published.from_index && from_index {
+                published.from_index = true;
+                put(&published, after);
+            }
             return None;
         }
-        if published.known && end == published.captured {
+        published.from_index = from_index;
+        if published.known && end == captured(&self.shared) {
             // A checkpoint that restarted nothing: the frames are still there, and nothing is new.
             published.end = end;
+            put(&published, after);
             return None;
         }
         let same_log = published.known && published.end.salts == end.salts;
         let first_frame = if same_log { published.end.frame + 1 } else { 1 };
         let state = NewestState { page_size: index.page_size, pages: index.db_pages, end, weight_frames: 0 };
-        Some(self.advance(published, &state, first_frame))
+        Some(self.advance((after, published), &state, first_frame, put))
     }
 
-    /// Something was committed outside the WAL, or is seen in the database file for the first time. Returns its number.
+    /// Something was committed outside the WAL, with SQLite's lock for that held. Returns its number.
     pub(crate) fn publish_file(&self, state: &NewestState) -> u64 {
-        self.advance(self.published.lock(), state, 1)
+        self.advance(Board(&self.shared).read(), state, 1, &|published, _| Board(&self.shared).publish(published))
+    }
+
+    /// What is in the database file is seen for the first time.
+    pub(crate) fn publish_seen(&self, state: &NewestState) -> Option<u64> {
+        let _tail = self.lock_tail();
+        let newest = Board(&self.shared).read();
+        (!newest.1.known).then(|| self.advance(newest, state, 1, &|published, after| Board(&self.shared).looked(after, published)))
     }
 
     /// A WAL-index that was made for an empty WAL knows neither page size nor pages: where nothing else does, the file tells before it is changed.
     pub(crate) fn note_size_before(&self, page_size: PageSize, pages: u32) {
-        let mut published = self.published.lock();
+        let mut published = self.published();
         if published.end.frame == 0 && (published.page_size.is_none() || published.database_pages == 0) {
             (published.page_size, published.database_pages) = (Some(page_size), pages);
+            Board(&self.shared).publish(&published);
         }
     }
 
-    fn advance(&self, mut published: MutexGuard<'_, Published>, state: &NewestState, first_frame: u32) -> u64 {
-        let first_sight = !published.known;
-        let committed_ms = now_ms();
-        published.known = true;
-        published.database_pages = state.pages;
-        published.page_size = state.page_size;
-        published.end = state.end;
-        published.unseen_frames = published.unseen_frames.saturating_add(state.weight_frames);
-        // What there is at first sight counts as a commit, in the WAL or not: the bucket may lack all of it.
-        published.sequence += 1;
-        published.committed_ms = committed_ms;
-        published.note_waiting(Instant::now());
-        let wake = first_sight || published.behind() >= published.wake_frames;
-        if wake {
-            published.wake_frames = u32::MAX;
+    /// The WAL's end is another, without a commit: SQLite's lock for that is held.
+    pub(super) fn set_end(&self, end: WalPos) {
+        Board(&self.shared).publish(&Published { end, ..self.published() });
+    }
+
+    /// Nothing counts as known any more, see `reopened`. With the tail's lock held, and nobody else there.
+    pub(super) fn forget_published(&self) {
+        Board(&self.shared).publish(&Published { known: false, from_index: false, ..self.published() });
+    }
+
+    fn advance(&self, (after, before): (u64, Published), state: &NewestState, first_frame: u32, put: &dyn Fn(&Published, u64)) -> u64 {
+        let shared = &*self.shared;
+        if !before.known {
+            shared.began_empty.store(u64::from(state.end.frame == 0), Ordering::Relaxed);
         }
+        // What there is at first sight counts as a commit, in the WAL or not: the bucket may lack all of it.
+        let published = Published {
+            known: true,
+            from_index: before.from_index,
+            end: state.end,
+            database_pages: state.pages,
+            page_size: state.page_size,
+            sequence: before.sequence + 1,
+            committed_ms: now_ms(),
+        };
+        note_waiting(shared);
+        if state.weight_frames > 0 {
+            shared.unseen_frames.fetch_add(u64::from(state.weight_frames), Ordering::Relaxed);
+        }
+        put(&published, after);
+        // In one order with `arm`: either this sees what the uploader wants to hear of, or the uploader sees what is published.
+        fence(Ordering::SeqCst);
+        let wanted = shared.wake_frames.load(Ordering::Relaxed);
+        let wake = !before.known || behind(shared, &published) >= wanted && shared.wake_frames.swap(NEVER, Ordering::AcqRel) != NEVER;
         let sequence = published.sequence;
         let frames = CommittedFrames { database: self.id, first_frame, end: state.end, database_pages: state.pages, sequence };
-        drop(published);
         // One that does not fit is contained in what is published; but then nothing in the channel tells whom to wake.
         let told = self.hub.committed(frames);
         if wake && told {
@@ -196,12 +285,12 @@ impl Database {
 
     /// Whether the WAL-index has been seen since the open.
     pub(crate) fn is_known(&self) -> bool {
-        self.published.lock().known
+        self.published().known
     }
 
     /// Whether the WAL-index has been seen since the open.
     pub(crate) fn has_seen_index(&self) -> bool {
-        self.published.lock().from_index
+        self.published().from_index
     }
 
     /// A program that asks before it has read anything: the WAL itself tells, as it tells SQLite's recovery.
@@ -214,74 +303,93 @@ impl Database {
         // A WAL beside an empty file is of a database that was there before. SQLite deletes it.
         let wal = if size_bytes > 0 { WalFile::open(&self.paths.wal).ok() } else { None };
         if let Some(index) = wal.as_ref().and_then(|wal| wal.last_commit_after(&WalPos::default(), u64::MAX).ok().flatten()) {
-            return self.observe_wal(&index);
+            return self.look(Source::Wal, || Some(index));
         }
         let salts = wal.and_then(|wal| wal.header().ok()).map(|header| header.salts).unwrap_or_default();
         // In a rollback-journal mode the file itself tells more.
         let header = self.file_header().ok().filter(|header| !header.is_wal);
-        Some(self.publish_file(&NewestState {
+        self.publish_seen(&NewestState {
             page_size: header.and_then(|h| h.page_size),
             pages: header.map_or(0, |h| h.pages(size_bytes)),
             end: WalPos { salts, ..WalPos::default() },
             weight_frames: 0,
-        }))
+        })
     }
 
-    /// The end of a WAL as the WAL itself tells it.
+    /// The end of a WAL as the WAL itself tells it, after a commit under exclusive locking.
     pub(crate) fn observe_wal(&self, index: &IndexHeader) -> Option<u64> {
-        self.publish(index, Source::Wal)
+        fault_point!("commit.publish");
+        self.publish(Board(&self.shared).read(), index, Source::Wal, &|published, _| Board(&self.shared).publish(published))
     }
 
     pub(crate) fn published(&self) -> Published {
-        *self.published.lock()
+        Board(&self.shared).read().1
     }
 
     /// The uploader is to be woken when that many frames are waiting. False if they are already: then nobody will wake it.
     pub(crate) fn arm(&self, frames: u32) -> bool {
-        let mut published = self.published.lock();
-        published.wake_frames = frames;
-        published.behind() < frames
+        let wanted = if frames == u32::MAX { NEVER } else { u64::from(frames) };
+        self.shared.wake_frames.store(wanted, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        behind(&self.shared, &self.published()) < u64::from(frames)
     }
 
-    /// Mirrors how far the tail has captured for the commit path's arithmetic.
+    /// Mirrors how far the tail has captured for the commit path's arithmetic. With the tail's lock held.
     pub(crate) fn note_captured(&self, tail: &Tail) {
-        self.published.lock().captured = tail.state.captured.unwrap_or_default();
+        let captured = tail.state.captured.unwrap_or_default();
+        self.shared.captured.write(&[pair(captured.salts), u64::from(captured.frame), pair(captured.checksum)]);
+    }
+
+    /// Whether nothing is in the WAL only.
+    pub(super) fn is_captured(&self, tail: &Tail) -> bool {
+        let published = self.published();
+        let end = published.end;
+        tail.state.captured.is_some_and(|c| end.frame == 0 || c == end || tail.state.sealed && behind(&self.shared, &published) == 0)
     }
 
     /// The newest committed state, all of which is about to be sent.
     pub(crate) fn published_for_batch(&self) -> Published {
-        let mut published = self.published.lock();
-        (published.batch_sequence, published.oldest_behind_batch) = (published.sequence, None);
-        *published
+        self.shared.oldest_behind_batch_ns.store(0, Ordering::SeqCst);
+        let published = self.published();
+        self.shared.batch_sequence.store(published.sequence, Ordering::Release);
+        published
     }
 
     /// Everything up to a commit is in the bucket.
     pub(crate) fn note_acked(&self, sequence: u64) {
-        let mut published = self.published.lock();
-        if sequence >= published.sequence {
-            published.oldest_waiting = None;
-        } else if sequence >= published.batch_sequence {
-            published.oldest_waiting = published.oldest_behind_batch;
+        let (shared, published) = (&*self.shared, self.published());
+        if shared.due_sequence.load(Ordering::Acquire) <= sequence {
+            shared.due_ns.store(0, Ordering::Release);
+        }
+        if sequence >= published.sequence || sequence >= shared.batch_sequence.load(Ordering::Acquire) {
+            // Commits that are told of meanwhile have noted themselves there.
+            let oldest = shared.oldest_behind_batch_ns.load(Ordering::SeqCst);
+            shared.oldest_waiting_ns.store(oldest, Ordering::SeqCst);
+            let later = shared.oldest_behind_batch_ns.load(Ordering::SeqCst);
+            if oldest == 0 && later != 0 {
+                let _ = shared.oldest_waiting_ns.compare_exchange(0, later, Ordering::AcqRel, Ordering::Relaxed);
+            }
         }
     }
 
     /// How long it is until commits that are not in the bucket shall be on their way, where that was asked for.
     pub(crate) fn due_in(&self, acked: u64) -> Option<Duration> {
-        let due = self.published.lock().due.filter(|(until, _)| *until > acked);
-        due.map(|(_, due)| due.saturating_duration_since(Instant::now()))
+        let due = Some(self.shared.due_ns.load(Ordering::Acquire)).filter(|ns| *ns != 0)?;
+        (self.shared.due_sequence.load(Ordering::Acquire) > acked).then(|| Duration::from_nanos(due.saturating_sub(monotonic_ns())))
     }
 
     /// Commits up to this one shall be on their way when the oldest that waits is that old.
     pub(crate) fn send_within(&self, sequence: u64, age: Duration) {
-        let acked = self.progress.acked_sequence();
-        let mut published = self.published.lock();
-        let Some(oldest) = published.oldest_waiting else { return };
-        let earlier = published.due.filter(|(until, _)| *until > acked).map(|(_, due)| due);
-        let due = earlier.map_or(oldest + age, |earlier| earlier.min(oldest + age));
-        let sooner = earlier.is_none_or(|earlier| due < earlier);
-        published.due = Some((sequence, due));
-        drop(published);
-        if sooner {
+        let shared = &*self.shared;
+        let oldest = shared.oldest_waiting_ns.load(Ordering::Acquire);
+        if oldest == 0 {
+            return;
+        }
+        let due = oldest.saturating_add(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+        let is_over = shared.due_sequence.load(Ordering::Acquire) <= self.progress.acked_sequence();
+        shared.due_sequence.fetch_max(sequence, Ordering::AcqRel);
+        let sooner = |before: u64| (before == 0 || is_over || due < before).then_some(due);
+        if shared.due_ns.fetch_update(Ordering::AcqRel, Ordering::Acquire, sooner).is_ok() {
             // Whoever sleeps may sleep for too long.
             self.call();
         }
@@ -289,11 +397,12 @@ impl Database {
 
     /// How old the oldest commit is that is not in the bucket.
     pub(crate) fn lag(&self) -> Option<Duration> {
-        self.published.lock().oldest_waiting.map(|oldest| oldest.elapsed())
+        let oldest = self.shared.oldest_waiting_ns.load(Ordering::Acquire);
+        (oldest != 0).then(|| Duration::from_nanos(monotonic_ns().saturating_sub(oldest)))
     }
 
     /// The uploader looks now at what was committed outside the WAL.
     pub(crate) fn note_looked(&self) {
-        self.published.lock().unseen_frames = 0;
+        self.shared.unseen_frames.store(0, Ordering::Relaxed);
     }
 }

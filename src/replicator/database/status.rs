@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Database;
 
 use crate::replicator::durability::Policy;
+use crate::replicator::lease;
 use crate::replicator::progress::Facts;
 use crate::replicator::tail::Mode;
 use crate::types::Txid;
@@ -14,7 +15,7 @@ impl Database {
     fn local_txid(&self, facts: &Facts) -> u64 {
         const PATIENCE: Duration = Duration::from_millis(100);
         let remote = facts.remote_txid.map_or(0, Txid::get);
-        let tail = self.tail.try_lock_for(PATIENCE);
+        let tail = self.try_lock_tail_for(PATIENCE);
         let published = self.published();
         if published.sequence <= facts.acked_sequence {
             return remote;
@@ -26,7 +27,7 @@ impl Database {
             Mode::Full(_) => tail.state.captured.is_some(),
             _ => tail.inflight.is_some() || tail.state.attempt.is_some(),
         };
-        newest + 1 + u64::from(is_under_way && !(tail.spool.is_empty() && published.is_captured(&tail)))
+        newest + 1 + u64::from(is_under_way && !(tail.spool.is_empty() && self.is_captured(&tail)))
     }
 
     /// Names and values for people.
@@ -35,9 +36,9 @@ impl Database {
         let published = self.published();
         let waiting = published.sequence.saturating_sub(facts.acked_sequence);
         let local = self.local_txid(&facts);
-        let lag = published.oldest_waiting.filter(|_| waiting > 0).map(|oldest| oldest.elapsed()).unwrap_or_default();
+        let lag = self.lag().filter(|_| waiting > 0).unwrap_or_default();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-        vec![
+        let mut rows = vec![
             ("state", facts.state.as_str().to_owned()),
             ("local_txid", format!("{local:016x}")),
             ("remote_txid", or_dash(facts.remote_txid.map(|t| t.to_string()))),
@@ -59,6 +60,8 @@ impl Database {
                 .to_owned(),
             ),
             ("replica", self.store.url().to_owned()),
-        ]
+        ];
+        rows.extend(self.lease.as_ref().map_or_else(lease::no_rows, |lease| lease.rows()));
+        rows
     }
 }

@@ -1,5 +1,7 @@
 //! How what is captured relates to the WAL and the database file as they are now.
 
+use std::sync::atomic::Ordering;
+
 use super::{Mode, StopKind, Tail, start_of};
 use crate::fault::fault_point;
 use crate::replicator::batch::WalFile;
@@ -28,6 +30,9 @@ impl Tail {
             Mode::Full(FullReason::BucketAhead) if self.state.full.is_none() && self.refuse_lost_tail => self.lost_tail_refused(),
             mode => mode,
         };
+        if self.mode == Mode::Running && self.state.to_compare.take().is_some() {
+            self.save_or_warn();
+        }
         if self.mode == Mode::Running && self.state.open_transaction.take().is_some() {
             // It left nothing.
             self.stamp(stamp());
@@ -37,7 +42,13 @@ impl Tail {
         self.mark(stamp().as_ref());
         match &self.mode {
             Mode::Full(reason) => self.lose(*reason),
-            Mode::Stopped(kind, message) => self.stop(*kind, message.clone()),
+            // What it is is not known yet.
+            Mode::Stopped(..) if self.compares => self.save_or_warn(),
+            Mode::Stopped(kind, message) => {
+                let (kind, message) = (*kind, message.clone());
+                self.save_or_warn();
+                self.stop(kind, message);
+            }
             Mode::Running => log::debug!(target: "replicated", "{}: continuing at {live}", self.paths.database.display()),
             Mode::Unresolved => {}
         }
@@ -77,6 +88,14 @@ impl Tail {
             (self.state.sealed, self.state.next_salts, self.state.stamp, self.state.open_transaction) = (live.frame == 0, None, None, None);
             return Mode::Running;
         };
+        match self.judge_captured(&captured, live, stamp) {
+            // What was committed since it was found may look like the work of others, and have the file look like the newer one.
+            Mode::Full(_) if self.state.to_compare.is_some() => self.neither(live, stamp()),
+            mode => mode,
+        }
+    }
+
+    fn judge_captured(&mut self, captured: &WalPos, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
         let live = &self.with_salts(live);
         let sealed_before_live = self.state.sealed && self.state.next_salts == Some(live.salts);
         let same_log = live.salts == captured.salts;
@@ -94,7 +113,7 @@ impl Tail {
             return Mode::Full(FullReason::Exchanged);
         }
         if same_log {
-            return if self.wal().is_ok_and(|w| w.holds(&captured)) && self.kept_earlier_logs(stamp) {
+            return if self.wal().is_ok_and(|w| w.holds(captured)) && self.kept_earlier_logs(stamp) {
                 self.state.sealed = false;
                 Mode::Running
             } else {
@@ -191,20 +210,36 @@ impl Tail {
                 return Mode::Full(FullReason::BucketAhead);
             }
         }
-        self.forget_the_file();
-        Mode::Stopped(
-            StopKind::Diverged,
-            "the database file is neither provably newer nor provably unchanged since the last replicated commit (was an older copy put in its \
-             place?): nothing is sent. Restore the newest state, or declare this file the truth with `replicated adopt`"
-                .to_owned(),
-        )
+        self.neither(live, stamp())
     }
 
-    /// What was known of the file is of no use from here on: with what is committed to an older copy its counters come to those of the newer file, and go
-    /// past them. Nothing that is put in the control file here is followed by any WAL.
-    fn forget_the_file(&mut self) {
-        self.state.captured = Some(WalPos::default());
-        (self.state.sealed, self.state.next_salts, self.state.stamp, self.state.open_transaction) = (false, None, None, None);
+    /// Neither provably newer nor provably unchanged. The bucket may tell, where the whole state is in the file and nobody has written to that since it was
+    /// found like this: what is committed now could not be told from what made it so.
+    fn neither(&mut self, live: &WalPos, now: Option<Stamp>) -> Mode {
+        let is_as_found = now.is_some_and(|now| self.state.to_compare.get_or_insert(now).is_same_file(&now));
+        // What this process has committed before it came here is in the WAL only.
+        self.compares = is_as_found && (live.frame == 0 || self.shared.began_empty.load(Ordering::Relaxed) != 0);
+        let why = match (is_as_found, self.compares) {
+            (_, true) => "it is being compared with the bucket",
+            (true, false) => "a WAL of others lies beside it, so that it cannot be compared with the bucket",
+            (false, _) => "it was written to before it could be compared with the bucket",
+        };
+        Mode::Stopped(StopKind::Diverged, undecided(why))
+    }
+
+    /// The file that was found, where it is still to be compared.
+    pub(crate) fn to_be_compared(&self) -> Option<Stamp> {
+        self.state.to_compare.filter(|_| self.compares && matches!(self.mode, Mode::Stopped(StopKind::Diverged, _)))
+    }
+
+    /// Its comparison has ended, without or with this result: the file holds what the bucket has.
+    pub(crate) fn was_compared(&mut self, unchanged: Option<Stamp>, live: &WalPos) {
+        self.compares = false;
+        let Some(stamp) = unchanged else { return };
+        (self.state.to_compare, self.state.open_transaction, self.state.next_salts) = (None, None, None);
+        (self.state.sealed, self.state.stamp) = (true, Some(stamp));
+        self.mode = Mode::Unresolved;
+        self.resolve(live, &|| Some(stamp));
         self.save_or_warn();
     }
 
@@ -238,6 +273,14 @@ impl Tail {
         self.state.sealed = false;
         self.state.next_salts = None;
     }
+}
+
+/// What is said of a file whose place in its history is not known.
+pub(crate) fn undecided(why: &str) -> String {
+    format!(
+        "the database file is neither provably newer nor provably unchanged since the last replicated commit, and {why} (was an older copy put in its place?): \
+         nothing is sent. Restore the newest state, or declare this file the truth with `replicated adopt`"
+    )
 }
 
 /// Whether a generation of the WAL is an earlier one, restarted by connections that know the log: each adds one to the first salt, where others choose

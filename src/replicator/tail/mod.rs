@@ -1,7 +1,7 @@
 //! The local end of replication: which frames are captured, in which batch or spool entry, and what the control file says of it.
 //!
 //! Everything here is local and quick, and happens under the database's tail lock: by the uploader, which builds batches, and by SQLite's own
-//! threads where frames must be made safe before SQLite destroys them. What has to wait for the network is in `uploader`.
+//! threads where frames must be made safe before SQLite destroys them, in whichever process. What has to wait for the network is in `uploader`.
 //!
 //! ```text
 //!   frames of the WAL:   1 ... acked.end ... attempt.end ... captured ... live end
@@ -13,18 +13,17 @@ mod capture;
 mod continuity;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::fs::File;
-use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-use parking_lot::MutexGuard;
 
 use super::batch::{BatchError, WalFile};
 use super::control::{Control, FullReason, Stamp, State};
 use super::frames::FrameLog;
 use super::local::Paths;
+use super::shared::{Locks, Shared};
 use crate::fault::fault_point;
 use crate::ltx::LtxError;
 use crate::spool::{Spool, SpoolError, is_disk_full};
@@ -32,7 +31,8 @@ use crate::types::{PageNo, WalPos};
 
 pub(crate) use self::attempt::{Body, Inflight};
 pub(crate) use self::capture::FileCommit;
-pub(crate) use self::continuity::restarted_from;
+pub(crate) use self::continuity::{restarted_from, undecided};
+pub(crate) use self::together::TailGuard;
 
 /// Why local capture failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,9 @@ pub(crate) enum TailError {
     /// Too much to encode while a writer waits.
     #[error("{frames} frames are not replicated yet")]
     TooMuch { frames: u32 },
+    /// The uploader of another process reads the full state, which needs what is there.
+    #[error("the full state is being read by another process")]
+    Preserved,
     /// A page of the database file cannot be read.
     #[error("page {page} of the database cannot be read")]
     Page { page: PageNo },
@@ -108,45 +111,18 @@ pub(crate) struct LiveEnd {
     pub(crate) sequence: u64,
 }
 
-/// The tail, locked. A panic while it is held leaves it half changed: then it has failed, before anybody else sees it.
-#[derive(Debug)]
-pub(crate) struct TailGuard<'a>(MutexGuard<'a, Tail>);
-
-impl<'a> TailGuard<'a> {
-    pub(crate) const fn new(guard: MutexGuard<'a, Tail>) -> Self {
-        Self(guard)
-    }
-}
-
-impl Deref for TailGuard<'_> {
-    type Target = Tail;
-
-    fn deref(&self) -> &Tail {
-        &self.0
-    }
-}
-
-impl DerefMut for TailGuard<'_> {
-    fn deref_mut(&mut self) -> &mut Tail {
-        &mut self.0
-    }
-}
-
-impl Drop for TailGuard<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // Why is told by whoever catches the panic.
-            self.0.mode = Mode::Stopped(StopKind::Failed, String::new());
-        }
-    }
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Tail {
     paths: Paths,
     /// `None` once the database is forgotten: closing a second descriptor later would drop the lock of a successor in this process.
     control: Option<Control>,
+    /// The control file's, as long as it is open.
+    locks: Option<Locks>,
+    /// What the other processes see of it.
+    shared: Arc<Shared>,
+    /// Which turn this process had last.
+    turn: u64,
     pub(crate) state: State,
     pub(crate) spool: Spool,
     pub(crate) mode: Mode,
@@ -170,16 +146,21 @@ pub(crate) struct Tail {
     unsaved: bool,
     /// SQLite has rolled a dead process's transaction back, through us: it had not been committed.
     rolled_back: bool,
+    /// What the file is is still to be found out, by the uploader: see `State::to_compare`.
+    compares: bool,
 }
 
 impl Tail {
-    pub(crate) fn new(paths: Paths, control: Control, state: State, spool: Spool, mode: Mode, memory_batch_bytes: u64) -> Self {
+    pub(crate) fn new(paths: Paths, control: Control, shared: Arc<Shared>, state: State, spool: Spool, memory_batch_bytes: u64) -> Self {
         Self {
             paths,
+            locks: Some(control.locks()),
             control: Some(control),
+            turn: shared.tail_turns.load(std::sync::atomic::Ordering::Relaxed),
+            shared,
             state,
             spool,
-            mode,
+            mode: Mode::Unresolved,
             inflight: None,
             captured_sequence: 0,
             wal: None,
@@ -191,6 +172,7 @@ impl Tail {
             unsynced: false,
             unsaved: false,
             rolled_back: false,
+            compares: false,
         }
     }
 
@@ -262,6 +244,7 @@ impl Tail {
         if let Err(error) = self.write() {
             log::warn!(target: "replicated", "{error}");
         }
+        self.leave_the_others();
     }
 
     /// Gives continuity up: the full state will be sent.
@@ -295,6 +278,8 @@ impl Tail {
         self.state.captured = None;
         self.state.sealed = false;
         self.state.next_salts = None;
+        self.state.to_compare = None;
+        self.compares = false;
         self.spool.clear();
     }
 

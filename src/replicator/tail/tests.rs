@@ -6,6 +6,7 @@ use super::continuity::MOST_RESTARTS;
 use super::*;
 use crate::replicator::control::{Acked, OpenTransaction, RestoredEarlier};
 use crate::replicator::local::OwnerMode;
+use crate::replicator::shared::Private;
 use crate::spool::Limits;
 use crate::types::Txid;
 
@@ -60,7 +61,8 @@ impl Fixture {
         let paths = self.paths();
         let owner = OwnerMode::of(&paths.database).unwrap();
         paths.create_directory(&owner).unwrap();
-        let (control, _) = Control::open(&paths.control(), &owner).unwrap().unwrap();
+        let mut control = Control::open(&paths.control()).unwrap();
+        control.load(&owner).unwrap();
         let spool = Spool::open(
             &paths.directory,
             owner,
@@ -70,7 +72,7 @@ impl Fixture {
             state.attempt.map(|a| a.txid),
         )
         .unwrap();
-        Tail::new(paths, control, state, spool, Mode::Unresolved, 1 << 20)
+        Tail::new(paths, control, Shared::new(Box::new(Private::default())), state, spool, 1 << 20)
     }
 
     /// Restarts the WAL, as a writer after a complete checkpoint does.
@@ -295,6 +297,28 @@ fn a_file_that_somebody_wrote_on_is_sent_again_and_an_older_one_is_not() {
     // The same counter in a changed file: a copy of another time.
     assert!(is_diverged(&judge(Some(Stamp { mtime_ns: 99, ..stamp(7) }))));
     assert!(is_diverged(&judge(None)));
+}
+
+/// The bucket may tell what it is, unless it was written to: what is in the WAL counts only where it was there at first.
+#[test]
+fn a_file_of_which_nothing_tells_is_to_be_compared_as_it_was_found() {
+    let fixture = Fixture::new();
+    let elsewhere = WalPos { salts: [fixture.live().salts[0].wrapping_add(MOST_RESTARTS), 3], ..fixture.live() };
+    let found = Stamp { mtime_ns: 99, ..stamp(7) };
+    let closed = State { sealed: true, stamp: Some(stamp(7)), ..captured(elsewhere) };
+    let judged = |state: State, began_empty: bool, now: Stamp| {
+        let mut tail = fixture.tail(state);
+        tail.shared.began_empty.store(u64::from(began_empty), std::sync::atomic::Ordering::Relaxed);
+        tail.resolve(&fixture.live(), &|| Some(now));
+        assert!(is_diverged(&tail), "{:?}", tail.mode);
+        (tail.to_be_compared(), tail.state)
+    };
+    assert_eq!(judged(closed.clone(), false, found).0, None);
+    let (to_compare, state) = judged(closed, true, found);
+    assert_eq!(to_compare, Some(found));
+    // At the next open.
+    assert_eq!(judged(state.clone(), true, found).0, Some(found));
+    assert_eq!(judged(state, true, Stamp { header_words: [8, 8], ..found }).0, None);
 }
 
 #[test]

@@ -13,6 +13,8 @@
 //!
 //! Where a deletion is undone, so is every later cut of another file: file systems keep these two in their order, and SQLite relies on it. It deletes the
 //! journal, which commits, and then cuts off what a VACUUM has left over, of which the journal has nothing.
+//!
+//! For a test that needs one certain outcome there are two more, which leave nothing to chance: `Loss::Outrun` and `Loss::TornJournal`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,6 +31,10 @@ pub enum Loss {
     Synced,
     /// And any part of the rest.
     Torn,
+    /// What was synced is there, and all that was written to the database file, but its first page and the time of its change.
+    Outrun,
+    /// What was synced is there, and all of a journal that lies there, but this sector, which has zeros.
+    TornJournal(usize),
 }
 
 /// What becomes of a file.
@@ -157,15 +163,18 @@ impl Disk {
                 if loss == Loss::Torn && random.bool() { now.or(image.synced_at) } else { image.synced_at.or(now) }
             };
             let left = match (&entry.image, &entry.deleted) {
-                (Some(image), _) => left_of(image, loss, no_cut_after, random).map(|content| (content, at(image, random))),
+                (Some(image), _) => left_of(path, image, loss, no_cut_after, random).map(|content| (content, at(image, random))),
                 (None, Some((_, deleted))) if comes_back => {
-                    left_of(deleted, loss, no_cut_after, random).map(|content| (content, at(deleted, random)))
+                    left_of(path, deleted, loss, no_cut_after, random).map(|content| (content, at(deleted, random)))
                 }
                 (None, _) => None,
             };
             let fate = match left {
                 None => Fate::Gone,
                 Some((content, at)) => {
+                    // What lost nothing keeps its time.
+                    let is_whole = loss != Loss::Outrun && std::fs::read(path).is_ok_and(|now| now == content);
+                    let at = at.filter(|_| !is_whole);
                     let kept = folder.join(format!("{number}.left"));
                     std::fs::write(&kept, content)?;
                     Fate::Content(kept, at)
@@ -177,8 +186,23 @@ impl Disk {
     }
 }
 
-fn left_of(image: &Image, loss: Loss, no_cut_after: u64, random: &mut fastrand::Rng) -> Option<Vec<u8>> {
+fn left_of(path: &Path, image: &Image, loss: Loss, no_cut_after: u64, random: &mut fastrand::Rng) -> Option<Vec<u8>> {
     let mut content = image.synced.clone();
+    let ends_with = |suffix: &str| path.as_os_str().as_encoded_bytes().ends_with(suffix.as_bytes());
+    match loss {
+        Loss::Outrun if !ends_with("-wal") && !ends_with("-journal") => {
+            let of_first_page = |change: &Change| matches!(change, Change::Write(0, _));
+            for (_, change) in image.since.iter().filter(|(_, change)| !of_first_page(change)) {
+                apply(&mut content, change, &mut |_| true);
+            }
+        }
+        Loss::TornJournal(lost) if ends_with("-journal") => {
+            for (_, change) in &image.since {
+                apply(&mut content, change, &mut |sector| sector != lost);
+            }
+        }
+        _ => {}
+    }
     if loss == Loss::Torn {
         if image.is_new && random.u8(0..4) == 0 {
             return None;
@@ -227,7 +251,7 @@ fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
-/// Puts the files as a power loss left them. A file keeps its inode, and one that lost nothing its times.
+/// Puts the files as a power loss left them. A file keeps its inode.
 ///
 /// # Errors
 /// Where a file cannot be written.
@@ -240,12 +264,12 @@ pub fn put_back(fates: &[(PathBuf, Fate)]) -> std::io::Result<()> {
             },
             Fate::Content(kept, modified) => {
                 let content = std::fs::read(kept)?;
-                if std::fs::read(path).is_ok_and(|now| now == content) {
-                    continue;
-                }
+                let is_whole = std::fs::read(path).is_ok_and(|now| now == content);
                 // Not `fs::write`: the file that is there stays the same file.
-                let file = std::fs::File::options().write(true).create(true).truncate(true).open(path)?;
-                std::io::Write::write_all(&mut &file, &content)?;
+                let file = std::fs::File::options().write(true).create(true).truncate(!is_whole).open(path)?;
+                if !is_whole {
+                    std::io::Write::write_all(&mut &file, &content)?;
+                }
                 if let Some(modified) = modified {
                     file.set_modified(*modified)?;
                 }
@@ -307,6 +331,29 @@ mod tests {
             seen.insert(content);
         }
         assert!(seen.len() > 4, "{} outcomes", seen.len());
+    }
+
+    #[test]
+    fn what_a_test_chooses_is_left_and_nothing_else() {
+        let (mut disk, file, wal, journal) =
+            (Disk::default(), Path::new("/nowhere/a"), Path::new("/nowhere/a-wal"), Path::new("/nowhere/a-journal"));
+        for path in [file, wal, journal] {
+            disk.known(path);
+            disk.opened(path);
+            disk.written(path, 0, &[1; 2048]);
+            disk.synced(path);
+            for page in 0..2 {
+                disk.written(path, page * 1024, &[2; 1024]);
+            }
+        }
+        let (before, first_page_before) = (vec![1; 2048], [[1; 1024], [2; 1024]].concat());
+        // Ordered by their names.
+        let named = |file_left, journal_left, wal_left| {
+            vec![(file.to_owned(), Some(file_left)), (journal.to_owned(), Some(journal_left)), (wal.to_owned(), Some(wal_left))]
+        };
+        assert_eq!(left(&disk, Loss::Outrun, 1), named(first_page_before, before.clone(), before.clone()));
+        let torn = [[2; 1024].as_slice(), &[1; 512], &[2; 512]].concat();
+        assert_eq!(left(&disk, Loss::TornJournal(2), 1), named(before.clone(), torn, before));
     }
 
     #[test]

@@ -179,6 +179,7 @@ impl Life {
             style: self.style.clone(),
             seed: self.random.u64(..),
             steps: self.steps,
+            script: Vec::new(),
             record: self.path("record"),
             log: self.path("log"),
             end,
@@ -195,8 +196,25 @@ impl Life {
     /// Where something does not hold.
     pub fn round(&mut self, ending: &Ending) -> Outcome {
         let session = self.session(ending);
+        self.round_of(&session, ending)
+    }
+
+    /// A process that runs this SQL and closes its connection; or the power fails then, and leaves what is said.
+    ///
+    /// # Panics
+    /// Where that does not work.
+    pub fn scripted(&mut self, script: &[&str], left: Option<(Loss, Own)>) {
+        let never = vfs::End { call: u64::MAX, counted: vfs::Counted::All, after: false };
+        let ending = left.map_or(Ending::Itself { closes: true }, |(loss, own)| Ending::PowerLoss(never, loss, own));
+        let script = script.iter().map(|sql| (*sql).to_owned()).collect();
+        let session = Session { script, flushes_first: false, ..self.session(&ending) };
+        let outcome = self.round_of(&session, &ending);
+        assert_eq!(outcome.killed, left.is_some(), "{outcome:?}");
+    }
+
+    fn round_of(&mut self, session: &Session, ending: &Ending) -> Outcome {
         self.noted_before = self.notes();
-        let outcome = self.run(&session, ending);
+        let outcome = self.run(session, ending);
         if let Some(error) = &outcome.failed {
             self.fail(&format!("the process failed: {error}"));
         }

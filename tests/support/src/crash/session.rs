@@ -89,6 +89,8 @@ pub struct Session {
     pub seed: u64,
     /// So many things are done.
     pub steps: u32,
+    /// SQL that is run instead, where there is any, with `CUT_OFF` in between; then the power fails, if it is to.
+    pub script: Vec<String>,
     /// The notes.
     pub record: PathBuf,
     /// Where the extension's log goes.
@@ -104,6 +106,9 @@ pub struct Session {
     /// Replication may have stopped: then nothing is waited for.
     pub may_fail: bool,
 }
+
+/// In a script: from here on the replica, a folder, cannot be reached.
+pub const CUT_OFF: &str = "-- the replica cannot be reached";
 
 /// Why a session ended early.
 pub type Failure = String;
@@ -196,6 +201,9 @@ pub fn run(session: Session) -> Result<(), Failure> {
     }
     let parameters: Vec<(&str, &str)> = session.options.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let uri = crate::host::replicated(&session.database, &session.replica, &parameters);
+    if !session.script.is_empty() {
+        return run_script(&session, &uri).map_err(|error| error.to_string());
+    }
     let record = Record::open(&session.record).map_err(|e| e.to_string())?;
     let random = fastrand::Rng::with_seed(session.seed);
     let may_be_damaged = session.style.may_be_damaged;
@@ -208,6 +216,23 @@ pub fn run(session: Session) -> Result<(), Failure> {
         }
         other => other.map_err(|error| error.to_string()),
     }
+}
+
+fn run_script(session: &Session, uri: &str) -> rusqlite::Result<()> {
+    let connection = Connection::open(uri)?;
+    for sql in &session.script {
+        if sql == CUT_OFF {
+            let folder = Path::new(session.replica.trim_start_matches("file://"));
+            let gone = std::fs::rename(folder, folder.with_extension("away")).and_then(|()| std::fs::write(folder, b"not a folder"));
+            gone.map_err(|_| rusqlite::Error::InvalidPath(folder.to_owned()))?;
+        } else {
+            connection.execute_batch(sql)?;
+        }
+    }
+    if session.power.is_some() {
+        vfs::end_now();
+    }
+    connection.close().map_err(|(_, error)| error)
 }
 
 impl Player {

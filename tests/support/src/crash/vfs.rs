@@ -158,6 +158,18 @@ pub fn end_at(end: End, last_act: LastAct) {
     assert!(state.end.set((end, last_act)).is_ok(), "an end is set already");
 }
 
+/// Has the process die now, after the last act, between two calls.
+///
+/// # Panics
+/// Where no end is set.
+pub fn end_now() -> ! {
+    let state = STATE.get().expect("the VFS is registered");
+    let (_, last_act) = state.end.get().expect("an end is set");
+    let disk = state.disk.as_ref().map(lock);
+    last_act(disk.as_deref().unwrap_or(&Disk::default()));
+    die();
+}
+
 /// Has something called before and after every call, or nothing any more.
 ///
 /// # Panics
@@ -175,6 +187,30 @@ pub fn set_hook(hook: Option<Hook>) {
 pub fn set_refusal(refusal: Option<Refusal>) {
     let before = std::mem::replace(&mut *lock(&STATE.get().expect("the VFS is registered").refusal), refusal);
     drop(before);
+}
+
+/// Forks, as a program that the extension is loaded into does; the child ends at once, with this code. Returns the code that it has ended with.
+///
+/// # Panics
+/// Where the process cannot be forked.
+pub fn fork(code: impl FnOnce() -> u8) -> u8 {
+    unsafe extern "C" {
+        #[link_name = "fork"]
+        fn libc_fork() -> c_int;
+        fn _exit(code: c_int) -> !;
+        fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
+    }
+    // SAFETY: the C library's own functions. In the child nothing is called but `code`, which its callers have look at atomics only.
+    unsafe {
+        let pid = libc_fork();
+        assert!(pid >= 0, "the process cannot be forked");
+        if pid == 0 {
+            _exit(c_int::from(code()));
+        }
+        let mut status = 0;
+        assert_eq!(waitpid(pid, &raw mut status, 0), pid);
+        u8::try_from(status >> 8 & 0xff).unwrap_or(u8::MAX)
+    }
 }
 
 /// How many calls there were: all, and those that change something.

@@ -1,0 +1,374 @@
+//! What the processes that have one database open tell each other: a page of memory that all of them map, and locks.
+//!
+//! The page lies in the control file, behind what that remembers. It holds what changes with every commit and every request, and nothing that must outlive the processes:
+//! whoever opens the database while nobody else has it open clears it. A process may be killed between any two stores, so what consists of several words
+//! is written beside what it replaces and then put in its place by one store, see `Slots`; and the rest are words that stand for themselves.
+//!
+//! ```text
+//!   published     by whoever commits, under SQLite's own write lock; what somebody merely sees there goes into `looked`
+//!   tail          by whoever holds the tail's lock
+//!   progress      by the owner, whose uploader it is; those who wait for it sleep on one word of it (a futex)
+//!   wishes        by those who commit and wait; a byte in the owner's FIFO makes it look
+//! ```
+
+mod locks;
+mod slots;
+
+use std::fmt::Debug;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+pub(crate) use self::locks::{Locks, Range};
+pub(crate) use self::slots::Slots;
+
+/// Where the page lies in the control file: at a multiple of the largest page that a machine has.
+pub(crate) const PAGE_OFFSET: u64 = 65536;
+/// How long it is.
+pub(crate) const PAGE_BYTES: usize = 4096;
+const ERROR_WORDS: usize = 120;
+/// What `Page::layout` says.
+const LAYOUT: u64 = 0x5250_4c53_4841_5201;
+
+/// A page that is there as long as this is.
+pub(crate) trait Mapped: Send + Sync + Debug {
+    fn page(&self) -> &Page;
+}
+
+/// Memory of this process alone.
+#[derive(Debug, Default)]
+pub(crate) struct Private(Box<Page>);
+
+impl Mapped for Private {
+    fn page(&self) -> &Page {
+        &self.0
+    }
+}
+
+/// The page as one process sees it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    mapped: Box<dyn Mapped>,
+    /// Instead of it, once this process has left the others.
+    own: Private,
+    has_left: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(mapped: Box<dyn Mapped>) -> Arc<Self> {
+        Arc::new(Self { mapped, own: Private::default(), has_left: AtomicBool::new(false) })
+    }
+
+    /// From here on this process tells the others nothing, and sees nothing of them: a fault of ours has ended what it does.
+    pub(crate) fn leave(&self) {
+        if !self.has_left.swap(true, Ordering::AcqRel) {
+            let (own, theirs) = (self.own.page(), self.mapped.page());
+            own.begin();
+            own.published.write(&theirs.published.read().1);
+            own.acked_sequence.store(theirs.acked_sequence.load(Ordering::Relaxed), Ordering::Relaxed);
+            own.remote_txid.store(theirs.remote_txid.load(Ordering::Relaxed), Ordering::Relaxed);
+            own.captured_sequence.store(theirs.captured_sequence.load(Ordering::Relaxed), Ordering::Relaxed);
+            // Those of this process who wait for the others' page.
+            theirs.changed();
+        }
+    }
+
+    pub(crate) fn has_left(&self) -> bool {
+        self.has_left.load(Ordering::Acquire)
+    }
+}
+
+impl Deref for Shared {
+    type Target = Page;
+
+    fn deref(&self) -> &Page {
+        if self.has_left() { self.own.page() } else { self.mapped.page() }
+    }
+}
+
+/// The words. All zeros is how it begins, see `begin`.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(crate) struct Page {
+    layout: AtomicU64,
+    /// Another process has joined.
+    pub(crate) joined: AtomicU64,
+    /// Something that waits is in the memory of a process and not on the disk, which is full.
+    pub(crate) in_memory: AtomicU64,
+
+    // The tail.
+    pub(crate) mode: AtomicU64,
+    /// Somebody is changing it, or has died doing so.
+    pub(crate) tail_held: AtomicU64,
+    /// How often it was locked.
+    pub(crate) tail_turns: AtomicU64,
+    pub(crate) tail_flags: AtomicU64,
+    pub(crate) captured_sequence: AtomicU64,
+    pub(crate) captured: Slots<3>,
+
+    // What is committed.
+    pub(crate) published: Slots<6>,
+    pub(crate) looked: Slots<7>,
+    /// There was nothing in the WAL when it was seen first.
+    pub(crate) began_empty: AtomicU64,
+    /// When the oldest commit was made that is not in the bucket; and the oldest that is not in a batch either. 0 for none.
+    pub(crate) oldest_waiting_ns: AtomicU64,
+    pub(crate) oldest_behind_batch_ns: AtomicU64,
+    pub(crate) batch_sequence: AtomicU64,
+    /// Commits up to this one shall be on their way at that time; 0 for none.
+    pub(crate) due_sequence: AtomicU64,
+    pub(crate) due_ns: AtomicU64,
+    /// What was committed outside the WAL since the uploader looked, counted as if it were frames.
+    pub(crate) unseen_frames: AtomicU64,
+
+    // What the uploader is asked for.
+    /// It sleeps until so many frames are behind what is captured.
+    pub(crate) wake_frames: AtomicU64,
+    pub(crate) urgent: AtomicU64,
+    pub(crate) asked: AtomicU64,
+    pub(crate) calls: AtomicU64,
+    pub(crate) dozing: AtomicU64,
+    pub(crate) snapshot_waits: AtomicU64,
+    /// See `Preserving`.
+    pub(crate) preserving: AtomicU64,
+    pub(crate) refuses_writes: AtomicU64,
+    pub(crate) file_synced: AtomicU64,
+
+    // How far it is.
+    version: AtomicU32,
+    _unused: AtomicU32,
+    pub(crate) state: AtomicU64,
+    pub(crate) acked_sequence: AtomicU64,
+    pub(crate) remote_txid: AtomicU64,
+    pub(crate) last_success_ms: AtomicU64,
+    pub(crate) uploads: AtomicU64,
+    pub(crate) snapshots: AtomicU64,
+    pub(crate) fencing: AtomicU64,
+    pub(crate) awaits_open: AtomicU64,
+    error: Slots<ERROR_WORDS>,
+}
+
+const _: () = assert!(size_of::<Page>() <= PAGE_BYTES);
+
+impl Page {
+    fn clear(&self) {
+        let Self {
+            layout,
+            joined,
+            in_memory,
+            mode,
+            tail_held,
+            tail_turns,
+            tail_flags,
+            captured_sequence,
+            captured,
+            published,
+            looked,
+            began_empty,
+            oldest_waiting_ns,
+            oldest_behind_batch_ns,
+            batch_sequence,
+            due_sequence,
+            due_ns,
+            unseen_frames,
+            wake_frames,
+            urgent,
+            asked,
+            calls,
+            dozing,
+            snapshot_waits,
+            preserving,
+            refuses_writes,
+            file_synced,
+            version: _,
+            _unused,
+            state,
+            acked_sequence,
+            remote_txid,
+            last_success_ms,
+            uploads,
+            snapshots,
+            fencing,
+            awaits_open,
+            error,
+        } = self;
+        for word in [
+            layout,
+            joined,
+            in_memory,
+            mode,
+            tail_held,
+            tail_turns,
+            tail_flags,
+            captured_sequence,
+            began_empty,
+            oldest_waiting_ns,
+            oldest_behind_batch_ns,
+            batch_sequence,
+            due_sequence,
+            due_ns,
+            unseen_frames,
+            wake_frames,
+            urgent,
+            asked,
+            calls,
+            dozing,
+            snapshot_waits,
+            preserving,
+            refuses_writes,
+            file_synced,
+            state,
+            acked_sequence,
+            remote_txid,
+            last_success_ms,
+            uploads,
+            snapshots,
+            fencing,
+            awaits_open,
+        ] {
+            word.store(0, Ordering::Relaxed);
+        }
+        captured.write(&[0; 3]);
+        published.write(&[0; 6]);
+        looked.write(&[0; 7]);
+        error.write(&[0; ERROR_WORDS]);
+    }
+
+    /// Whether it is a page of this layout, which somebody has begun.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.layout.load(Ordering::Acquire) == LAYOUT
+    }
+
+    /// Makes it one, for a database that nobody has told of yet. Nobody else has it mapped.
+    pub(crate) fn begin(&self) {
+        self.clear();
+        self.wake_frames.store(1, Ordering::Relaxed);
+        self.layout.store(LAYOUT, Ordering::Release);
+    }
+
+    /// Tells those who wait that something has changed.
+    pub(crate) fn changed(&self) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+        wake_all(&self.version);
+    }
+
+    /// What to hand to `wait_changed`; to be read before what is waited for.
+    pub(crate) fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Waits until something has changed since `version` was read, at the most that long.
+    pub(crate) fn wait_changed(&self, version: u32, limit: Duration) {
+        wait(&self.version, version, limit);
+    }
+
+    /// Text for people, cut where it is too long.
+    pub(crate) fn set_error(&self, text: Option<&str>) {
+        let mut words = [0_u64; ERROR_WORDS];
+        let Some((length, content)) = words.split_first_mut() else { return };
+        let text = text.unwrap_or_default();
+        let end = (0..=text.len().min(content.len() * 8)).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        *length = end as u64;
+        for (word, bytes) in content.iter_mut().zip(text.as_bytes().get(..end).unwrap_or_default().chunks(8)) {
+            let mut padded = [0; 8];
+            padded.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            *word = u64::from_ne_bytes(padded);
+        }
+        self.error.write(&words);
+    }
+
+    pub(crate) fn error(&self) -> Option<String> {
+        let (_, words) = self.error.read();
+        let (length, content) = words.split_first()?;
+        let bytes: Vec<u8> = content.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let text = bytes.get(..usize::try_from(*length).ok()?)?;
+        (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned())
+    }
+}
+
+/// Whether a full state is being read, by the uploader of whichever process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Preserving {
+    No = 0,
+    /// What it needs must not be overwritten by another process.
+    Yes = 1,
+    /// That has happened: it has to start over.
+    Broken = 2,
+}
+
+impl Preserving {
+    pub(crate) fn of(page: &Page) -> Self {
+        match page.preserving.load(Ordering::SeqCst) {
+            0 => Self::No,
+            1 => Self::Yes,
+            _ => Self::Broken,
+        }
+    }
+}
+
+/// Nanoseconds of a clock that all processes of the machine have in common, and never 0.
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let (seconds, nanoseconds) = (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
+    (seconds * 1_000_000_000 + nanoseconds).max(1)
+}
+
+#[cfg(target_os = "linux")]
+fn wait(word: &AtomicU32, expected: u32, limit: Duration) {
+    use rustix::thread::futex;
+    let limit = futex::Timespec { tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(limit.subsec_nanos()) };
+    // Woken, interrupted, timed out or changed already: the caller looks.
+    let _ = futex::wait(word, futex::Flags::empty(), expected, Some(&limit));
+}
+
+#[cfg(target_os = "linux")]
+fn wake_all(word: &AtomicU32) {
+    let _ = rustix::thread::futex::wake(word, rustix::thread::futex::Flags::empty(), i32::MAX as u32);
+}
+
+/// Where there is no futex that works between processes whoever waits looks every few milliseconds.
+#[cfg(not(target_os = "linux"))]
+fn wait(word: &AtomicU32, expected: u32, limit: Duration) {
+    const PAUSE: Duration = Duration::from_millis(2);
+    if word.load(Ordering::Acquire) == expected {
+        std::thread::sleep(PAUSE.min(limit));
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn wake_all(_word: &AtomicU32) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_where_a_character_ends() {
+        let page = Page::default();
+        assert_eq!(page.error(), None);
+        page.set_error(Some("short"));
+        assert_eq!(page.error().unwrap(), "short");
+        let long = "ä".repeat(1000);
+        page.set_error(Some(&long));
+        let cut = page.error().unwrap();
+        assert!(cut.len() > 900 && long.starts_with(&cut), "{}", cut.len());
+        page.set_error(None);
+        assert_eq!(page.error(), None);
+    }
+
+    #[test]
+    fn whoever_waits_is_woken() {
+        let page = Page::default();
+        let version = page.version();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while page.version() == version {
+                    page.wait_changed(version, Duration::from_secs(60));
+                }
+            });
+            page.changed();
+        });
+        assert_ne!(page.version(), version);
+    }
+}
