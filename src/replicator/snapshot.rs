@@ -51,6 +51,9 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         return Err(damaged);
     }
     let newest = lineage::newest(database).await?;
+    if lineage::is_overtaken(database, reason, newest.as_ref()).await? {
+        return Ok(Next::Again);
+    }
     lineage::probe(database).await?;
     database.sync_file();
     let moment = match begin(database, reason)? {
