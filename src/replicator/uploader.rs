@@ -36,7 +36,7 @@ use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
-const ENCODE_AHEAD_FRAMES: u32 = 750;
+const ENCODE_AHEAD_FRAMES: u32 = 250;
 /// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
 const LOOK_BACK: Duration = Duration::from_secs(60);
 /// How long nothing is done without a lease, unless whoever keeps it says so.

@@ -100,7 +100,7 @@ impl Database {
         let mut marks = self.marks.lock();
         if marks.is_none() {
             // How what is captured relates to what is there is decided before the file is changed.
-            let mut tail = self.lock_tail();
+            let Some(mut tail) = self.tail_or_lost() else { return };
             let live = self.published().live();
             tail.resolve(&live.end, &|| self.stamp());
             *marks = tail.control_file();
@@ -113,8 +113,8 @@ impl Database {
     /// A checkpoint is about to write what no sync of the WAL has come before, as with `synchronous=OFF`: after a loss of power the file may have
     /// pages of commits that the WAL has lost, and what it held before counts no longer as being on disk.
     pub(crate) fn checkpoint_outruns_wal(&self) {
-        let undone = self.lock_tail().file_may_be_lost();
-        if undone {
+        let undone = self.tail_or_lost().map(|mut tail| tail.file_may_be_lost());
+        if undone == Some(true) {
             self.sync_control();
         }
     }

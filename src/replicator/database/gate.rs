@@ -30,7 +30,7 @@ impl Database {
         fault_point!("gate.asked");
         // Nor does a writer that cannot append instead.
         let (tail, most_frames) = if asked_for || self.is_disk_nearly_full() {
-            (Some(self.lock_tail()), u32::MAX)
+            (self.tail_or_lost(), u32::MAX)
         } else {
             (self.try_lock_tail_for(GATE_PATIENCE), self.most_gate_frames())
         };
@@ -94,15 +94,16 @@ impl Database {
         if !self.is_known() {
             self.observe_without_index();
         }
-        let mut tail = self.lock_tail();
+        let tail = self.tail_or_lost();
         fault_point!("wal.vanishes");
-        if let Err(error) = self.secure(&mut tail, u32::MAX) {
-            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
-            self.lose(&mut tail, FullReason::SpoolLost);
+        if let Some(mut tail) = tail {
+            if let Err(error) = self.secure(&mut tail, u32::MAX) {
+                log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+                self.lose(&mut tail, FullReason::SpoolLost);
+            }
+            self.stamp_due.store(true, Ordering::Relaxed);
         }
         self.wal_is_empty();
-        self.stamp_due.store(true, Ordering::Relaxed);
-        drop(tail);
         self.sync_seal();
         fault_point!("wal.vanished");
     }
@@ -121,7 +122,7 @@ impl Database {
             // `journal_size_limit` cuts off what no commit is in.
             return;
         }
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return };
         fault_point!("wal.shrinks");
         if published.end.frame > 0 {
             // Sealed is what lay there before these frames, if anything.
@@ -146,7 +147,7 @@ impl Database {
 
     /// Syncs the control file, without the lock that a writer needs to restart the WAL.
     pub(crate) fn sync_control(&self) {
-        let unsynced = self.lock_tail().unsynced();
+        let unsynced = self.tail_or_lost().and_then(|mut tail| tail.unsynced());
         if let Some(control) = unsynced {
             // The next sync includes this one.
             let _ = fault_io!("control.sync").and_then(|()| control.sync_data());
@@ -176,7 +177,9 @@ impl Database {
 
     /// The header of a new WAL generation is about to be written.
     pub(crate) fn generation_begins(&self, salts: [u32; 2]) {
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else {
+            return self.set_end(WalPos { salts, ..WalPos::default() });
+        };
         fault_point!("generation.begins");
         let live = self.published().live();
         tail.resolve(&live.end, &|| self.stamp());
@@ -194,7 +197,7 @@ impl Database {
     /// The last lock on the database is about to be given up, after the WAL was deleted: nobody can have written since.
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return };
         if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
             fault_point!("stamp.take");
             let settled = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0), self.is_file_synced());

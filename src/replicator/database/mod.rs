@@ -206,9 +206,10 @@ impl Database {
 
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
     pub(crate) fn reopened(&self) {
-        let mut tail = self.lock_tail();
         self.closing.store(false, Ordering::Release);
-        if self.is_alone() {
+        if self.is_alone()
+            && let Some(mut tail) = self.tail_or_lost()
+        {
             if tail.mode == Mode::Running {
                 tail.mode = Mode::Unresolved;
             }
@@ -249,6 +250,24 @@ impl Database {
 
     pub(crate) fn lock_tail(&self) -> TailGuard<'_> {
         TailGuard::lock(&self.tail)
+    }
+
+    /// The same for SQLite's threads, which must not wait for ever where a process was stopped that holds it. `None` then: what was to be captured is lost, and
+    /// whoever has the tail next finds that out.
+    fn tail_or_lost(&self) -> Option<TailGuard<'_>> {
+        /// Encoding a large batch takes as long.
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let tail = self.try_lock_tail_for(PATIENCE);
+        if tail.is_none() && self.shared.lost.swap(1, Ordering::AcqRel) == 0 {
+            log::error!(
+                target: "replicated",
+                "{}: another process holds what is captured for {} s and does not go on (was it stopped?): the application goes on without it, and the full \
+                 state follows",
+                self.paths.database.display(),
+                PATIENCE.as_secs()
+            );
+        }
+        tail
     }
 
     /// `None` where somebody else has it for longer than that.

@@ -101,7 +101,9 @@ impl Database {
         if writer.rolls_back && !outside.active {
             let now = stamp::take(&self.paths.database, &read_header(read), self.is_file_synced());
             let was_synced = self.hot_journal() == Some(Journal::Synced);
-            self.lock_tail().rolls_back_in_file(now, was_synced);
+            if let Some(mut tail) = self.tail_or_lost() {
+                tail.rolls_back_in_file(now, was_synced);
+            }
             (outside.rolls_back, outside.is_protected) = (true, true);
         } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
             // A rollback that has come to its end under an exclusive lock, without a word.
@@ -132,7 +134,7 @@ impl Database {
     fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) -> (bool, Option<[u32; 2]>) {
         let header = read_header(read);
         let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return (true, None) };
         if !self.is_known()
             && let Some(state) = self.state_in_file(&header, now)
         {
@@ -181,9 +183,10 @@ impl Database {
         let change = std::mem::take(&mut *outside);
         let header = read_header(read);
         let stamp = stamp::take(&self.paths.database, &header, self.is_file_synced());
-        let mut tail = self.lock_tail();
-        let sequence = self.capture_file(&mut tail, &change, &header, stamp, read);
-        drop(tail);
+        let sequence = match self.tail_or_lost() {
+            Some(mut tail) => self.capture_file(&mut tail, &change, &header, stamp, read),
+            None => UNSEEN,
+        };
         if change.active {
             self.writes_file(false);
         }
@@ -307,7 +310,7 @@ impl Database {
 
     fn was_rolled_back(&self, outside: &mut Outside, header: &FileHeader) {
         let now = stamp::take(&self.paths.database, header, self.is_file_synced());
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return self.ended(outside) };
         // The pages stay noted: SQLite does not put back what free pages held.
         if tail.state.open_transaction != Some(OpenTransaction::Unprotected)
             && let Err(error) = tail.rolled_back_in_file(now)
@@ -375,7 +378,9 @@ impl Database {
             Ok(None) => None,
             Err(error) => {
                 log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
-                self.lose_unless_stopped(&mut self.lock_tail(), FullReason::ContinuityLost);
+                if let Some(mut tail) = self.tail_or_lost() {
+                    self.lose_unless_stopped(&mut tail, FullReason::ContinuityLost);
+                }
                 Some(UNSEEN)
             }
         }

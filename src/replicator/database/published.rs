@@ -127,6 +127,8 @@ fn note_waiting(shared: &Shared) {
     set(&shared.oldest_behind_batch_ns);
 }
 
+/// How long to wait for the tail to look at what is committed.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// `Page::wake_frames` where nobody is to be woken.
 const NEVER: u64 = u64::MAX;
 
@@ -177,8 +179,8 @@ impl Database {
     }
 
     fn look(&self, source: Source, read: impl FnOnce() -> Option<IndexHeader>) -> Option<u64> {
-        let _tail = self.lock_tail();
-        fault_point!("commit.publish");
+        // Where somebody holds it for long he who asks is told what is known.
+        let _tail = self.try_lock_tail_for(LOOK_PATIENCE)?;
         let newest = Board(&self.shared).read();
         let index = read()?;
         self.publish(newest, &index, source, &|published, after| Board(&self.shared).looked(after, published))
@@ -223,7 +225,7 @@ impl Database {
 
     /// What is in the database file is seen for the first time.
     pub(crate) fn publish_seen(&self, state: &NewestState) -> Option<u64> {
-        let _tail = self.lock_tail();
+        let _tail = self.try_lock_tail_for(LOOK_PATIENCE)?;
         let newest = Board(&self.shared).read();
         (!newest.1.known).then(|| self.advance(newest, state, 1, &|published, after| Board(&self.shared).looked(after, published)))
     }

@@ -104,6 +104,8 @@ pub(crate) struct Page {
     /// How often it was locked.
     pub(crate) tail_turns: AtomicU64,
     pub(crate) tail_flags: AtomicU64,
+    /// Something could not be captured.
+    pub(crate) lost: AtomicU64,
     pub(crate) captured_sequence: AtomicU64,
     pub(crate) captured: Slots<3>,
 
@@ -168,6 +170,7 @@ impl Page {
             tail_held,
             tail_turns,
             tail_flags,
+            lost,
             captured_sequence,
             captured,
             published,
@@ -214,6 +217,7 @@ impl Page {
             tail_held,
             tail_turns,
             tail_flags,
+            lost,
             captured_sequence,
             began_empty,
             oldest_waiting_ns,

@@ -8,7 +8,7 @@ pub const HOSTS: usize = 2;
 /// Processes of a host with the extension, of which at most [`AT_ONCE`] have the database open.
 pub const PROCESSES: usize = 3;
 /// So many processes of a host may have one database open through the extension at a time.
-pub const AT_ONCE: usize = 1;
+pub const AT_ONCE: usize = 3;
 /// The process of a host that has no extension comes after the others.
 pub const FOREIGNER: usize = PROCESSES;
 

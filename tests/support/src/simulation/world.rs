@@ -495,6 +495,9 @@ impl World {
             if is_missing && self.place.weather != Weather::Fine && problem.code & 0xff == 14 {
                 // There is no database, and the bucket cannot be asked for it.
                 self.count("open refused");
+            } else if problem.code & 0xff == 14 && problem.text.contains("unable to open") && self.somebody_is_stopped(host) {
+                // It holds what the processes share.
+                self.count("open refused");
             } else {
                 self.was_in_the_way(host, process, &answer.real)?;
             }
