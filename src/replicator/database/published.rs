@@ -168,22 +168,31 @@ impl Database {
     }
 
     /// The WAL-index as `read` finds it now, for somebody who asks what is committed: nothing tells of commits that were made without us.
-    pub(crate) fn look_at_index(&self, read: impl FnOnce() -> Option<IndexHeader>) {
+    pub(crate) fn look_at_index(&self, read: impl Fn() -> Option<IndexHeader>) {
         // What is published after this number is newer than what is read now.
         self.look(Source::Asker, read);
     }
 
     /// The WAL-index as a reader finds it. Commits may have followed, so it counts only while no other is known.
-    pub(crate) fn observe_first(&self, read: impl FnOnce() -> Option<IndexHeader>) {
+    pub(crate) fn observe_first(&self, read: impl Fn() -> Option<IndexHeader>) {
         self.look(Source::Reader, read);
     }
 
-    fn look(&self, source: Source, read: impl FnOnce() -> Option<IndexHeader>) -> Option<u64> {
+    fn look(&self, source: Source, read: impl Fn() -> Option<IndexHeader>) -> Option<u64> {
+        const TRIES: usize = 16;
         // Where somebody holds it for long he who asks is told what is known.
         let _tail = self.try_lock_tail_for(LOOK_PATIENCE)?;
-        let newest = Board(&self.shared).read();
-        let index = read()?;
-        self.publish(newest, &index, source, &|published, after| Board(&self.shared).looked(after, published))
+        let mut found = None;
+        for _ in 0..TRIES {
+            let newest = Board(&self.shared).read();
+            let index = read()?;
+            found = self.publish(newest, &index, source, &|published, after| Board(&self.shared).looked(after, published)).or(found);
+            // Else what was seen may be newer than what was published meanwhile, and would not count.
+            if Board(&self.shared).read().0 == newest.0 {
+                break;
+            }
+        }
+        found
     }
 
     fn publish(
