@@ -319,6 +319,10 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         abort(upload).await;
         return Ok(Streamed::StartOver("the WAL was restarted by someone we did not see".to_owned()));
     }
+    if database.is_checkpointed_by_others() {
+        abort(upload).await;
+        return Ok(Streamed::StartOver("a process without the extension has run a checkpoint".to_owned()));
+    }
     if database.is_touched_by_others() {
         abort(upload).await;
         return Ok(Streamed::StartOver("the database file was written to by someone we did not see".to_owned()));

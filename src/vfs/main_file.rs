@@ -469,6 +469,7 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
             main.holds_checkpoint.store(false, Ordering::Relaxed);
             if main.checkpoints.swap(false, Ordering::Relaxed) {
                 guarded(main, (), || database.checkpoint_ended());
+                guarded(main, (), || database.writes_file(false));
             }
         }
         (TAKE, 4, 4) => {
@@ -530,7 +531,13 @@ pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_
             }),
             SQLITE_FCNTL_CKPT_DONE => {
                 main.checkpoints_unsynced.store(false, Ordering::Relaxed);
-                guarded(main, (), || database.writes_file(false));
+                // What it cuts off and syncs comes after this. Without shared memory no lock tells of the end.
+                if !main.holds_checkpoint.load(Ordering::Relaxed) {
+                    guarded(main, (), || {
+                        database.leave_unknown();
+                        database.writes_file(false);
+                    });
+                }
             }
             // The last that is heard of a rollback under an exclusive lock.
             SQLITE_FCNTL_SYNC => {

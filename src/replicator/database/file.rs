@@ -97,6 +97,9 @@ impl Database {
     /// A checkpoint of this process begins to write the database file.
     pub(crate) fn checkpoint_begins(&self) {
         self.writes_file(true);
+        if Preserving::of(&self.shared) == Preserving::Yes && !self.is_as_we_left_it() {
+            self.break_preserving(&io::Error::other("a process without the extension has written to the database file"));
+        }
         let mut marks = self.marks.lock();
         if marks.is_none() {
             // How what is captured relates to what is there is decided before the file is changed.
@@ -119,9 +122,33 @@ impl Database {
         }
     }
 
+    /// Whether nobody has written to the database file in WAL mode who does not replicate, since the full state that is read began: a checkpoint of
+    /// theirs may have overwritten what it needs. One that comes in the same tick of the kernel's clock as the end of ours is not seen.
+    pub(crate) fn is_as_we_left_it(&self) -> bool {
+        let (_, left) = self.shared.left_as.read();
+        // Outside of WAL mode the tail tells.
+        left == [0; 2] || self.stamp().is_none_or(|now| !now.is_wal || left == [now.size_bytes, now.mtime_ns.cast_unsigned()])
+    }
+
+    /// A checkpoint under exclusive locking ends, which nobody tells of: no other process can have written, or is noticed by that.
+    pub(crate) fn leave_unknown(&self) {
+        self.shared.left_as.write(&[0; 2]);
+    }
+
+    fn leave_as(&self, now: &Stamp) {
+        self.shared.left_as.write(&[now.size_bytes, now.mtime_ns.cast_unsigned()]);
+    }
+
+    /// Whether a process without the extension has checkpointed while the full state was read. One of ours that is writing now has looked before it began.
+    pub(crate) fn is_checkpointed_by_others(&self) -> bool {
+        let slot = self.preserver.lock();
+        slot.writers == 0 && self.nobody_else_writes() && !self.is_as_we_left_it()
+    }
+
     /// The checkpoint that `checkpoint_begins` told of is about to give its lock up.
     pub(crate) fn checkpoint_ended(&self) {
         let Some(now) = self.stamp() else { return };
+        self.leave_as(&now);
         let marked = self.marks.lock().as_ref().map(|control| mark::write(control, Some(Mark::of(&now))));
         self.warn_of_mark(marked);
     }
@@ -195,6 +222,11 @@ impl Database {
         }
         // In this order: whoever begins to write in another process after this sees it.
         self.shared.preserving.store(Preserving::Yes as u64, Ordering::SeqCst);
+        // Old enough that a write which follows shows.
+        let read = |header: &mut [u8; HEADER_BYTES]| self.open_file()?.read_exact_at(header, 0);
+        if let Some(now) = stamp::settled(&self.paths.database, &read, self.is_file_synced()) {
+            self.leave_as(&now);
+        }
         let built = if self.nobody_else_writes() { build(self.published_for_batch()).map(Some) } else { Ok(None) };
         let Ok(Some((preserver, published))) = built else {
             self.shared.preserving.store(Preserving::No as u64, Ordering::SeqCst);

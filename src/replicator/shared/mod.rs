@@ -141,6 +141,8 @@ pub(crate) struct Page {
     pub(crate) aside_records: AtomicU64,
     pub(crate) aside_wal_frames: AtomicU64,
     pub(crate) aside_wal_copied: AtomicU64,
+    /// Size and time of the database file when one of those who replicate had last written to it: see `Database::is_as_we_left_it`.
+    pub(crate) left_as: Slots<2>,
     pub(crate) refuses_writes: AtomicU64,
     pub(crate) file_synced: AtomicU64,
 
@@ -195,6 +197,7 @@ impl Page {
             aside_records,
             aside_wal_frames,
             aside_wal_copied,
+            left_as,
             refuses_writes,
             file_synced,
             version: _,
@@ -252,6 +255,7 @@ impl Page {
         ] {
             word.store(0, Ordering::Relaxed);
         }
+        left_as.write(&[0; 2]);
         captured.write(&[0; 3]);
         published.write(&[0; 6]);
         looked.write(&[0; 7]);
