@@ -257,7 +257,7 @@ impl Database {
     fn tail_or_lost(&self) -> Option<TailGuard<'_>> {
         /// Encoding a large batch takes as long.
         const PATIENCE: Duration = Duration::from_secs(30);
-        let tail = self.try_lock_tail_for(PATIENCE);
+        let tail = self.tail_within(PATIENCE);
         if tail.is_none() && self.shared.lost.swap(1, Ordering::AcqRel) == 0 {
             log::error!(
                 target: "replicated",
@@ -266,6 +266,17 @@ impl Database {
                 self.paths.database.display(),
                 PATIENCE.as_secs()
             );
+        }
+        tail
+    }
+
+    /// The same, for whoever can do without it; not as long where somebody has waited in vain already.
+    fn tail_within(&self, limit: Duration) -> Option<TailGuard<'_>> {
+        const AGAIN: Duration = Duration::from_millis(10);
+        let is_stuck = self.shared.stuck.load(Ordering::Acquire) != 0;
+        let tail = self.try_lock_tail_for(if is_stuck { AGAIN } else { limit });
+        if tail.is_none() {
+            self.shared.stuck.store(1, Ordering::Release);
         }
         tail
     }

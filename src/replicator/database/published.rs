@@ -181,7 +181,7 @@ impl Database {
     fn look(&self, source: Source, read: impl Fn() -> Option<IndexHeader>) -> Option<u64> {
         const TRIES: usize = 16;
         // Where somebody holds it for long he who asks is told what is known.
-        let _tail = self.try_lock_tail_for(LOOK_PATIENCE)?;
+        let _tail = self.tail_within(LOOK_PATIENCE)?;
         let mut found = None;
         for _ in 0..TRIES {
             let newest = Board(&self.shared).read();
@@ -234,7 +234,7 @@ impl Database {
 
     /// What is in the database file is seen for the first time.
     pub(crate) fn publish_seen(&self, state: &NewestState) -> Option<u64> {
-        let _tail = self.try_lock_tail_for(LOOK_PATIENCE)?;
+        let _tail = self.tail_within(LOOK_PATIENCE)?;
         let newest = Board(&self.shared).read();
         (!newest.1.known).then(|| self.advance(newest, state, 1, &|published, after| Board(&self.shared).looked(after, published)))
     }
