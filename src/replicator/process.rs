@@ -209,6 +209,8 @@ fn with_lease(
 fn let_go(databases: &mut HashMap<Identity, Arc<Database>>, path: &Path) {
     if let Some(gone) = databases.values().find(|d| d.paths.database == path).cloned() {
         let message = "the file was deleted or replaced while a connection had it open: what that connection commits is not replicated";
+        // First of all: what it would tell the others is told in the page that the new one uses.
+        gone.progress.fail(message.to_owned());
         uploader::stop(&gone, StopKind::Failed, message.to_owned());
         gone.release();
         databases.retain(|_, d| !Arc::ptr_eq(d, &gone));
@@ -259,8 +261,8 @@ pub(crate) fn close(database: &Arc<Database>) {
     let _flushing = Flushing { database, process };
     fault_point!("close.flush");
     let limit = database.options.close_timeout;
-    // What another process uploads need not be waited for: that one goes on.
-    if database.is_owner()
+    // What another process uploads need not be waited for: that one goes on. Where it has just gone, this one is about to take over.
+    if (database.is_owner() || database.is_alone())
         && database.is_known()
         && !limit.is_zero()
         && let Err(error @ WaitError::Timeout(..)) = database.sync_at_close(limit)

@@ -57,10 +57,10 @@ impl Database {
         }
     }
 
-    /// Other processes' uploaders do not begin to read the full state meanwhile.
+    /// Other processes' uploaders do not begin to read the full state meanwhile. Also where a fault has ended what this process does: it writes all the same.
     fn tell_of_writing(&self, begins: bool) {
         let locks = self.locks.lock();
-        let Some(locks) = locks.as_ref().filter(|_| !self.shared.has_left()) else { return };
+        let Some(locks) = locks.as_ref() else { return };
         if !begins {
             locks.unlock(Range::Writing);
         } else if let Err(error) = locks.lock(Range::Writing, false) {
@@ -70,14 +70,14 @@ impl Database {
 
     /// Whether the uploader of another process reads the full state.
     pub(crate) fn is_preserved_elsewhere(&self) -> bool {
-        !self.is_owner() && Preserving::of(&self.shared) == Preserving::Yes
+        (!self.is_owner() || self.shared.has_left()) && Preserving::of(self.shared.of_all()) == Preserving::Yes
     }
 
     /// What that uploader needs is about to be overwritten.
     pub(crate) fn break_preserving(&self) {
         let (yes, broken) = (Preserving::Yes as u64, Preserving::Broken as u64);
         // It has come to its end, otherwise.
-        let _ = self.shared.preserving.compare_exchange(yes, broken, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self.shared.of_all().preserving.compare_exchange(yes, broken, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// A checkpoint of this process begins to write the database file.
