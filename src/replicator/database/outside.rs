@@ -94,6 +94,15 @@ fn read_header(read: &mut ReadFile<'_>) -> FileHeader {
     if read(&mut bytes, 0) { FileHeader::decode(&bytes) } else { FileHeader::decode(&[0; HEADER_BYTES]) }
 }
 
+/// When it is dropped, tells that a transaction writes to the database file no more.
+struct EndsWriting<'a>(&'a Database);
+
+impl Drop for EndsWriting<'_> {
+    fn drop(&mut self) {
+        self.0.writes_file(false);
+    }
+}
+
 impl Database {
     /// The database file is about to be changed by something else than a checkpoint.
     pub(crate) fn changes_file(&self, change: FileChange, writer: Writer, read: &mut ReadFile<'_>) {
@@ -182,15 +191,12 @@ impl Database {
             return None;
         }
         let change = std::mem::take(&mut *outside);
+        // Also where it panics: another process, which goes on, waits for the end of it before it reads the full state.
+        let _writing = change.active.then_some(EndsWriting(self));
         let header = read_header(read);
         let stamp = stamp::take(&self.paths.database, &header, self.is_file_synced());
         let mut tail = self.lock_tail();
-        let sequence = self.capture_file(&mut tail, &change, &header, stamp, read);
-        drop(tail);
-        if change.active {
-            self.writes_file(false);
-        }
-        Some(sequence)
+        Some(self.capture_file(&mut tail, &change, &header, stamp, read))
     }
 
     fn capture_file(&self, tail: &mut Tail, change: &Outside, header: &FileHeader, stamp: Option<Stamp>, read: &mut ReadFile<'_>) -> u64 {
