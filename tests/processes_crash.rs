@@ -95,6 +95,10 @@ const POINTS: &[&str] = &[
     "forget.released",
 ];
 
+/// Why a full state may be sent where the journal is not the WAL.
+const LOST: [&str; 2] =
+    ["the WAL was restarted or the database changed outside the extension", "an earlier upload of the full state was cut off"];
+
 /// How the database is used.
 #[derive(Clone, Copy, Debug)]
 struct Style {
@@ -469,8 +473,12 @@ impl Life {
             self.fail(&error);
         }
         let full_states = self.bucket.full_states();
-        if full_states > 1 && !self.style.full_states {
-            self.fail(&format!("{full_states} full states were sent"));
+        // Outside the WAL, where SQLite has committed and the process is killed before it could note the pages, or while it sends what that costs.
+        let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        let allowed =
+            if self.style.full_states { log.lines().filter(|line| LOST.iter().any(|reason| line.ends_with(reason))).count() } else { 0 };
+        if full_states > 1 + allowed {
+            self.fail(&format!("{full_states} full states were sent, and {allowed} were due"));
         }
         println!(
             "{} seed {}: {} died, {} commits, {full_states} full states",

@@ -154,6 +154,19 @@ impl Database {
         is_free
     }
 
+    /// Does something while no process writes to the database file, or begins to; `None` where one does.
+    pub(super) fn while_nobody_writes<T>(&self, body: impl FnOnce() -> T) -> Option<T> {
+        let slot = self.preserver.lock();
+        let locks = self.locks.lock();
+        let locks = locks.as_ref().filter(|_| slot.writers == 0)?;
+        if !locks.try_lock(Range::Writing, true).unwrap_or(false) {
+            return None;
+        }
+        let result = body();
+        locks.unlock(Range::Writing);
+        Some(result)
+    }
+
     /// The database file was written to, or synced.
     pub(crate) fn note_synced(&self, synced: bool) {
         self.shared.file_synced.store(u64::from(synced), Ordering::Relaxed);

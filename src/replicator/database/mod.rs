@@ -169,6 +169,7 @@ impl Database {
         if !self.is_known() {
             return Err(WaitError::NotRead);
         }
+        self.look_at_file();
         let sequence = self.published().sequence;
         self.progress.look_again();
         self.shared.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);

@@ -301,6 +301,30 @@ impl Database {
         tail.state.sealed && (self.has_hot_journal() || matches!((tail.state.stamp, now), (Some(then), Some(now)) if is_touched(then, now)))
     }
 
+    /// Looks for a commit that nobody has told of, in a rollback-journal mode: of a process that was killed between SQLite's commit and ours, say. What it has
+    /// changed nobody knows. For somebody who is about to wait for all that is committed; whoever writes next finds it as well.
+    pub(super) fn look_at_file(&self) {
+        let outside = self.outside.lock();
+        if outside.active || !self.is_in_file() || self.has_hot_journal() {
+            return;
+        }
+        let mut tail = self.lock_tail();
+        if tail.mode != Mode::Running || !tail.state.sealed {
+            return;
+        }
+        let find = || {
+            let (then, now) = (tail.state.stamp?, self.stamp()?);
+            let is_missed = !then.is_wal && !now.is_wal && then.header_words != now.header_words;
+            let header = self.file_header().ok().filter(|_| is_missed && !self.has_hot_journal())?;
+            self.state_in_file(&header, Some(now))
+        };
+        // Whoever is at a commit tells of it when the tail is free.
+        if let Some(state) = self.while_nobody_writes(find).flatten() {
+            self.publish_file(&state);
+            self.lose(&mut tail, FullReason::ContinuityLost);
+        }
+    }
+
     /// Whether the database file alone is the newest state, in a rollback-journal mode.
     fn is_in_file(&self) -> bool {
         self.published().end.frame == 0 && self.file_header().is_ok_and(|header| !header.is_wal)
