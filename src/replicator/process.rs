@@ -297,6 +297,13 @@ impl Drop for Flushing<'_> {
     }
 }
 
+/// Does something that would harm a control file which this process has open: not while it has, nor while it opens it. `None` where it has.
+pub(crate) fn unless_open<T>(path: &Path, body: impl FnOnce() -> T) -> Option<T> {
+    let databases = registry().map(|registry| registry.databases.lock());
+    let is_open = databases.as_ref().is_some_and(|databases| databases.values().any(|database| database.paths.database == path));
+    (!is_open).then(body)
+}
+
 /// Whether this process replicates that file.
 pub(crate) fn replicates(identity: &Identity) -> bool {
     registry().is_some_and(|registry| registry.databases.lock().contains_key(identity))
