@@ -52,4 +52,4 @@ mod stamp;
 mod tail;
 mod turns;
 pub(crate) mod uploader;
-mod wake;
+pub(crate) mod wake;

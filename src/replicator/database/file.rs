@@ -58,10 +58,10 @@ impl Database {
         }
     }
 
-    /// Other processes' uploaders do not begin to read the full state meanwhile.
+    /// Other processes' uploaders do not begin to read the full state meanwhile. Also where a fault has ended what this process does: it writes all the same.
     fn tell_of_writing(&self, begins: bool) {
         let locks = self.locks.lock();
-        let Some(locks) = locks.as_ref().filter(|_| !self.shared.has_left()) else { return };
+        let Some(locks) = locks.as_ref() else { return };
         if !begins {
             locks.unlock(Range::Writing);
         } else if let Err(error) = locks.lock(Range::Writing, false) {
@@ -71,7 +71,7 @@ impl Database {
 
     /// Whether the uploader of another process reads the full state.
     pub(crate) fn is_preserved_elsewhere(&self) -> bool {
-        !self.is_owner() && Preserving::of(&self.shared) == Preserving::Yes
+        (!self.is_owner() || self.shared.has_left()) && Preserving::of(self.shared.of_all()) == Preserving::Yes
     }
 
     /// The database file is about to be changed: what that uploader needs is set aside.
@@ -91,7 +91,7 @@ impl Database {
         log::info!(target: "replicated", "{}: the full state that another process reads starts over: {why}", self.paths.database.display());
         let (yes, broken) = (Preserving::Yes as u64, Preserving::Broken as u64);
         // It has come to its end, otherwise.
-        let _ = self.shared.preserving.compare_exchange(yes, broken, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self.shared.of_all().preserving.compare_exchange(yes, broken, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// A checkpoint of this process begins to write the database file.
@@ -190,6 +190,19 @@ impl Database {
             locks.unlock(Range::Writing);
         }
         is_free
+    }
+
+    /// Does something while no process writes to the database file, or begins to; `None` where one does.
+    pub(super) fn while_nobody_writes<T>(&self, body: impl FnOnce() -> T) -> Option<T> {
+        let slot = self.preserver.lock();
+        let locks = self.locks.lock();
+        let locks = locks.as_ref().filter(|_| slot.writers == 0)?;
+        if !locks.try_lock(Range::Writing, true).unwrap_or(false) {
+            return None;
+        }
+        let result = body();
+        locks.unlock(Range::Writing);
+        Some(result)
     }
 
     /// The database file was written to, or synced.

@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -173,6 +173,7 @@ impl Database {
         if !self.is_known() {
             return Err(WaitError::NotRead);
         }
+        self.look_at_file();
         let sequence = self.published().sequence;
         self.progress.look_again();
         self.shared.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
@@ -237,11 +238,25 @@ impl Database {
 
     /// The uploader forgets it: the control file's lock goes before a successor can take it.
     pub(crate) fn release(&self) {
+        /// How long to wait for a thread that syncs the file.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        const PAUSE: Duration = Duration::from_millis(1);
         fault_point!("forget.release");
         // Closing the descriptor gives the locks up.
         *self.marks.lock() = None;
         *self.locks.lock() = None;
-        self.lock_tail().release();
+        let control = {
+            let mut tail = self.lock_tail();
+            let control = tail.control_file();
+            tail.release();
+            control
+        };
+        // Closed by somebody else later it would take the locks of a successor in this process away, too.
+        let deadline = Instant::now() + PATIENCE;
+        while control.as_ref().is_some_and(|file| Arc::strong_count(file) > 1) && Instant::now() < deadline {
+            std::thread::sleep(PAUSE);
+        }
+        drop(control);
         fault_point!("forget.released");
         self.progress.set_released();
     }
@@ -300,6 +315,7 @@ impl Database {
 
     /// It is awake: whoever waits from now on need not wake it.
     pub(crate) fn is_up(&self) {
+        self.disarm();
         self.shared.dozing.store(0, Ordering::SeqCst);
     }
 

@@ -18,6 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
+use super::published::LOOK_PATIENCE;
 use super::{Database, now_ms};
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::{FullReason, OpenTransaction, Stamp};
@@ -92,6 +93,15 @@ fn read_header(read: &mut ReadFile<'_>) -> FileHeader {
     let mut bytes = [0; HEADER_BYTES];
     // An empty file has none.
     if read(&mut bytes, 0) { FileHeader::decode(&bytes) } else { FileHeader::decode(&[0; HEADER_BYTES]) }
+}
+
+/// When it is dropped, tells that a transaction writes to the database file no more.
+struct EndsWriting<'a>(&'a Database);
+
+impl Drop for EndsWriting<'_> {
+    fn drop(&mut self) {
+        self.0.writes_file(false);
+    }
 }
 
 impl Database {
@@ -181,16 +191,14 @@ impl Database {
             return None;
         }
         let change = std::mem::take(&mut *outside);
+        // Also where it panics: another process, which goes on, waits for the end of it before it reads the full state.
+        let _writing = change.active.then_some(EndsWriting(self));
         let header = read_header(read);
         let stamp = stamp::take(&self.paths.database, &header, self.is_file_synced());
-        let sequence = match self.tail_or_lost() {
+        Some(match self.tail_or_lost() {
             Some(mut tail) => self.capture_file(&mut tail, &change, &header, stamp, read),
             None => UNSEEN,
-        };
-        if change.active {
-            self.writes_file(false);
-        }
-        Some(sequence)
+        })
     }
 
     fn capture_file(&self, tail: &mut Tail, change: &Outside, header: &FileHeader, stamp: Option<Stamp>, read: &mut ReadFile<'_>) -> u64 {
@@ -301,6 +309,30 @@ impl Database {
         tail.state.sealed
             && (self.has_hot_journal() && self.is_alone()
                 || matches!((tail.state.stamp, now), (Some(then), Some(now)) if is_touched(then, now)))
+    }
+
+    /// Looks for a commit that nobody has told of, in a rollback-journal mode: of a process that was killed between SQLite's commit and ours, say. What it has
+    /// changed nobody knows. For somebody who is about to wait for all that is committed; whoever writes next finds it as well.
+    pub(super) fn look_at_file(&self) {
+        let outside = self.outside.lock();
+        if outside.active || !self.is_in_file() || self.has_hot_journal() {
+            return;
+        }
+        let Some(mut tail) = self.tail_within(LOOK_PATIENCE) else { return };
+        if tail.mode != Mode::Running || !tail.state.sealed {
+            return;
+        }
+        let find = || {
+            let (then, now) = (tail.state.stamp?, self.stamp()?);
+            let is_missed = !then.is_wal && !now.is_wal && then.header_words != now.header_words;
+            let header = self.file_header().ok().filter(|_| is_missed && !self.has_hot_journal())?;
+            self.state_in_file(&header, Some(now))
+        };
+        // Whoever is at a commit tells of it when the tail is free.
+        if let Some(state) = self.while_nobody_writes(find).flatten() {
+            self.publish_file(&state);
+            self.lose(&mut tail, FullReason::ContinuityLost);
+        }
     }
 
     /// Whether the database file alone is the newest state, in a rollback-journal mode.

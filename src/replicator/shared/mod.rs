@@ -74,6 +74,11 @@ impl Shared {
         }
     }
 
+    /// What the others see, also where this process has left them.
+    pub(crate) fn of_all(&self) -> &Page {
+        self.mapped.page()
+    }
+
     pub(crate) fn has_left(&self) -> bool {
         self.has_left.load(Ordering::Acquire)
     }
