@@ -165,7 +165,8 @@ fn a_wake_up_is_not_lost_with_who_was_about_to_give_it() {
 fn a_panic(mode: &str, point: &str, of_owner: bool) {
     let place = Place::new();
     let what = format!("{mode}, {point}, owner {of_owner}");
-    let mut ill = if of_owner { place.first_with(mode, &format!("{point}=panic@12"), &[]) } else { place.first(mode) };
+    place.first(mode).leave();
+    let mut ill = place.start_with(&if of_owner { format!("{point}=panic@8") } else { String::new() }, &[]);
     let mut others = vec![place.start(), place.start()];
     if !of_owner {
         others.push(ill);

@@ -209,9 +209,9 @@ fn with_lease(
 fn let_go(databases: &mut HashMap<Identity, Arc<Database>>, path: &Path) {
     if let Some(gone) = databases.values().find(|d| d.paths.database == path).cloned() {
         let message = "the file was deleted or replaced while a connection had it open: what that connection commits is not replicated";
-        // First of all: what it would tell the others is told in the page that the new one uses.
+        gone.lock_tail().stop(StopKind::Failed, message.to_owned());
+        // What the processes share is of the new one from here on.
         gone.progress.fail(message.to_owned());
-        uploader::stop(&gone, StopKind::Failed, message.to_owned());
         gone.release();
         databases.retain(|_, d| !Arc::ptr_eq(d, &gone));
     }
@@ -372,7 +372,9 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options, ho
         tail
     } else {
         let mapped = host.map_shared(&file).map_err(|_| refused("the memory that they would share cannot be mapped"))?;
-        locks.lock(Range::Tail, true).map_err(on_control)?;
+        if !locks.try_lock_for(Range::Tail, true, OPENING_PATIENCE).map_err(on_control)? {
+            return Err(refused("it holds what they share and does not go on: was it stopped? Have it go on, or kill it"));
+        }
         let joined = beside.join(control, Shared::new(mapped), refused);
         locks.unlock(Range::Tail);
         let (tail, shared) = joined?;

@@ -36,7 +36,7 @@ use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
-const ENCODE_AHEAD_FRAMES: u32 = 750;
+const ENCODE_AHEAD_FRAMES: u32 = 250;
 /// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
 const LOOK_BACK: Duration = Duration::from_secs(60);
 /// How long nothing is done without a lease, unless whoever keeps it says so.
@@ -733,6 +733,10 @@ pub(crate) fn stop(database: &Database, kind: StopKind, message: String) {
 }
 
 pub(crate) fn report_stop(database: &Database, kind: StopKind, message: String) {
+    if kind == StopKind::Failed {
+        // A fault of this process alone. It is told by whoever has caught it, once the others do not hear it any more: they go on.
+        return;
+    }
     if database.options.readonly_on_conflict && matches!(kind, StopKind::Fenced | StopKind::Diverged) {
         database.shared.refuses_writes.store(1, Ordering::Release);
     }

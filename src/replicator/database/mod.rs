@@ -21,6 +21,7 @@ use self::file::PreserverSlot;
 pub(crate) use self::published::Published;
 use crate::config::Options;
 use crate::fault::fault_point;
+use crate::replicator::aside::SetsAside;
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::FullReason;
 use crate::replicator::database::outside::Outside;
@@ -74,6 +75,8 @@ pub(crate) struct Database {
     pub(in crate::replicator) owns: AtomicBool,
     tail: Mutex<Tail>,
     preserver: Mutex<PreserverSlot>,
+    /// What is set aside for the uploader of another process.
+    sets_aside: Mutex<SetsAside>,
     /// Whether a snapshot needs to hear of writes to the database file.
     preserving: AtomicBool,
     /// What a transaction has written to the database file.
@@ -121,6 +124,7 @@ impl Database {
             locks: Mutex::new(Some(locks)),
             owns: AtomicBool::new(owns),
             preserver: Mutex::default(),
+            sets_aside: Mutex::default(),
             preserving: AtomicBool::new(false),
             outside: Mutex::default(),
             frames: tail.frames(),
@@ -203,9 +207,10 @@ impl Database {
 
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
     pub(crate) fn reopened(&self) {
-        let mut tail = self.lock_tail();
         self.closing.store(false, Ordering::Release);
-        if self.is_alone() {
+        if self.is_alone()
+            && let Some(mut tail) = self.tail_or_lost()
+        {
             if tail.mode == Mode::Running {
                 tail.mode = Mode::Unresolved;
             }
@@ -260,6 +265,24 @@ impl Database {
 
     pub(crate) fn lock_tail(&self) -> TailGuard<'_> {
         TailGuard::lock(&self.tail)
+    }
+
+    /// The same for SQLite's threads, which must not wait for ever where a process was stopped that holds it. `None` then: what was to be captured is lost, and
+    /// whoever has the tail next finds that out.
+    fn tail_or_lost(&self) -> Option<TailGuard<'_>> {
+        /// Encoding a large batch takes as long.
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let tail = self.try_lock_tail_for(PATIENCE);
+        if tail.is_none() && self.shared.lost.swap(1, Ordering::AcqRel) == 0 {
+            log::error!(
+                target: "replicated",
+                "{}: another process holds what is captured for {} s and does not go on (was it stopped?): the application goes on without it, and the full \
+                 state follows",
+                self.paths.database.display(),
+                PATIENCE.as_secs()
+            );
+        }
+        tail
     }
 
     /// `None` where somebody else has it for longer than that.

@@ -110,7 +110,9 @@ impl Database {
         if writer.rolls_back && !outside.active {
             let now = stamp::take(&self.paths.database, &read_header(read), self.is_file_synced());
             let was_synced = self.hot_journal() == Some(Journal::Synced);
-            self.lock_tail().rolls_back_in_file(now, was_synced);
+            if let Some(mut tail) = self.tail_or_lost() {
+                tail.rolls_back_in_file(now, was_synced);
+            }
             (outside.rolls_back, outside.is_protected) = (true, true);
         } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
             // A rollback that has come to its end under an exclusive lock, without a word.
@@ -119,9 +121,6 @@ impl Database {
         }
         if !std::mem::replace(&mut outside.active, true) {
             self.writes_file(true);
-            if self.is_preserved_elsewhere() {
-                self.break_preserving();
-            }
         }
         outside.is_synced = false;
         match change {
@@ -144,7 +143,7 @@ impl Database {
     fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) -> (bool, Option<[u32; 2]>) {
         let header = read_header(read);
         let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return (true, None) };
         if !self.is_known()
             && let Some(state) = self.state_in_file(&header, now)
         {
@@ -195,8 +194,10 @@ impl Database {
         let _writing = change.active.then_some(EndsWriting(self));
         let header = read_header(read);
         let stamp = stamp::take(&self.paths.database, &header, self.is_file_synced());
-        let mut tail = self.lock_tail();
-        Some(self.capture_file(&mut tail, &change, &header, stamp, read))
+        Some(match self.tail_or_lost() {
+            Some(mut tail) => self.capture_file(&mut tail, &change, &header, stamp, read),
+            None => UNSEEN,
+        })
     }
 
     fn capture_file(&self, tail: &mut Tail, change: &Outside, header: &FileHeader, stamp: Option<Stamp>, read: &mut ReadFile<'_>) -> u64 {
@@ -296,9 +297,17 @@ impl Database {
         if outside.active || !self.is_in_file() {
             return false;
         }
-        let (now, tail) = (self.stamp(), self.lock_tail());
+        // In this order: commits of other processes change both.
+        let tail = self.lock_tail();
+        let now = self.stamp();
         let is_touched = |then: Stamp, now: Stamp| !then.is_wal && !then.is_same_file(&now);
-        tail.state.sealed && (self.has_hot_journal() || matches!((tail.state.stamp, now), (Some(then), Some(now)) if is_touched(then, now)))
+        // A process that replicates, too, notes that it has begun; its journal is there before.
+        if tail.state.open_transaction.is_some() {
+            return false;
+        }
+        tail.state.sealed
+            && (self.has_hot_journal() && self.is_alone()
+                || matches!((tail.state.stamp, now), (Some(then), Some(now)) if is_touched(then, now)))
     }
 
     /// Looks for a commit that nobody has told of, in a rollback-journal mode: of a process that was killed between SQLite's commit and ours, say. What it has
@@ -332,7 +341,7 @@ impl Database {
 
     fn was_rolled_back(&self, outside: &mut Outside, header: &FileHeader) {
         let now = stamp::take(&self.paths.database, header, self.is_file_synced());
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return self.ended(outside) };
         // The pages stay noted: SQLite does not put back what free pages held.
         if tail.state.open_transaction != Some(OpenTransaction::Unprotected)
             && let Err(error) = tail.rolled_back_in_file(now)
@@ -400,7 +409,9 @@ impl Database {
             Ok(None) => None,
             Err(error) => {
                 log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
-                self.lose_unless_stopped(&mut self.lock_tail(), FullReason::ContinuityLost);
+                if let Some(mut tail) = self.tail_or_lost() {
+                    self.lose_unless_stopped(&mut tail, FullReason::ContinuityLost);
+                }
                 Some(UNSEEN)
             }
         }

@@ -154,6 +154,8 @@ fn note_waiting(shared: &Shared) {
     set(&shared.oldest_behind_batch_ns);
 }
 
+/// How long to wait for the tail to look at what is committed.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// `Page::wake_frames` where nobody is to be woken.
 const NEVER: u64 = u64::MAX;
 
@@ -193,22 +195,31 @@ impl Database {
     }
 
     /// The WAL-index as `read` finds it now, for somebody who asks what is committed: nothing tells of commits that were made without us.
-    pub(crate) fn look_at_index(&self, read: impl FnOnce() -> Option<IndexHeader>) {
+    pub(crate) fn look_at_index(&self, read: impl Fn() -> Option<IndexHeader>) {
         // What is published after this number is newer than what is read now.
         self.look(Source::Asker, read);
     }
 
     /// The WAL-index as a reader finds it. Commits may have followed, so it counts only while no other is known.
-    pub(crate) fn observe_first(&self, read: impl FnOnce() -> Option<IndexHeader>) {
+    pub(crate) fn observe_first(&self, read: impl Fn() -> Option<IndexHeader>) {
         self.look(Source::Reader, read);
     }
 
-    fn look(&self, source: Source, read: impl FnOnce() -> Option<IndexHeader>) -> Option<u64> {
-        let _tail = self.lock_tail();
-        fault_point!("commit.publish");
-        let newest = Board(&self.shared).read();
-        let index = read()?;
-        self.publish(newest, &index, source, Put::Look)
+    fn look(&self, source: Source, read: impl Fn() -> Option<IndexHeader>) -> Option<u64> {
+        const TRIES: usize = 16;
+        // Where somebody holds it for long he who asks is told what is known.
+        let _tail = self.try_lock_tail_for(LOOK_PATIENCE)?;
+        let mut found = None;
+        for _ in 0..TRIES {
+            let newest = Board(&self.shared).read();
+            let index = read()?;
+            found = self.publish(newest, &index, source, Put::Look).or(found);
+            // Else what was seen may be newer than what was published meanwhile, and would not count.
+            if Board(&self.shared).read().0 == newest.0 {
+                break;
+            }
+        }
+        found
     }
 
     fn publish(&self, (after, mut published): (u64, Published), index: &IndexHeader, source: Source, how: Put) -> Option<u64> {
@@ -245,7 +256,7 @@ impl Database {
 
     /// What is in the database file is seen for the first time.
     pub(crate) fn publish_seen(&self, state: &NewestState) -> Option<u64> {
-        let _tail = self.lock_tail();
+        let _tail = self.try_lock_tail_for(LOOK_PATIENCE)?;
         let newest = Board(&self.shared).read();
         (!newest.1.known).then(|| self.advance(newest, state, 1, Put::Look))
     }

@@ -103,6 +103,9 @@ impl Tail {
         if has_died {
             self.mode = self.shared_mode(true);
         }
+        if self.shared.lost.swap(0, Ordering::AcqRel) != 0 && !matches!(self.mode, Mode::Stopped(..)) {
+            self.lose(FullReason::ContinuityLost);
+        }
     }
 
     /// What another process has left, which may have died with the lock.
