@@ -481,7 +481,7 @@ impl Life {
         if full_states > 1 + allowed {
             self.fail(&format!("{full_states} full states were sent, and {allowed} were due"));
         }
-        println!(
+        eprintln!(
             "{} seed {}: {} died, {} commits, {full_states} full states",
             self.style.name,
             self.seed,

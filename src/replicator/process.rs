@@ -209,9 +209,9 @@ fn with_lease(
 fn let_go(databases: &mut HashMap<Identity, Arc<Database>>, path: &Path) {
     if let Some(gone) = databases.values().find(|d| d.paths.database == path).cloned() {
         let message = "the file was deleted or replaced while a connection had it open: what that connection commits is not replicated";
-        gone.lock_tail().stop(StopKind::Failed, message.to_owned());
-        // What the processes share is of the new one from here on.
+        // First of all: what it would tell the others is told in the page that the new one uses.
         gone.progress.fail(message.to_owned());
+        gone.lock_tail().stop(StopKind::Failed, message.to_owned());
         gone.release();
         databases.retain(|_, d| !Arc::ptr_eq(d, &gone));
     }

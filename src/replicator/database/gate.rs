@@ -18,6 +18,8 @@ use crate::wal::IndexHeader;
 const GATE_PATIENCE: Duration = Duration::from_millis(20);
 /// And encodes at the most this many bytes itself.
 const GATE_BYTES: u32 = 16 * 1024 * 1024;
+/// A checkpoint that somebody asked for waits this long for whoever has the tail: it takes what it takes, but not where a process was stopped that has it.
+const ASKED_PATIENCE: Duration = Duration::from_secs(10);
 /// With less room on the disk it does as an explicit checkpoint does: what it would append might not fit.
 const NEARLY_FULL_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -30,7 +32,7 @@ impl Database {
         fault_point!("gate.asked");
         // Nor does a writer that cannot append instead.
         let (tail, most_frames) = if asked_for || self.is_disk_nearly_full() {
-            (self.tail_or_lost(), u32::MAX)
+            (self.tail_within(ASKED_PATIENCE), u32::MAX)
         } else {
             (self.try_lock_tail_for(GATE_PATIENCE), self.most_gate_frames())
         };

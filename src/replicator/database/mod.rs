@@ -36,11 +36,14 @@ use crate::replicator::shared::{Locks, Mapped, Range, Shared};
 use crate::replicator::tail::{Mode, Tail, TailGuard};
 use crate::store::Store;
 use crate::types::Txid;
+use crate::wal::IndexHeader;
 
 /// What the replicator needs of SQLite: the database file by a handle of SQLite's own.
 pub(crate) trait Host: Send + Sync + std::fmt::Debug {
     /// Opens the file once more, through the VFS that SQLite itself uses for it.
     fn open_database(&self, path: &Path) -> io::Result<Box<dyn DatabaseFile>>;
+    /// The WAL-index of a database that this process has open, as it is now; `None` where no connection has it mapped.
+    fn wal_index(&self, path: &Path) -> Option<IndexHeader>;
     /// Maps what the processes share of a control file.
     fn map_shared(&self, control: &File) -> io::Result<Box<dyn Mapped>>;
 }
@@ -272,7 +275,7 @@ impl Database {
     fn tail_or_lost(&self) -> Option<TailGuard<'_>> {
         /// Encoding a large batch takes as long.
         const PATIENCE: Duration = Duration::from_secs(30);
-        let tail = self.try_lock_tail_for(PATIENCE);
+        let tail = self.tail_within(PATIENCE);
         if tail.is_none() && self.shared.lost.swap(1, Ordering::AcqRel) == 0 {
             log::error!(
                 target: "replicated",
@@ -281,6 +284,17 @@ impl Database {
                 self.paths.database.display(),
                 PATIENCE.as_secs()
             );
+        }
+        tail
+    }
+
+    /// The same, for whoever can do without it; not as long where somebody has waited in vain already.
+    fn tail_within(&self, limit: Duration) -> Option<TailGuard<'_>> {
+        const AGAIN: Duration = Duration::from_millis(10);
+        let is_stuck = self.shared.stuck.load(Ordering::Acquire) != 0;
+        let tail = self.try_lock_tail_for(if is_stuck { AGAIN } else { limit });
+        if tail.is_none() {
+            self.shared.stuck.store(1, Ordering::Release);
         }
         tail
     }

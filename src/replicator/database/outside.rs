@@ -18,6 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
+use super::published::LOOK_PATIENCE;
 use super::{Database, now_ms};
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::{FullReason, OpenTransaction, Stamp};
@@ -317,7 +318,7 @@ impl Database {
         if outside.active || !self.is_in_file() || self.has_hot_journal() {
             return;
         }
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_within(LOOK_PATIENCE) else { return };
         if tail.mode != Mode::Running || !tail.state.sealed {
             return;
         }

@@ -155,7 +155,7 @@ fn note_waiting(shared: &Shared) {
 }
 
 /// How long to wait for the tail to look at what is committed.
-const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// `Page::wake_frames` where nobody is to be woken.
 const NEVER: u64 = u64::MAX;
 
@@ -200,6 +200,11 @@ impl Database {
         self.look(Source::Asker, read);
     }
 
+    /// The WAL-index as any connection of this process has it mapped, for the uploader.
+    pub(crate) fn look_at_mapped_index(&self) {
+        self.look_at_index(|| self.host.wal_index(&self.paths.database));
+    }
+
     /// The WAL-index as a reader finds it. Commits may have followed, so it counts only while no other is known.
     pub(crate) fn observe_first(&self, read: impl Fn() -> Option<IndexHeader>) {
         self.look(Source::Reader, read);
@@ -208,7 +213,7 @@ impl Database {
     fn look(&self, source: Source, read: impl Fn() -> Option<IndexHeader>) -> Option<u64> {
         const TRIES: usize = 16;
         // Where somebody holds it for long he who asks is told what is known.
-        let _tail = self.try_lock_tail_for(LOOK_PATIENCE)?;
+        let _tail = self.tail_within(LOOK_PATIENCE)?;
         let mut found = None;
         for _ in 0..TRIES {
             let newest = Board(&self.shared).read();
@@ -256,7 +261,7 @@ impl Database {
 
     /// What is in the database file is seen for the first time.
     pub(crate) fn publish_seen(&self, state: &NewestState) -> Option<u64> {
-        let _tail = self.try_lock_tail_for(LOOK_PATIENCE)?;
+        let _tail = self.tail_within(LOOK_PATIENCE)?;
         let newest = Board(&self.shared).read();
         (!newest.1.known).then(|| self.advance(newest, state, 1, Put::Look))
     }

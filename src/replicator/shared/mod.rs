@@ -111,6 +111,8 @@ pub(crate) struct Page {
     pub(crate) tail_flags: AtomicU64,
     /// Something could not be captured.
     pub(crate) lost: AtomicU64,
+    /// Somebody has waited for the tail in vain: nobody else waits for long until it is locked again.
+    pub(crate) stuck: AtomicU64,
     pub(crate) captured_sequence: AtomicU64,
     pub(crate) captured: Slots<3>,
 
@@ -178,6 +180,7 @@ impl Page {
             tail_turns,
             tail_flags,
             lost,
+            stuck,
             captured_sequence,
             captured,
             published,
@@ -226,6 +229,7 @@ impl Page {
             tail_turns,
             tail_flags,
             lost,
+            stuck,
             captured_sequence,
             began_empty,
             oldest_waiting_ns,

@@ -33,6 +33,8 @@ pub struct Model {
     states: HashMap<u64, State>,
     /// What was acknowledged as being in the bucket.
     pub promises: Vec<Promise>,
+    /// Transactions of which nobody knows yet whether they were committed: who was asked for them was stopped or killed.
+    pub doubtful: Vec<u64>,
     /// The user has declared a local file the truth over the bucket up to here.
     pub adopted: BTreeSet<Txid>,
 }

@@ -143,6 +143,8 @@ impl World {
     /// What does not hold.
     pub fn look(&mut self, thoroughly: bool) -> Done {
         self.count("look");
+        let asked = |site: &Site| site.actors.iter().flatten().filter_map(|actor| actor.asked).chain(site.unresolved).collect::<Vec<_>>();
+        self.model.doubtful = self.sites.iter().flat_map(asked).collect();
         self.watch.look(&self.place.direct, &self.model, thoroughly).map(|()| true)
     }
 
