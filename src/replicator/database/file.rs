@@ -71,7 +71,11 @@ impl Database {
 
     /// Whether the uploader of another process reads the full state.
     pub(crate) fn is_preserved_elsewhere(&self) -> bool {
-        (!self.is_owner() || self.shared.has_left()) && Preserving::of(self.shared.of_all()) == Preserving::Yes
+        if self.shared.has_left() {
+            // Where the file has been replaced the page is of the new one.
+            return self.locks.lock().is_some() && Preserving::of(self.shared.of_all()) == Preserving::Yes;
+        }
+        !self.is_owner() && Preserving::of(&self.shared) == Preserving::Yes
     }
 
     /// The database file is about to be changed: what that uploader needs is set aside.
