@@ -164,7 +164,13 @@ impl Splitter {
         }
     }
 
-    fn take_frame(&mut self, page: PageNo, frame_bytes: usize, run: &mut Run, want: &mut dyn FnMut(PageNo) -> bool) -> Result<(), LtxError> {
+    fn take_frame(
+        &mut self,
+        page: PageNo,
+        frame_bytes: usize,
+        run: &mut Run,
+        want: &mut dyn FnMut(PageNo) -> bool,
+    ) -> Result<(), LtxError> {
         if page.get() <= self.last_page {
             let expected = self.last_page.saturating_add(1);
             return Err(LtxError::PageOrder { offset: self.offset, page: page.get(), expected, exact: false });

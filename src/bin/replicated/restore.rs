@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use replicated::restore::{self, DEFAULT_PARALLELISM, Plan, Progress, Report, RestoreError, RestoreOptions, Target};
+use replicated::restore::{
+    self, DEFAULT_MAX_MEMORY_BYTES, DEFAULT_PARALLELISM, Plan, Progress, Report, RestoreError, RestoreOptions, Target,
+};
 use replicated::store::Store;
 use replicated::types::{TimestampMs, Txid};
 use serde_json::json;
@@ -44,9 +46,18 @@ pub(crate) struct Args {
     /// Let SQLite check the database before it is put in place
     #[arg(long, value_enum, default_value_t = IntegrityCheck::None, value_name = "none|quick|full", hide_possible_values = true)]
     integrity_check: IntegrityCheck,
-    /// Requests at once, each of up to 4 MiB of memory
+    /// Requests at once, each of up to 4 MiB
     #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = clap::value_parser!(u64).range(1..=128))]
     parallelism: u64,
+    /// Memory for what was asked for and is not decoded yet, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MAX_MEMORY_BYTES >> 20, value_parser = clap::value_parser!(u64).range(8..=65536))]
+    max_memory_mib: u64,
+    /// Threads that decode [default: one for each core, up to 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    threads: Option<u64>,
+    /// Read large files only where newer ones have not replaced their pages; their checksums cannot be verified then
+    #[arg(long)]
+    skip_superseded: bool,
     /// Write the result to standard output as JSON
     #[arg(long)]
     json: bool,
@@ -101,6 +112,9 @@ fn restore_to(args: &Args, store: &dyn Store, target: Target, output: &Path) -> 
         target,
         overwrite: args.force,
         parallelism: usize::try_from(args.parallelism).unwrap_or(DEFAULT_PARALLELISM),
+        max_memory_bytes: args.max_memory_mib << 20,
+        threads: args.threads.and_then(|threads| usize::try_from(threads).ok()).unwrap_or_else(restore::default_threads),
+        skip_superseded: args.skip_superseded,
         progress: Some(&bar),
         check: Some(&check),
         ..RestoreOptions::latest(output)
@@ -159,6 +173,7 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
             "database_bytes": report.database_bytes(),
             "files": report.files.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "read_bytes": report.read_bytes,
+            "files_read_in_part": report.files_in_part,
             "resumable": report.not_resumable.is_none() && report.txid == report.max_txid_in_bucket,
             "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "integrity_check": args.integrity_check.name(),
@@ -172,9 +187,13 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
     } else {
         ", the latest".to_owned()
     };
+    let checksums = match report.files_in_part {
+        0 => "every checksum of the files read".to_owned(),
+        in_part => format!("every checksum but of {} read in part (--skip-superseded)", text::count(in_part, "file")),
+    };
     let checked = match args.integrity_check {
-        IntegrityCheck::None => "every checksum of the files read".to_owned(),
-        check => format!("every checksum of the files read, and SQLite's {} integrity check", check.name()),
+        IntegrityCheck::None => checksums,
+        check => format!("{checksums}, and SQLite's {} integrity check", check.name()),
     };
     let speed = report.read_bytes as f64 / elapsed.as_secs_f64().max(0.001);
     let next = match &report.not_resumable {
