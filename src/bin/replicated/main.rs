@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod adopt;
 mod integrity;
 mod list;
+mod moment;
 mod restore;
 mod store_flags;
 mod text;

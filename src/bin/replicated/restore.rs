@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::Failure;
 use crate::integrity::IntegrityCheck;
+use crate::moment;
 use crate::store_flags::StoreFlags;
 use crate::text;
 
@@ -28,7 +29,7 @@ pub(crate) struct Args {
     /// Restore the state right after this TXID (hexadecimal) instead of the latest
     #[arg(long, value_name = "HEX", value_parser = txid, conflicts_with = "timestamp")]
     txid: Option<Txid>,
-    /// Restore the last state at or before this time (RFC 3339, such as 2026-11-22T13:49:05Z)
+    /// Restore the last state at or before this time: 2026-11-22T13:49:05.448Z, "2 hours ago", "yesterday 14:30"
     #[arg(long, value_name = "TIME", value_parser = timestamp)]
     timestamp: Option<TimestampMs>,
     /// Do nothing, successfully, if the output exists
@@ -73,8 +74,7 @@ fn txid(text: &str) -> Result<Txid, String> {
 }
 
 fn timestamp(text: &str) -> Result<TimestampMs, String> {
-    TimestampMs::from_rfc3339(text)
-        .ok_or_else(|| "a time is written as RFC 3339 with its zone: 2026-11-22T13:49:05Z or 2026-11-22T14:49:05+01:00".to_owned())
+    moment::parse(text, &jiff::Zoned::now())
 }
 
 /// Runs the command.
@@ -168,6 +168,7 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
             "txid": report.txid.to_string(),
             "max_txid_in_bucket": report.max_txid_in_bucket.to_string(),
             "timestamp": report.timestamp.to_rfc3339(),
+            "asked_timestamp": args.timestamp.map(TimestampMs::to_rfc3339),
             "page_size": report.page_size.get(),
             "pages": report.commit_pages,
             "database_bytes": report.database_bytes(),
@@ -196,6 +197,7 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
         check => format!("{checksums}, and SQLite's {} integrity check", check.name()),
     };
     let speed = report.read_bytes as f64 / elapsed.as_secs_f64().max(0.001);
+    let asked = args.timestamp.map(|at| format!(", the last at or before {}", text::time(at))).unwrap_or_default();
     let next = match &report.not_resumable {
         Some(why) => format!("its position could not be kept beside it ({why}): see `replicated adopt`"),
         None if report.txid < report.max_txid_in_bucket => "nothing until you decide with `replicated adopt`".to_owned(),
@@ -204,7 +206,7 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
     text::to_stdout(&format!(
         "Restored {output} from {url}\n\
          \x20 state     TXID {txid}{behind}\n\
-         \x20 time      {time} ({age})\n\
+         \x20 time      {time} ({age}){asked}\n\
          \x20 size      {size}, {pages} pages of {page_size} bytes\n\
          \x20 read      {read} in {files}, {took} ({speed}/s)\n\
          \x20 verified  {checked}\n\
@@ -229,6 +231,7 @@ fn show_plan(args: &Args, store: &dyn Store, plan: &Plan) {
         return text::to_stdout_json(&json!({
             "status": "planned",
             "url": store.url(),
+            "asked_timestamp": args.timestamp.map(TimestampMs::to_rfc3339),
             "txid": plan.txid.to_string(),
             "max_txid_in_bucket": plan.max_txid_in_bucket.to_string(),
             "read_bytes": plan.size_bytes(),
@@ -238,7 +241,8 @@ fn show_plan(args: &Args, store: &dyn Store, plan: &Plan) {
     if args.quiet {
         return;
     }
-    let mut shown = format!("Would restore TXID {} from {}\n", plan.txid, store.url());
+    let asked = args.timestamp.map(|at| format!(", the last state at or before {},", text::time(at))).unwrap_or_default();
+    let mut shown = format!("Would restore TXID {}{asked} from {}\n", plan.txid, store.url());
     for file in &plan.files {
         shown.push_str(&format!("  level {}  {}  {:>10}\n", file.name.level, file.name.file_name(), text::size(file.size_bytes)));
     }
