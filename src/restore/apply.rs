@@ -20,6 +20,9 @@ use crate::types::{PageNo, PageSize};
 /// No page takes less of an LTX file: a page header, a size and the shortest LZ4 block of a page of zeroes.
 const SMALLEST_PAGE_BYTES: u64 = 16;
 
+/// What compresses more than so many times is a sparse file rather than a database full of data.
+const MOST_COMPRESSION: u64 = 16;
+
 /// Frames that nobody needs are read with those around them where that costs less than a request of their own.
 const SKIP_BYTES: u64 = 64 << 10;
 
@@ -237,7 +240,9 @@ impl<'a> Assembly<'a> {
         }
         self.supplied = vec![0; usize::try_from(commit_pages / 64 + 1).unwrap_or(usize::MAX)];
         self.newest = Some((*name, *header));
-        self.draft.resize(u64::from(commit_pages) * u64::from(header.page_size.get())).map_err(ApplyError::Output)
+        let size_bytes = u64::from(commit_pages) * u64::from(header.page_size.get());
+        // Pages compress to a half or a third; where it is far more, most of them are zeroes, which stay holes.
+        self.draft.resize(size_bytes, size_bytes / MOST_COMPRESSION <= self.plan_bytes).map_err(ApplyError::Output)
     }
 }
 

@@ -80,14 +80,23 @@ impl Draft {
         &self.temporary
     }
 
-    /// Empties it and gives it its size, if that fits on the disk.
-    pub(super) fn resize(&self, size_bytes: u64) -> Result<(), RestoreError> {
+    /// Empties it and gives it its size, if that fits on the disk. One that is expected to be full is also given its place there: then
+    /// pages that are written in any order lie in order.
+    pub(super) fn resize(&self, size_bytes: u64, is_full: bool) -> Result<(), RestoreError> {
         self.file.set_len(0).map_err(|source| self.failed("empty", source))?;
         // Better now than after hours. Where the system does not say, writing will.
         if let Ok(space) = rustix::fs::fstatvfs(&*self.file) {
             let available_bytes = space.f_bavail.saturating_mul(space.f_frsize);
             if available_bytes < size_bytes {
                 return Err(RestoreError::NoSpace { path: self.target.clone(), needed_bytes: size_bytes, available_bytes });
+            }
+        }
+        if is_full && size_bytes > 0 {
+            match rustix::fs::fallocate(&*self.file, rustix::fs::FallocateFlags::empty(), 0, size_bytes) {
+                Err(rustix::io::Errno::NOSPC) => return Err(self.failed("make room for", rustix::io::Errno::NOSPC.into())),
+                // Not every file system can.
+                Err(error) => log::debug!("{}: no room is set aside: {error}", self.temporary.display()),
+                Ok(()) => {}
             }
         }
         self.file.set_len(size_bytes).map_err(|source| self.failed("resize", source))
