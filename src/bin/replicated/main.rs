@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod adopt;
 mod integrity;
 mod list;
+mod moment;
 mod restore;
 mod store_flags;
 mod text;
@@ -38,6 +39,9 @@ const SINGLE_DASH: &[&str] = &[
     "if-replica-exists",
     "integrity-check",
     "parallelism",
+    "max-memory-mib",
+    "threads",
+    "skip-superseded",
     "force",
     "json",
     "dry-run",
