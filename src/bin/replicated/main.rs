@@ -9,11 +9,12 @@ use clap::{Parser, Subcommand};
 mod adopt;
 mod integrity;
 mod list;
+mod maintain;
 mod restore;
 mod store_flags;
 mod text;
 
-/// Restores and inspects what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
+/// Restores, inspects and maintains what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
 #[derive(Debug, Parser)]
 #[command(name = "replicated", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
@@ -26,6 +27,7 @@ enum Command {
     Restore(restore::Args),
     Adopt(adopt::Args),
     List(list::Args),
+    Maintain(maintain::Args),
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage.";
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Command::Restore(args) => restore::run(&args),
         Command::Adopt(args) => adopt::run(&args),
         Command::List(args) => list::run(&args),
+        Command::Maintain(args) => maintain::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
