@@ -14,12 +14,16 @@ use serde_json::{Value, json};
 
 use super::error::MaintainError;
 use super::policy::millis;
+use crate::fault::fault_value;
 use crate::restore::fetch::retried;
 use crate::store::{LockVersion, LockWritten, Store, StoreError, StoreErrorKind};
 use crate::types::{TimestampMs, Txid};
 
 /// How long a claim holds without being renewed: who was killed keeps others out for no longer.
-const CLAIM: Duration = Duration::from_secs(120);
+fn claim_lasts() -> Duration {
+    fault_value!("REPLICATED_TEST_CLAIM_MS", Duration::from_secs(120), Duration::from_millis)
+}
+
 /// How often others may be faster before it is given up.
 const TRIES: u32 = 8;
 /// States that are kept at most; the oldest ones go on being kept.
@@ -173,7 +177,7 @@ impl<'a> Claim<'a> {
             if note.node != 0 && note.expires_ms > now_ms() {
                 return Err(MaintainError::Busy { owner: note.owner.clone(), until: TimestampMs(note.expires_ms).to_rfc3339() });
             }
-            (note.node, note.expires_ms) = (node, now_ms().saturating_add(millis(CLAIM)));
+            (note.node, note.expires_ms) = (node, now_ms().saturating_add(millis(claim_lasts())));
             owner.clone_into(&mut note.owner);
             Ok(())
         })
@@ -193,7 +197,7 @@ impl<'a> Claim<'a> {
     pub(super) async fn renew_in_time(&self) -> Result<(), MaintainError> {
         let is_due = {
             let held = self.held.lock();
-            held.version.is_some() && held.note.expires_ms.saturating_sub(now_ms()) < millis(CLAIM / 2)
+            held.version.is_some() && held.note.expires_ms.saturating_sub(now_ms()) < millis(claim_lasts() / 2)
         };
         if is_due { self.renew().await.map(|_| ()) } else { Ok(()) }
     }
@@ -207,7 +211,7 @@ impl<'a> Claim<'a> {
             if note.node != self.node {
                 return Err(MaintainError::Busy { owner: note.owner.clone(), until: TimestampMs(note.expires_ms).to_rfc3339() });
             }
-            note.expires_ms = now_ms().saturating_add(millis(CLAIM));
+            note.expires_ms = now_ms().saturating_add(millis(claim_lasts()));
             Ok(())
         });
         let (note, version) = renewed.await?;
@@ -229,7 +233,7 @@ impl<'a> Claim<'a> {
             Ok(())
         });
         if let Err(error) = released.await {
-            log::info!(target: "replicated", "{}: others wait for {} s: {error}", self.store.url(), CLAIM.as_secs());
+            log::info!(target: "replicated", "{}: others wait for {} s: {error}", self.store.url(), claim_lasts().as_secs());
         }
     }
 }
