@@ -4,14 +4,17 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use replicated::maintenance::{self, MaintainError, Maintainer, Policy, Report};
 use replicated::restore::{self, PlanError, RestoreError, Target};
-use replicated::store::{Level, Listed, SNAPSHOT_LEVEL};
+use replicated::store::{Created, Level, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreError, StoreErrorKind, Upload};
 use replicated::types::{TimestampMs, Txid};
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::host::{self, Db, Host, Program};
@@ -361,6 +364,100 @@ fn a_dry_run_says_what_a_round_then_does() {
     assert!(place.check(place.newest()));
 }
 
+/// A bucket whose credentials allow everything but to delete, or whose objects are locked.
+#[derive(Debug)]
+struct Locked(Arc<dyn Store>);
+
+impl Store for Locked {
+    fn url(&self) -> &str {
+        self.0.url()
+    }
+
+    fn list(&self, level: Level, from: Option<Txid>) -> BoxFuture<'_, Result<Vec<Listed>, StoreError>> {
+        self.0.list(level, from)
+    }
+
+    fn create<'a>(&'a self, name: &'a LtxName, body: Bytes, timestamp: TimestampMs) -> BoxFuture<'a, Result<Created, StoreError>> {
+        self.0.create(name, body, timestamp)
+    }
+
+    fn upload<'a>(&'a self, name: &'a LtxName, timestamp: TimestampMs) -> BoxFuture<'a, Result<Box<dyn Upload>, StoreError>> {
+        self.0.upload(name, timestamp)
+    }
+
+    fn part_size_bytes(&self) -> usize {
+        self.0.part_size_bytes()
+    }
+
+    fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.0.get_range(name, range)
+    }
+
+    fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {
+        self.0.head(name)
+    }
+
+    fn delete<'a>(&'a self, _names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
+        let (operation, object) = ("delete", "objects".to_owned());
+        let (kind, cause) = (StoreErrorKind::PermissionDenied, "AccessDenied".to_owned());
+        Box::pin(std::future::ready(Err(StoreError { kind, operation, object, cause, advice: "", retry_after: None })))
+    }
+
+    fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.0.creates_are_conditional()
+    }
+}
+
+/// Who may not delete is told, and everything else is done; whatever is due to go is still there, and goes once somebody may.
+#[test]
+fn credentials_that_cannot_delete_are_told_and_nothing_fails() {
+    let mut place = Place::new(true, 9);
+    for _ in 0..5 {
+        place.commit();
+    }
+    let order = Order { history_ms: 0, exact_ms: 0, snapshot_ms: 1, ..place.order().later(Duration::from_secs(5)) };
+    let locked: Arc<dyn Store> = Arc::new(Locked(place.bucket.store()));
+    let report = maintenance::maintain(&mut Maintainer::new(locked, order.policy()), order.at()).unwrap();
+    assert!(!report.made.is_empty() && report.problems.is_empty(), "{report:?}");
+    let order = order.later(Duration::from_secs(10));
+    let locked: Arc<dyn Store> = Arc::new(Locked(place.bucket.store()));
+    let report = maintenance::maintain(&mut Maintainer::new(locked, order.policy()), order.at()).unwrap();
+    assert!(report.refused.as_deref().is_some_and(|why| why.contains("AccessDenied")), "{report:?}");
+    assert!(report.deleted.is_empty() && report.problems.is_empty());
+    assert_eq!(place.available().len(), place.states.len());
+    let report = place.run(&order);
+    assert!(!report.deleted.is_empty());
+    assert_eq!(place.available().last(), Some(&place.newest()));
+}
+
+/// A large database in little memory: its snapshot goes up in parts, and a round that has nothing to do asks for the listings alone.
+#[test]
+fn a_large_snapshot_goes_up_in_parts_and_nothing_to_do_costs_next_to_nothing() {
+    let mut place = Place::new(true, 10);
+    place.host.run(
+        place.db,
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<3000) INSERT INTO ballast SELECT randomblob(8000) FROM n",
+    );
+    place.remember();
+    place.host.query(place.db, "INSERT INTO t(x) VALUES (1)");
+    place.remember();
+    let (server, order) = (place.server.as_ref().unwrap(), Order { change_percent: 100, ..place.order().later(Duration::from_secs(3)) });
+    let before = server.requests();
+    let little = Policy { max_memory_bytes: 1 << 20, ..order.policy() };
+    let report = maintenance::maintain(&mut Maintainer::new(place.bucket.store(), little), order.at()).unwrap();
+    assert!(report.made.iter().any(|made| made.name.level == SNAPSHOT_LEVEL && made.size_bytes > 24_000_000), "{report:?}");
+    let after = server.requests();
+    assert!(after.multipart > before.multipart && after.put - before.put >= 4, "{before:?} {after:?}");
+    let before = server.requests();
+    place.run(&order);
+    let after = server.requests();
+    assert_eq!((after.list - before.list, after.multipart, after.delete), (10, before.multipart, before.delete));
+    // The note, read, taken, renewed and given back.
+    assert_eq!(after.put - before.put, 3);
+    assert!(after.get - before.get <= 3 && after.head == before.head, "{before:?} {after:?}");
+    assert!(place.check(place.newest()));
+}
+
 /// Of two one works; the other says who.
 #[test]
 fn one_process_at_a_time() {
@@ -390,4 +487,110 @@ fn one_process_at_a_time() {
     // And it is free again.
     runtime.block_on(Maintainer::new(store, Policy::default()).round(at, None)).unwrap();
     assert!(restore::catalogue(&*place.bucket.store()).is_ok());
+}
+
+const READ_REPLICA: &str = r#"
+import sqlite3, litestream_vfs
+loader = sqlite3.connect(":memory:")
+litestream_vfs.load(loader)
+replica = sqlite3.connect("file:replica.db?vfs=litestream", uri=True)
+print(replica.execute("SELECT count(*), sum(length(x)), max(id) FROM t").fetchone())
+checked = [line for row in replica.execute("PRAGMA integrity_check") for line in row[0].split("\n")]
+# It takes the highest page that it has ever seen for the end of a database that has become smaller.
+harmless = lambda line: line == "ok" or line.startswith("***") or line.endswith("is never used")
+assert all(map(harmless, checked)), checked
+"#;
+
+/// Litestream's read replica opens the bucket after rounds that ended well and after rounds that died.
+#[test]
+fn litestreams_read_replica_opens_what_a_round_leaves_behind() {
+    let Some(tools) = tools::environment() else { return };
+    for on_s3 in [true, false] {
+        let mut place = Place::new(on_s3, 11);
+        for (round, fault) in ["", "maintain.created=kill", "maintain.merged=kill@2", "maintain.deleted=kill", ""].into_iter().enumerate() {
+            for _ in 0..6 {
+                place.commit();
+            }
+            // Level 0 goes as soon as it may, and history is over at once.
+            let order =
+                Order { exact_ms: 0, history_ms: 0, snapshot_ms: 1, ..place.order().later(Duration::from_secs(5 * (round as u64 + 1))) };
+            order.run_apart(&place.bucket, fault).unwrap();
+            let row = place.host.query(place.db, "SELECT count(*), sum(length(x)), max(id) FROM t").remove(0);
+            let mut command = host::command(tools.join("bin/python3"), &place.bucket.env);
+            command.env("LITESTREAM_REPLICA_URL", place.url()).current_dir(place.dir.path()).args(["-c", READ_REPLICA]);
+            let output = succeeds(&mut command);
+            assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), format!("({}, {}, {})", row[0], row[1], row[2]), "{fault}");
+            place.litestream_agrees(&tools, None);
+        }
+        // With no history nearly nothing is left.
+        let order = Order { exact_ms: 0, history_ms: 0, snapshot_ms: 1, ..place.order().later(HOUR) };
+        place.run(&order);
+        assert!(place.bucket.list().len() <= 6, "{:?}", place.bucket.list());
+    }
+}
+
+/// Litestream replicates into a bucket that we have maintained, compacts it and deletes from it, while we go on maintaining it; then we take it back.
+#[test]
+fn litestreams_daemon_and_we_maintain_one_bucket() {
+    let Some(tools) = tools::environment() else { return };
+    let mut place = Place::new(true, 12);
+    for _ in 0..12 {
+        place.commit();
+    }
+    place.run(&place.order().later(Duration::from_secs(3)));
+    place.host.close(place.db);
+    let path = place.path("app.db");
+    let config = place.path("litestream.yml");
+    let endpoint = place.server.as_ref().unwrap().endpoint();
+    let (bucket, folder) = place.bucket.url.strip_prefix("s3://").unwrap().split_once('/').unwrap();
+    let text = format!(
+        "levels:\n  - interval: 1s\n  - interval: 2s\nsnapshot:\n  interval: 4s\n  retention: 8s\nl0-retention: 2s\nl0-retention-check-interval: 1s\n\
+         dbs:\n  - path: {}\n    replica:\n      type: s3\n      bucket: {bucket}\n      path: {folder}\n      endpoint: {endpoint}\n      \
+         force-path-style: true\n      region: us-east-1\n      sync-interval: 200ms\n",
+        path.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let log = place.path("litestream.log");
+    let (out, errors) = (std::fs::File::create(&log).unwrap(), std::fs::File::options().append(true).create(true).open(&log).unwrap());
+    let mut command = host::command(tools.join("bin/litestream"), &place.bucket.env);
+    let mut litestream = command.arg("replicate").arg("-config").arg(&config).stdout(out).stderr(errors).spawn().unwrap();
+    let plain = rusqlite::Connection::open(&path).unwrap();
+    let newest = |place: &Place| place.bucket.list().iter().map(|file| file.name.max_txid).max().unwrap();
+    let before = newest(&place);
+    let merged = |place: &Place| place.level(1).iter().map(|file| file.name.max_txid).max();
+    let ours = merged(&place);
+    let (mut rounds, mut theirs) = (0, false);
+    let deadline = std::time::Instant::now() + host::PATIENCE;
+    while (rounds < 12 || !theirs) && std::time::Instant::now() < deadline {
+        plain.execute_batch("INSERT INTO t(x) VALUES (randomblob(3000)); UPDATE t SET x = randomblob(300) WHERE id % 9 = 0").unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        // It may delete what we are about to read: then a round fails, and the next one goes on.
+        if rounds % 2 == 0 {
+            let _ = place.order().run(&place.bucket);
+        }
+        rounds += 1;
+        theirs = merged(&place) > ours && newest(&place) > before;
+    }
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    assert!(theirs, "{}", said());
+    // What was committed last is sent before it ends.
+    drop(plain);
+    std::thread::sleep(Duration::from_secs(1));
+    succeeds(Command::new("kill").arg(litestream.id().to_string()));
+    litestream.wait().unwrap();
+    assert!(!said().contains("non-contiguous"), "{}", said());
+    let output = place.path("restored.db");
+    place.bucket.restore(&output);
+    page_compare(&flattened(&path, place.dir.path()), &output).unwrap();
+    integrity_check(&output).unwrap();
+    // And back.
+    let uri = host::replicated(&path, &place.bucket.url, &[("sync_interval", "10ms"), ("burst", "100")]);
+    place.db = place.host.open(&uri);
+    place.states.clear();
+    for _ in 0..8 {
+        place.commit();
+    }
+    place.run(&place.order().later(Duration::from_secs(100)));
+    assert_eq!(place.available().len(), place.states.len());
+    place.litestream_agrees(&tools, None);
 }

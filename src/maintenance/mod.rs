@@ -16,7 +16,7 @@ use crate::types::{TimestampMs, Txid};
 
 mod error;
 mod merging;
-mod note;
+pub(crate) mod note;
 mod pace;
 mod policy;
 mod retention;

@@ -17,6 +17,7 @@ use super::control::{Acked, FullReason, FullSent};
 use super::database::{Database, Published, now_ms};
 use super::file_header::{FileHeader, HEADER_BYTES};
 use super::lineage::{self, Newest};
+use super::lost_tail;
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::Facts;
 use super::progress::ReplicationState;
@@ -50,6 +51,11 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         return Err(damaged);
     }
     let newest = lineage::newest(database).await?;
+    if reason == FullReason::BucketAhead
+        && let Some(lost) = newest
+    {
+        lost_tail::keep(database, lost.object.name.max_txid).await?;
+    }
     lineage::probe(database).await?;
     database.sync_file();
     let moment = match begin(database, reason)? {
