@@ -5,7 +5,7 @@ DIST := dist
 # Everything that is installed for tests only.
 TEST_ENV := target/test-env
 
-.PHONY: help build demo test test-env test-stores test-large test-crash test-faults test-sqlite test-many lint bench fuzz clean
+.PHONY: help build demo test test-env test-stores test-large test-crash test-faults test-sqlite test-many simulate lint bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ test-many: ## 2,000 databases in one process (DATABASES=2000)
 
 test-crash: ## thousands of kills at every step, and of power losses (ROUNDS=200 for each of 41 campaigns, SEED=1)
 	REPLICATED_TEST_CRASH_ROUNDS=$(or $(ROUNDS),200) REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test crashes --test power_loss
+
+simulate: ## hosts, processes, a store and a user against a model (STEPS=100000, SEED=1, WORLD=2000 steps of each world, STORE=folder or s3)
+	$(CARGO) build -p replicated-testkit
+	target/debug/simulate --steps $(or $(STEPS),100000) --seed $(or $(SEED),1) --world $(or $(WORLD),2000) --store $(or $(STORE),folder) --disasters $(or $(DISASTERS),150) --jobs $(or $(JOBS),6)
 
 test-faults: ## thousands of operations against a store that misbehaves (ROUNDS=20 seeds from SEED=1 on)
 	REPLICATED_TEST_ROUNDS=$(or $(ROUNDS),20) REPLICATED_TEST_OPERATIONS=500 REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test campaigns

@@ -93,6 +93,7 @@ mod active {
         "resolve",
         // What SQLite's threads tell.
         "commit.publish",
+        "commit.wake",
         "gate.asked",
         "seal.begin",
         "seal.saved",

@@ -72,6 +72,8 @@ impl Databases {
         let (path, bucket) = &self.all[i];
         let mut host = Host::start(Program::Rust, &bucket.env);
         let db = host.open(&self.uri(i));
+        // So that SQLite finds the WAL that a killed process has left, and puts it into the file when it closes.
+        host.query(db, "SELECT count(*) FROM t");
         host.sync(db);
         host.close(db);
         host.quit();
@@ -357,4 +359,92 @@ print(forks)
     for state in 0..STATES {
         assert_eq!(databases.settled(state), 400);
     }
+}
+
+/// Workers that are forked by a parent which has the same database open: all write to it, one of them at a time uploads, and the parent goes on.
+#[test]
+fn workers_and_their_parent_write_to_one_database() {
+    if !built::has_python() {
+        return;
+    }
+    let databases = Databases::in_s3(1);
+    databases.run(
+        r#"
+import multiprocessing
+uri = sys.argv[2]
+def work(number):
+    db = connect(uri)
+    for i in range(10):
+        db.execute("INSERT INTO t VALUES (randomblob(500))")
+        if i == 5 and number % 3 == 0: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    if number % 4 == 0: sync(db)
+    if number % 2: db.close()
+    return number
+context = multiprocessing.get_context("fork")
+# Before anything is open here, and after it; while the parent commits, and after it has closed.
+with context.Pool(4) as pool:
+    assert sorted(pool.imap_unordered(work, range(8))) == list(range(8))
+db = connect(uri)
+with context.Pool(4) as pool:
+    asked = pool.map_async(work, range(8))
+    for i in range(20): db.execute("INSERT INTO t VALUES (randomblob(500))")
+    assert sorted(asked.get()) == list(range(8))
+sync(db)
+with context.Pool(4) as pool:
+    asked = pool.map_async(work, range(8))
+    db.close()
+    assert sorted(asked.get()) == list(range(8))
+db = connect(uri)
+sync(db)
+assert rows(db) == 260, rows(db)
+"#,
+    );
+    assert_eq!(databases.settled(0), 260);
+    assert_eq!(databases.all[0].1.level(replicated::store::SNAPSHOT_LEVEL).len(), 1);
+}
+
+/// As gunicorn does it, with one database for all: workers are killed, the one that uploads among them, and forked again.
+#[test]
+fn a_server_whose_forked_workers_share_one_database() {
+    if !built::has_python() {
+        return;
+    }
+    let databases = Databases::in_s3(1);
+    databases.run(
+        r#"
+uri = sys.argv[2]
+# The first state is made alone: who is killed while it sends that sends it again.
+first = os.fork()
+if first == 0:
+    db = connect(uri)
+    sync(db)
+    os._exit(0)
+assert ended(first) == 0
+def worker(round):
+    db = connect(uri)
+    for i in range(10):
+        db.execute("INSERT INTO t VALUES (randomblob(500))")
+    if round % 2 == 0: os.kill(os.getpid(), signal.SIGKILL)
+    if round % 3 == 0: sync(db)
+    if round % 5 == 0: os._exit(0)
+    db.close()
+workers, begun = {}, 0
+while begun < 24 or workers:
+    while begun < 24 and len(workers) < 4:
+        pid = os.fork()
+        if pid == 0:
+            try: worker(begun)
+            except BaseException as error:
+                print(error, file=sys.stderr)
+                os._exit(1)
+            os._exit(0)
+        workers[pid] = begun
+        begun += 1
+    pid, status = os.wait()
+    round = workers.pop(pid)
+    assert os.waitstatus_to_exitcode(status) == (-9 if round % 2 == 0 else 0), (round, status)
+"#,
+    );
+    assert_eq!(databases.settled(0), 240);
+    assert_eq!(databases.all[0].1.level(replicated::store::SNAPSHOT_LEVEL).len(), 1);
 }

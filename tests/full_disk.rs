@@ -324,6 +324,62 @@ fn a_full_disk_in_an_outage_loses_nothing() {
     }
 }
 
+/// A disk that is full for two processes: the one that does not upload checkpoints and goes on, and what either has committed is there. What waits is in no
+/// process's memory, so that whoever is left has all of it.
+#[test]
+fn a_full_disk_in_a_process_that_does_not_upload_loses_nothing() {
+    for (journal_mode, killed) in [("wal", false), ("wal", true), ("delete", false), ("delete", true)] {
+        let Some(mut site) = Site::new(12 << 10, journal_mode) else { return };
+        site.insert(2000).unwrap();
+        site.check();
+        let (mut second, db) = Site::start(&site.disk, &site.env, site.dir.path(), &site.direct.url, site.small, site.options);
+        let insert = |second: &mut Host| match second.try_query(db, "INSERT INTO t(x) VALUES (randomblob(9000))") {
+            Ok(_) => 1,
+            Err(error) => {
+                assert_eq!(error, FULL);
+                0
+            }
+        };
+        site.rows += insert(&mut second);
+        site.check();
+        site.endpoint.follow(Box::new(|_| Fault::ResetBefore));
+        let mut refused = 0;
+        for round in 0..1500 {
+            let done = insert(&mut second);
+            (site.rows, refused) = (site.rows + done, refused + (1 - done));
+            if round % 10 == 0 && site.insert(3000).is_err() {
+                refused += 1;
+            }
+            if round % 100 == 99
+                && let Err(error) = second.try_query(db, "PRAGMA wal_checkpoint(TRUNCATE)")
+            {
+                assert_eq!(error, FULL);
+            }
+        }
+        assert!(refused > 20, "{refused}");
+        site.fill();
+        for _ in 0..50 {
+            site.rows += insert(&mut second);
+        }
+        assert_eq!(second.value(db, "SELECT count(*) FROM t"), json!(site.rows));
+        site.disk.grow(64 << 10);
+        if killed {
+            // The one that uploads; the other takes over.
+            site.host.kill();
+            (site.host, site.db) = (second, db);
+            site.insert(3000).unwrap();
+            site.endpoint.behave();
+            site.check();
+        } else {
+            site.rows += insert(&mut second);
+            site.endpoint.behave();
+            site.check();
+            assert_eq!(second.value(db, "SELECT count(*) FROM t"), json!(site.rows));
+        }
+        assert_eq!(site.host.status(site.db, "state"), "idle");
+    }
+}
+
 /// A table of 200 pages, in a database whose WAL, or journal, is as long as it gets: changes in place take no more room.
 fn fill_table(host: &mut Host, db: Db) {
     host.run(

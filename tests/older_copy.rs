@@ -71,3 +71,38 @@ fn an_older_copy_stays_refused_until_it_is_adopted() {
     restore::restore(&*store, &RestoreOptions::latest(&adopted)).unwrap();
     assert_eq!(rows(&adopted), [1, 100, 101, 102]);
 }
+
+/// Its change counter comes to that of the newer file, and goes past it, when enough is committed.
+#[test]
+fn an_older_copy_stays_refused_however_much_is_committed_to_it() {
+    let work = tempfile::tempdir().unwrap();
+    let (database, older) = (work.path().join("app.db"), work.path().join("older.db"));
+    let replica = format!("file://{}", work.path().join("bucket").display());
+    let db = open(&database, &replica);
+    insert(&db, 1);
+    sync(&db).unwrap();
+    drop(db);
+    std::fs::copy(&database, &older).unwrap();
+    for x in 2..5 {
+        let db = open(&database, &replica);
+        insert(&db, x);
+        db.execute_batch(&format!("CREATE TABLE newer_{x}(x)")).unwrap();
+        sync(&db).unwrap();
+    }
+    std::fs::copy(&older, &database).unwrap();
+    for attempt in 0..10 {
+        let db = open(&database, &replica);
+        insert(&db, 100 + attempt);
+        // In WAL mode only what changes the first page counts.
+        db.execute_batch(&format!("CREATE TABLE made_{attempt}(x)")).unwrap();
+        let error = sync(&db).unwrap_err();
+        assert!(error.contains("diverged"), "open {attempt}: {error}");
+    }
+    let store = replicated::store::open(&ReplicaUrl::parse(&replica).unwrap(), &StoreOptions::default()).unwrap();
+    let restored = work.path().join("restored.db");
+    let report = restore::restore(&*store, &RestoreOptions::latest(&restored)).unwrap();
+    assert_eq!(rows(&restored), [1, 2, 3, 4], "the newer state is untouched");
+    replicated::adopt(&database, &replica, report.txid).unwrap();
+    let db = open(&database, &replica);
+    assert_eq!(sync(&db).unwrap(), report.txid.next().to_string());
+}

@@ -369,12 +369,20 @@ fn a_full_state_is_whole_while_other_processes_write() {
         let mut workers = vec![place.start(Program::Rust), place.start(Program::Rust), place.start(Program::Rust)];
         std::thread::scope(|scope| {
             for (number, worker) in workers.iter_mut().enumerate() {
+                let place = &place;
                 scope.spawn(move || {
                     worker.host.query(worker.db, "PRAGMA wal_autocheckpoint=10");
-                    for _ in 0..60 {
+                    // Until it is there: nobody's writing keeps it from coming to its end.
+                    let mut commits = 0;
+                    eventually("the full state is in the bucket", || {
                         worker.write(&format!("{number}"));
                         worker.host.query(worker.db, "UPDATE still SET x = randomblob(3000) WHERE rowid % 997 = abs(random() % 997)");
-                    }
+                        if commits % 7 == 6 {
+                            worker.host.query(worker.db, "PRAGMA wal_checkpoint(TRUNCATE)");
+                        }
+                        commits += 1;
+                        commits > 20 && !place.bucket.try_list().is_empty()
+                    });
                 });
             }
         });

@@ -277,6 +277,84 @@ fn an_old_writer_that_died_at_any_step_comes_back_and_loses() {
     }
 }
 
+/// The TXID that a commit would have had is in the bucket, and another writer's.
+#[test]
+fn a_txid_of_another_writer_is_not_waited_for_with_success() {
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = Bucket::folder(&dir.path().join("bucket"));
+    let (old, new) = (Machine::new(&bucket, &[]), Machine::new(&bucket, &[]));
+    begin(&old, "wal");
+    let (mut winner, wins) = new.open();
+    let mut txids = Vec::new();
+    for _ in 0..2 {
+        winner.query(wins, &insert("winner"));
+        txids.push(winner.sync(wins));
+    }
+    let (mut loser, loses) = old.open();
+    the_loser_is_stopped(&mut loser, loses, "it has been overtaken");
+    for txid in txids {
+        let error = loser.try_query(loses, &format!("PRAGMA replicated_wait='{txid}'")).expect_err("it is not ours");
+        assert!(error.contains("fenced"), "{error}");
+    }
+}
+
+/// A full state that becomes due while the database is open is not sent over what another host has written meanwhile.
+#[test]
+fn a_lost_continuity_is_no_reason_to_go_over_another_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = Bucket::folder(&dir.path().join("bucket"));
+    let (old, new) = (Machine::new(&bucket, &[]), Machine::new(&bucket, &[]));
+    begin(&old, "wal");
+    let (mut loser, loses) = old.open();
+    loser.query(loses, &insert("both"));
+    loser.sync(loses);
+    let (mut winner, wins) = new.open();
+    for _ in 0..2 {
+        winner.query(wins, &insert("winner"));
+        winner.sync(wins);
+    }
+    // The WAL begins anew, and nobody has seen what was in it before.
+    let mut foreigner = Host::plain(&[]);
+    let plain = foreigner.open(old.path().to_str().unwrap());
+    for who in ["one", "two"] {
+        foreigner.query(plain, &format!("UPDATE t SET who = '{who}' WHERE n = 1"));
+        foreigner.query(plain, "PRAGMA wal_checkpoint(RESTART)");
+    }
+    foreigner.query(plain, "UPDATE t SET who = 'three' WHERE n = 1");
+    the_loser_is_stopped(&mut loser, loses, "a foreign process has begun the WAL anew");
+    let log = std::fs::read_to_string(old.dir.path().join("log")).unwrap();
+    assert!(log.contains("the full state will be sent: the WAL was restarted"), "{log}");
+    let of_winner = rows_of(&mut winner, wins);
+    is_the_history_of(&bucket, &of_winner, "the loser has lost continuity");
+}
+
+/// Two that find an empty bucket: who is there first begins the history.
+#[test]
+fn of_two_new_databases_one_makes_the_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = Bucket::folder(&dir.path().join("bucket"));
+    let (first, second) = (Machine::new(&bucket, &[]), Machine::new(&bucket, &[]));
+    let mut host = second.start("verify.done=stop@1");
+    for request in [
+        json!({"op": "open", "uri": second.uri()}),
+        json!({"op": "sql", "db": 1, "sql": "CREATE TABLE t(n INTEGER PRIMARY KEY, who TEXT, v BLOB)"}),
+        json!({"op": "sql", "db": 1, "sql": "PRAGMA replicated_sync='20s'"}),
+    ] {
+        host.send(&request).unwrap();
+    }
+    eventually("it has seen an empty bucket", || is_stopped(&host));
+    begin(&first, "wal");
+    let (mut winner, wins) = first.open();
+    goes_on(&host);
+    let answers: Vec<Result<Value, String>> = (0..3).map(|_| host.answer()).collect();
+    assert!(answers[1].is_ok() && answers[2].is_err(), "{answers:?}");
+    assert_eq!(host.status(Db::of(1), "state"), "diverged");
+    winner.query(wins, &insert("winner"));
+    winner.sync(wins);
+    let of_winner = rows_of(&mut winner, wins);
+    is_the_history_of(&bucket, &of_winner, "the second one has come too late");
+}
+
 /// The node id in the header of the bucket's newest file.
 fn newest_writer(bucket: &Bucket) -> (Txid, String) {
     let newest = bucket.list().into_iter().max_by_key(|listed| listed.name.max_txid).unwrap();

@@ -1,7 +1,7 @@
 //! The note beside the levels, `maintenance.json`: who maintains the bucket, and which states are kept although they are old.
 //!
 //! ```json
-//! {"owner":"web-1:4711","node":"00c0ffee00c0ffee","expires_at":"2026-11-22T13:49:05.448Z","kept":[{"txid":"000000000000001c","why":"..."}]}
+//! {"generation":7,"owner":"web-1:4711","node":"00c0ffee00c0ffee","expires_at":"2026-11-22T13:49:05.448Z","kept":[{"txid":"000000000000001c","why":"..."}]}
 //! ```
 //!
 //! It is replaced only by who has read what it was. Without it nothing would break: what two processes merge at the same time is the same or overlaps,
@@ -41,6 +41,8 @@ pub struct Kept {
 /// What the object says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Note {
+    /// Counted up each time that somebody takes the claim: who finds it as it was knows that nobody else has worked since.
+    generation: u64,
     owner: String,
     node: u64,
     expires_ms: i64,
@@ -54,6 +56,7 @@ impl Note {
         let kept = |value: &Value| Some(Kept { txid: Txid::from_hex(&text(value, "txid"))?, why: text(value, "why") });
         let list = value.get("kept").and_then(Value::as_array).ok_or("it has no list of what is kept")?;
         Ok(Self {
+            generation: value.get("generation").and_then(Value::as_u64).unwrap_or_default(),
             owner: text(&value, "owner").chars().filter(|c| !c.is_control()).take(200).collect(),
             node: u64::from_str_radix(&text(&value, "node"), 16).unwrap_or_default(),
             expires_ms: TimestampMs::from_rfc3339(&text(&value, "expires_at")).map_or(0, |at| at.0),
@@ -64,6 +67,7 @@ impl Note {
     fn encode(&self) -> Vec<u8> {
         let kept: Vec<Value> = self.kept.iter().map(|kept| json!({ "txid": kept.txid.to_string(), "why": kept.why })).collect();
         json!({
+            "generation": self.generation,
             "owner": self.owner,
             "node": format!("{:016x}", self.node),
             "expires_at": TimestampMs(self.expires_ms).to_rfc3339(),
@@ -117,14 +121,17 @@ fn unreadable(store: &dyn Store, why: &str) -> MaintainError {
     })
 }
 
-/// What is kept.
+/// What is kept, and how often the bucket has been claimed.
 ///
 /// # Errors
 /// Where the note cannot be read: then nothing may be deleted.
-pub(super) async fn kept(store: &dyn Store) -> Result<Vec<Kept>, MaintainError> {
+pub(super) async fn read(store: &dyn Store) -> Result<(Vec<Kept>, u64), MaintainError> {
     match retried(async || store.read_note().await).await? {
-        Some(object) => Ok(Note::parse(&object.body).map_err(|why| unreadable(store, &why))?.kept),
-        None => Ok(Vec::new()),
+        Some(object) => {
+            let note = Note::parse(&object.body).map_err(|why| unreadable(store, &why))?;
+            Ok((note.kept, note.generation))
+        }
+        None => Ok((Vec::new(), 0)),
     }
 }
 
@@ -178,6 +185,7 @@ impl<'a> Claim<'a> {
                 return Err(MaintainError::Busy { owner: note.owner.clone(), until: TimestampMs(note.expires_ms).to_rfc3339() });
             }
             (note.node, note.expires_ms) = (node, now_ms().saturating_add(millis(claim_lasts())));
+            note.generation = note.generation.saturating_add(1);
             owner.clone_into(&mut note.owner);
             Ok(())
         })
@@ -186,11 +194,17 @@ impl<'a> Claim<'a> {
             // Two processes at once do no harm: see the top of this file.
             Err(MaintainError::Store(error)) if lacks_conditions(&error) => {
                 log::info!(target: "replicated", "{}: nothing keeps two processes from maintaining it at once: {error}", store.url());
-                (Note { kept: kept(store).await?, ..Note::default() }, None)
+                (Note { kept: read(store).await?.0, ..Note::default() }, None)
             }
             other => other?,
         };
         Ok(Self { store, node, held: Mutex::new(Held { version, note }) })
+    }
+
+    /// The how manieth claim it is; `None` where nobody counts.
+    pub(super) fn generation(&self) -> Option<u64> {
+        let held = self.held.lock();
+        held.version.as_ref().map(|_| held.note.generation)
     }
 
     /// Makes it last, where that is due.
@@ -205,7 +219,7 @@ impl<'a> Claim<'a> {
     /// Makes it last, and says what is kept by now.
     pub(super) async fn renew(&self) -> Result<Vec<Kept>, MaintainError> {
         if self.held.lock().version.is_none() {
-            return kept(self.store).await;
+            return Ok(read(self.store).await?.0);
         }
         let renewed = change(self.store, |note| {
             if note.node != self.node {
@@ -254,7 +268,7 @@ mod tests {
     #[test]
     fn a_note_is_read_as_it_was_written() {
         let kept = vec![Kept { txid: Txid::FIRST, why: "a \"lost\" tail".to_owned() }];
-        let note = Note { owner: "web:1".to_owned(), node: 0xc0ffee, expires_ms: 1_795_000_000_123, kept };
+        let note = Note { generation: 3, owner: "web:1".to_owned(), node: 0xc0ffee, expires_ms: 1_795_000_000_123, kept };
         assert_eq!(Note::parse(&note.encode()), Ok(note));
         for wrong in ["", "[]", "{}", r#"{"kept":[{"txid":"nothing"}]}"#] {
             assert!(Note::parse(wrong.as_bytes()).is_err(), "{wrong}");

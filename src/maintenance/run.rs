@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::MaintainError;
 use super::merging::{self, Merged};
 use super::note::{self, Claim, Kept};
 use super::pace::{Pace, Turn};
-use super::policy::Policy;
+use super::policy::{Policy, millis};
 use super::retention::{self, Outdated};
 use super::schedule::{self, Due, Group};
 use crate::fault::fault_point;
@@ -17,6 +18,8 @@ use crate::restore::is_usable;
 use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreError};
 use crate::types::{TimestampMs, Txid};
 
+/// What is known of a bucket is asked for again after so long.
+const LISTED_EVERY: Duration = Duration::from_secs(3600);
 /// Objects of one request that deletes.
 const BATCH: usize = 500;
 
@@ -63,6 +66,28 @@ pub struct Maintainer {
     policy: Policy,
     /// Read to their end by this process: not again before their inputs go.
     verified: BTreeSet<LtxName>,
+    /// What the bucket has, as far as this process knows.
+    known: Option<Known>,
+}
+
+/// What a round has left behind.
+#[derive(Debug)]
+struct Known {
+    files: Vec<Listed>,
+    /// When all levels were listed.
+    listed: TimestampMs,
+    /// The claim it was made with: if nobody has taken another one, nobody else has changed anything but by uploading.
+    generation: u64,
+}
+
+/// The files of a bucket, and how they came to be known.
+struct Catalogue {
+    files: Vec<Listed>,
+    listed: TimestampMs,
+    generation: u64,
+    kept: Vec<Kept>,
+    /// All levels have been listed just now. Only then is anything deleted.
+    is_fresh: bool,
 }
 
 /// What a round may do.
@@ -77,19 +102,34 @@ impl Maintainer {
     /// Of a bucket, by a policy.
     #[must_use]
     pub const fn new(store: Arc<dyn Store>, policy: Policy) -> Self {
-        Self { store, policy, verified: BTreeSet::new() }
+        Self { store, policy, verified: BTreeSet::new(), known: None }
     }
 
     /// One round. `turn` is asked before each request.
+    ///
+    /// Of rounds that follow each other the first lists the bucket, and then one an hour; the others ask what was uploaded since, and delete nothing.
     ///
     /// # Errors
     /// Where the store fails, or another process maintains the bucket. What was done until then is complete.
     pub async fn round(&mut self, now: TimestampMs, turn: Option<&Turn>) -> Result<Report, MaintainError> {
         let store = Arc::clone(&self.store);
+        // Whatever happens on the way, what is known is forgotten with it.
+        let mut catalogue = match self.known.take() {
+            Some(known) if now.0.saturating_sub(known.listed.0) < millis(LISTED_EVERY) => uploaded_since(&*store, known).await?,
+            _ => list(&*store, now).await?,
+        };
+        if !self.is_due(&catalogue, now) {
+            let report = Report::of(&catalogue);
+            self.known = Some(Known { files: catalogue.files, listed: catalogue.listed, generation: catalogue.generation });
+            return Ok(report);
+        }
         let claim = Claim::take(&*store).await?;
         fault_point!("maintain.claimed");
-        let pace = Pace::new(turn, Some(&claim));
-        let outcome = self.work(&*store, now, &pace, Doing::All, Some(&claim)).await;
+        if claim.generation().is_some_and(|generation| generation != catalogue.generation.saturating_add(1)) {
+            catalogue = list(&*store, now).await?;
+        }
+        catalogue.generation = claim.generation().unwrap_or_default();
+        let outcome = self.work(&*store, now, catalogue, &Pace::new(turn, Some(&claim)), Some(&claim)).await;
         claim.release().await;
         outcome
     }
@@ -100,24 +140,41 @@ impl Maintainer {
     /// Where the store cannot be listed.
     pub async fn plan(&mut self, now: TimestampMs) -> Result<Report, MaintainError> {
         let store = Arc::clone(&self.store);
-        self.work(&*store, now, &Pace::none(), Doing::Nothing, None).await
+        let catalogue = list(&*store, now).await?;
+        let outcome = self.work(&*store, now, catalogue, &Pace::none(), None).await;
+        self.known = None;
+        outcome
     }
 
+    /// Whether there is anything to do or to tell. Asked without a claim.
+    fn is_due(&self, catalogue: &Catalogue, now: TimestampMs) -> bool {
+        let files = &catalogue.files;
+        let is_merge = |group: &Group| group.is_cut_off || group.inputs.len() > 1;
+        let deletes =
+            || catalogue.is_fresh && !retention::outdated(files, &self.policy, now, &[]).is_ok_and(|outdated| outdated.is_empty());
+        !files.is_empty()
+            && (schedule::compacted_levels().any(|(level, _)| schedule::groups(files, level, &self.policy, now).iter().any(is_merge))
+                || !matches!(schedule::snapshot(files, &self.policy, now), Ok(None))
+                || deletes())
+    }
+
+    /// Does it, or says what it would do where there is no claim.
     async fn work(
         &mut self,
         store: &dyn Store,
         now: TimestampMs,
+        catalogue: Catalogue,
         pace: &Pace<'_>,
-        doing: Doing,
         claim: Option<&Claim<'_>>,
     ) -> Result<Report, MaintainError> {
-        let listings = list_upwards(store).await?;
-        let mut report = Report { files: listings.len(), bytes: listings.iter().map(|file| file.size_bytes).sum(), ..Report::default() };
+        let mut report = Report::of(&catalogue);
+        let Catalogue { files: listings, listed, generation, is_fresh, .. } = catalogue;
         if listings.is_empty() {
             return Ok(report);
         }
         let names: BTreeSet<LtxName> = listings.iter().map(|file| file.name).collect();
         self.verified.retain(|name| names.contains(name));
+        let doing = if claim.is_some() { Doing::All } else { Doing::Nothing };
         let mut round = Round { store, policy: &self.policy, now, pace, doing, listings, report: &mut report };
         // Before Litestream could take what the others begin with for merged: it goes by the end of level 1 alone.
         if !round.listings.iter().any(|file| file.name.level == SNAPSHOT_LEVEL && is_usable(file)) {
@@ -127,25 +184,29 @@ impl Maintainer {
             round.compact(level).await?;
         }
         round.snapshot().await?;
-        let listings = round.listings;
-        report.kept = match claim {
-            // Read again: what was kept since must not go.
-            Some(claim) => claim.renew().await?,
-            None => note::kept(store).await?,
-        };
-        let kept: Vec<Txid> = report.kept.iter().map(|kept| kept.txid).collect();
-        match retention::outdated(&listings, &self.policy, now, &kept) {
-            Ok(outdated) => {
-                report.floor = outdated.floor;
-                if !retention::still_leads(&listings, &outdated, &kept) {
-                    report.problems.push("what would be left does not lead to every state that it must".to_owned());
-                } else if self.policy.deletes && report.problems.is_empty() && !outdated.is_empty() {
-                    self.delete(store, &outdated, pace, doing, &mut report).await?;
-                }
+        let mut files = round.listings;
+        if is_fresh {
+            if let Some(claim) = claim {
+                // Read again: what was kept since must not go.
+                report.kept = claim.renew().await?;
             }
-            Err(error) => report.problems.push(error.to_string()),
+            let kept: Vec<Txid> = report.kept.iter().map(|kept| kept.txid).collect();
+            match retention::outdated(&files, &self.policy, now, &kept) {
+                Ok(outdated) => {
+                    report.floor = outdated.floor;
+                    if !retention::still_leads(&files, &outdated, &kept) {
+                        report.problems.push("what would be left does not lead to every state that it must".to_owned());
+                    } else if self.policy.deletes && report.problems.is_empty() && !outdated.is_empty() {
+                        self.delete(store, &outdated, pace, doing, &mut report).await?;
+                    }
+                }
+                Err(error) => report.problems.push(error.to_string()),
+            }
         }
         report.problems.dedup();
+        let gone: BTreeSet<LtxName> = report.deleted.iter().map(|file| file.name).collect();
+        files.retain(|file| !gone.contains(&file.name));
+        self.known = Some(Known { files, listed, generation }).filter(|_| report.problems.is_empty());
         Ok(report)
     }
 
@@ -198,6 +259,32 @@ impl Maintainer {
         }
         Ok(())
     }
+}
+
+impl Report {
+    fn of(catalogue: &Catalogue) -> Self {
+        let bytes = catalogue.files.iter().map(|file| file.size_bytes).sum();
+        Self { files: catalogue.files.len(), bytes, kept: catalogue.kept.clone(), ..Self::default() }
+    }
+}
+
+/// Everything that the bucket has, and what its note says: in this order the note cannot be newer than the listing.
+async fn list(store: &dyn Store, now: TimestampMs) -> Result<Catalogue, MaintainError> {
+    let (kept, generation) = note::read(store).await?;
+    let files = list_upwards(store).await?;
+    Ok(Catalogue { files, listed: now, generation, kept, is_fresh: true })
+}
+
+/// What was known and what uploads have added: behind the end of level 0, and a snapshot where the page size has changed.
+async fn uploaded_since(store: &dyn Store, known: Known) -> Result<Catalogue, MaintainError> {
+    let Known { mut files, listed, generation } = known;
+    let newest = files.iter().filter(|file| file.name.level == Level::ZERO).map(|file| file.name.max_txid).max();
+    let added = retried(async || store.list(Level::ZERO, newest.map(Txid::next)).await).await?;
+    files.extend(added);
+    let snapshots = retried(async || store.list(SNAPSHOT_LEVEL, None).await).await?;
+    files.retain(|file| file.name.level != SNAPSHOT_LEVEL);
+    files.extend(snapshots);
+    Ok(Catalogue { files, listed, generation, kept: Vec::new(), is_fresh: false })
 }
 
 /// The store does not let it be deleted: by the credentials, or by a lock on the object. That is the user's wish.

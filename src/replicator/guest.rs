@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::aside;
 use super::database::Database;
 use super::shared::{Preserving, Range};
 use super::wake::{Bell, Listener};
@@ -28,6 +29,7 @@ impl Database {
         self.owns.store(true, Ordering::Release);
         // What the one before was at has ended with it.
         self.shared.preserving.store(Preserving::No as u64, Ordering::SeqCst);
+        aside::remove(&self.paths);
         self.shared.dozing.store(0, Ordering::SeqCst);
         self.lock_tail().inflight = None;
         if let Some(lease) = &self.lease {

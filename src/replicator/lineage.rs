@@ -150,7 +150,10 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
             reach => look(database, &LtxName::level0(acked.txid)).await?.map(|l| l.name.max_txid).or(reach),
         },
     };
-    database.progress.update(|f| f.remote_txid = reach);
+    // What another writer has sent counts for nobody who waits here.
+    let is_ours = |reach: Txid| reach <= acked.txid || state.attempt.is_some_and(|attempt| attempt.txid == reach);
+    let of_ours = reach.map(|reach| if is_ours(reach) { reach } else { acked.txid });
+    database.progress.update(|f| f.remote_txid = of_ours);
     {
         let mut tail = database.lock_tail();
         tail.state.looks = state.looks.after_one();
@@ -296,7 +299,36 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
          over it. Restore the newest state, or declare this file the truth with `replicated adopt`"
     );
     stop(database, StopKind::Diverged, message);
+    database.progress.update(|f| f.remote_txid = Some(reach));
     Ok(())
+}
+
+/// The full state would go over what somebody else has written since bucket and database were compared: then they are compared again, which stops
+/// replication unless this database goes on from there. A loss of continuity says nothing of the bucket.
+pub(crate) async fn is_overtaken(database: &Database, reason: FullReason, newest: Option<&Newest>) -> Result<bool, StepError> {
+    let Some(Newest { object, .. }) = newest else { return Ok(false) };
+    let reach = object.name.max_txid;
+    let (acked, adopt, node_id) = {
+        let tail = database.lock_tail();
+        (tail.state.acked.map(|acked| acked.txid), tail.state.adopt, tail.state.node_id)
+    };
+    let is_expected = match acked {
+        Some(acked) => reach <= acked,
+        // The comparison has found whatever is there now, or nothing at all.
+        None => reason != FullReason::First,
+    };
+    if is_expected || adopt.is_some_and(|adopt| adopt >= reach) || litestream_position(database) == Some(reach) {
+        return Ok(false);
+    }
+    let theirs = header(database, object).await?.node_id;
+    if theirs != 0 && theirs == node_id {
+        return Ok(false);
+    }
+    match acked {
+        Some(acked) => ahead(database, acked, reach).await?,
+        None => verify_unknown(database).await?,
+    }
+    Ok(true)
 }
 
 /// An attempt that the bucket has gone past is not made again.
@@ -321,7 +353,6 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
         return Ok(());
     };
     let reach = newest.name.max_txid;
-    database.progress.update(|f| f.remote_txid = Some(reach));
     let header = header(database, &newest).await?;
     // Where one of several states may end up under that name, none of them is gone on from; nor where a restore would not come there.
     let settled = has_base && !database.lock_tail().state.full_sent.is_some_and(|sent| sent.again && sent.txid == reach);
@@ -354,6 +385,8 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
              `replicated restore`, or use another replica URL, or declare this file the truth with `replicated adopt`"
         );
         stop(database, StopKind::Diverged, message);
+        // For the status, now that nobody waits for it.
+        database.progress.update(|f| f.remote_txid = Some(reach));
         return Ok(());
     };
     database.lose(&mut tail, reason);

@@ -11,7 +11,7 @@
 //! | `shared`, `guest`, `wake` | what the processes that have it open tell each other, and which of them uploads |
 //! | `uploader`, `send`, `budget`, `turns`, `clock` | when what is sent |
 //! | `outage` | what is told of failures |
-//! | `snapshot`, `preserve`, `base` | the full state of a live database |
+//! | `snapshot`, `preserve`, `aside`, `base` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
 //! | `compare` | the same, page by page, where nothing else tells |
 //! | `progress`, `durability` | how far it is, for those who wait, and which commits do |
@@ -20,6 +20,7 @@
 //! | `if_missing` | a database that is restored before it is opened |
 //! | `process` | what a process has one of |
 
+mod aside;
 mod base;
 mod batch;
 mod budget;
@@ -52,4 +53,4 @@ mod stamp;
 mod tail;
 mod turns;
 pub(crate) mod uploader;
-mod wake;
+pub(crate) mod wake;

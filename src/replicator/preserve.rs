@@ -15,12 +15,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::aside::SetAside;
 use super::batch::{FramePages, WalFile};
 use crate::fault::{fault_io, fault_point};
 use crate::types::{PageNo, PageSize};
 
 /// More pages than this are not set aside for a truncation; the snapshot starts over.
-const MOST_TRUNCATED_PAGES: u32 = 4096;
+pub(super) const MOST_TRUNCATED_PAGES: u32 = 4096;
 
 /// The database file, read through SQLite's own VFS so that no lock is lost.
 pub(crate) trait DatabaseFile: Send + Sync {
@@ -28,6 +29,15 @@ pub(crate) trait DatabaseFile: Send + Sync {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Has the disk keep what was written.
     fn sync(&self) -> io::Result<()>;
+}
+
+/// Where a page lies that was set aside.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// In the unlinked file.
+    Here(u64),
+    /// In the others'.
+    There(u64),
 }
 
 /// Pages of one moment that are still needed.
@@ -40,7 +50,9 @@ pub(crate) struct Preserver {
     database_bytes: u64,
     /// Pages up to this one have been read.
     cursor: u32,
-    aside: HashMap<u32, u64>,
+    aside: HashMap<u32, Place>,
+    /// What other processes have set aside.
+    others: Option<SetAside>,
     file: File,
     file_bytes: u64,
     /// The WAL's frames are set aside as well: it may have been restarted.
@@ -62,11 +74,35 @@ impl Preserver {
             database_bytes,
             cursor: 0,
             aside: HashMap::new(),
+            others: None,
             file,
             file_bytes: 0,
             wal_gone: false,
             broken: None,
         })
+    }
+
+    /// Other processes set pages aside as well.
+    pub(crate) fn with_others(self, others: SetAside) -> Self {
+        Self { others: Some(others), ..self }
+    }
+
+    /// How many frames of the WAL it began with.
+    pub(crate) fn wal_frames(&self) -> u32 {
+        if self.frames.after(0).next().is_some() { self.frames.end.frame } else { 0 }
+    }
+
+    /// Takes note of what other processes have set aside.
+    fn look_at_others(&mut self) -> io::Result<()> {
+        let Some(mut others) = self.others.take() else { return Ok(()) };
+        let looked = others.look(|page, at| {
+            // The first counts: what comes later was new by then.
+            if self.needed(page) && self.frames.frame_of(page).is_none() {
+                self.aside.insert(page, Place::There(at));
+            }
+        });
+        self.others = Some(others);
+        looked
     }
 
     /// Why the snapshot must start over, if it must.
@@ -105,6 +141,10 @@ impl Preserver {
     /// A page of the database file is about to be overwritten; `read` reads it as it is.
     pub(crate) fn before_write(&mut self, offset: u64, bytes: usize, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
         fault_point!("preserve.write");
+        // What another process has overwritten before is set aside already.
+        if let Err(error) = self.look_at_others() {
+            return self.give_up(format!("reading what was set aside: {error}"));
+        }
         let size = u64::from(self.page_size.get());
         let first = offset / size;
         let last = offset.saturating_add(bytes as u64).saturating_sub(1) / size;
@@ -137,12 +177,13 @@ impl Preserver {
 
     /// How many frames would have to be set aside before the WAL is destroyed.
     pub(crate) fn frames_needed(&self) -> u32 {
-        if self.wal_gone { 0 } else { u32::try_from(self.frames.after(self.cursor).count()).unwrap_or(u32::MAX) }
+        if self.wal_gone || self.has_wal_copy() { 0 } else { u32::try_from(self.frames.after(self.cursor).count()).unwrap_or(u32::MAX) }
     }
 
     /// The frames of the WAL are about to be destroyed.
     pub(crate) fn before_restart(&mut self, wal: &WalFile) {
-        if std::mem::replace(&mut self.wal_gone, true) {
+        // Another process has copied it, when it was the one of the moment.
+        if self.has_wal_copy() || std::mem::replace(&mut self.wal_gone, true) {
             return;
         }
         fault_point!("preserve.restart");
@@ -160,7 +201,7 @@ impl Preserver {
         if let Err(error) = fault_io!("preserve.aside").and_then(|()| self.file.write_all_at(data, self.file_bytes)) {
             return self.give_up(format!("setting a page aside: {error}"));
         }
-        self.aside.insert(page, self.file_bytes);
+        self.aside.insert(page, Place::Here(self.file_bytes));
         self.file_bytes += data.len() as u64;
     }
 
@@ -171,30 +212,61 @@ impl Preserver {
             number += 1;
         }
         let Some(pgno) = PageNo::new(number).filter(|_| number <= self.commit_pages) else { return Ok(None) };
-        if let Some(offset) = self.aside.get(&number) {
-            self.file.read_exact_at(page, *offset)?;
+        self.look_at_others()?;
+        if self.read_aside(number, page)? {
         } else if let Some(frame) = self.frames.frame_of(number) {
-            let wal = wal.ok_or_else(|| io::Error::other("the WAL is gone"))?;
-            wal.read_page(self.page_size, frame, page).map_err(io::Error::other)?;
+            self.read_frame(frame, wal, page)?;
         } else if self.is_beyond(pgno) {
             page.fill(0);
         } else {
-            match database.read_exact_at(page, self.page_size.offset_of(pgno)) {
-                // The VFS fills up with zeros.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && self.is_last_in_file(pgno) => {}
-                read => {
-                    let told = |error| io::Error::other(format!("page {pgno} of {} cannot be read: {error}", self.commit_pages));
-                    read.map_err(told)?;
+            let read = database.read_exact_at(page, self.page_size.offset_of(pgno));
+            // It may have been overwritten meanwhile, and then it was set aside before.
+            self.look_at_others()?;
+            if !self.read_aside(number, page)? {
+                match read {
+                    // The VFS fills up with zeros.
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && self.is_last_in_file(pgno) => {}
+                    read => {
+                        let told = |error| io::Error::other(format!("page {pgno} of {} cannot be read: {error}", self.commit_pages));
+                        read.map_err(told)?;
+                    }
                 }
             }
         }
         self.cursor = number;
+        if let Some(others) = &self.others {
+            others.advance(number);
+        }
         Ok(Some(pgno))
+    }
+
+    fn read_aside(&self, number: u32, page: &mut [u8]) -> io::Result<bool> {
+        match (self.aside.get(&number), &self.others) {
+            (None, _) => return Ok(false),
+            (Some(Place::Here(offset)), _) => self.file.read_exact_at(page, *offset)?,
+            (Some(Place::There(offset)), Some(others)) => others.read(page, *offset)?,
+            (Some(Place::There(_)), None) => return Err(io::ErrorKind::NotFound.into()),
+        }
+        Ok(true)
+    }
+
+    fn read_frame(&mut self, frame: u32, wal: Option<&WalFile>, page: &mut [u8]) -> io::Result<()> {
+        let page_size = self.page_size;
+        let read = wal.map(|wal| wal.read_page(page_size, frame, page).map_err(io::Error::other));
+        // Copied before it was destroyed: then what was read may be of the generation that followed.
+        if let Some(copy) = self.others.as_mut().map(SetAside::wal).transpose()?.flatten() {
+            return copy.read_page(page_size, frame, page).map_err(io::Error::other);
+        }
+        read.unwrap_or_else(|| Err(io::Error::other("the WAL is gone")))
+    }
+
+    fn has_wal_copy(&self) -> bool {
+        self.others.as_ref().is_some_and(SetAside::has_wal)
     }
 
     /// Whether pages were read from the WAL to the end.
     pub(crate) fn reads_frames(&self) -> bool {
-        !self.wal_gone && self.frames.after(0).next().is_some()
+        !self.wal_gone && !self.has_wal_copy() && self.frames.after(0).next().is_some()
     }
 
     /// Whether frames of the WAL are still read.

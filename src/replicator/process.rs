@@ -209,7 +209,9 @@ fn with_lease(
 fn let_go(databases: &mut HashMap<Identity, Arc<Database>>, path: &Path) {
     if let Some(gone) = databases.values().find(|d| d.paths.database == path).cloned() {
         let message = "the file was deleted or replaced while a connection had it open: what that connection commits is not replicated";
-        uploader::stop(&gone, StopKind::Failed, message.to_owned());
+        // First of all: what it would tell the others is told in the page that the new one uses.
+        gone.progress.fail(message.to_owned());
+        gone.lock_tail().stop(StopKind::Failed, message.to_owned());
         gone.release();
         databases.retain(|_, d| !Arc::ptr_eq(d, &gone));
     }
@@ -259,8 +261,8 @@ pub(crate) fn close(database: &Arc<Database>) {
     let _flushing = Flushing { database, process };
     fault_point!("close.flush");
     let limit = database.options.close_timeout;
-    // What another process uploads need not be waited for: that one goes on.
-    if database.is_owner()
+    // What another process uploads need not be waited for: that one goes on. Where it has just gone, this one is about to take over.
+    if (database.is_owner() || database.is_alone())
         && database.is_known()
         && !limit.is_zero()
         && let Err(error @ WaitError::Timeout(..)) = database.sync_at_close(limit)
@@ -293,6 +295,13 @@ impl Drop for Flushing<'_> {
         }
         database.wait_forgotten();
     }
+}
+
+/// Does something that would harm a control file which this process has open: not while it has, nor while it opens it. `None` where it has.
+pub(crate) fn unless_open<T>(path: &Path, body: impl FnOnce() -> T) -> Option<T> {
+    let databases = registry().map(|registry| registry.databases.lock());
+    let is_open = databases.as_ref().is_some_and(|databases| databases.values().any(|database| database.paths.database == path));
+    (!is_open).then(body)
 }
 
 /// Whether this process replicates that file.
@@ -363,7 +372,9 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options, ho
         tail
     } else {
         let mapped = host.map_shared(&file).map_err(|_| refused("the memory that they would share cannot be mapped"))?;
-        locks.lock(Range::Tail, true).map_err(on_control)?;
+        if !locks.try_lock_for(Range::Tail, true, OPENING_PATIENCE).map_err(on_control)? {
+            return Err(refused("it holds what they share and does not go on: was it stopped? Have it go on, or kill it"));
+        }
         let joined = beside.join(control, Shared::new(mapped), refused);
         locks.unlock(Range::Tail);
         let (tail, shared) = joined?;

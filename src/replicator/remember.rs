@@ -46,11 +46,14 @@ pub(crate) fn restored_unless_known(database: &Path, replica_url: &str, restored
     remember(database, replica_url, restored, true)
 }
 
-/// Whether another process has the control file locked, and so the database open for replication. Not to be asked by a process that has itself:
-/// closing the file would drop the lock.
+/// Whether a process has the control file locked, and so the database open for replication.
 pub(crate) fn is_in_use(paths: &Paths) -> bool {
-    let Ok(file) = std::fs::File::options().read(true).write(true).open(paths.control()) else { return false };
-    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+    let is_locked = || {
+        let Ok(file) = std::fs::File::options().read(true).write(true).open(paths.control()) else { return false };
+        rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err()
+    };
+    // This process's own lock would not be seen, and closing the file would drop it.
+    super::process::unless_open(&paths.database, is_locked).unwrap_or(true)
 }
 
 fn remember(database: &Path, replica_url: &str, restored: &Restored, unless_known: bool) -> Result<(), RememberError> {
@@ -97,17 +100,29 @@ fn write(database: &Path, state: impl FnOnce(Option<State>, super::control::Iden
     };
     let identity = identity(database).map_err(error(database))?;
     let owner = OwnerMode::of(database).map_err(error(database))?;
+    let in_use = || RememberError::InUse(database.to_owned());
     // The control file's lock does not tell: it is the process's, and closing the file here would even drop it.
     if super::process::replicates(&identity) {
-        return Err(RememberError::InUse(database.to_owned()));
+        return Err(in_use());
     }
-    paths.create_directory(&owner).map_err(error(&paths.directory))?;
+    // One that had this name before.
+    super::process::let_go_of_replaced(&paths.database);
+    super::process::unless_open(&paths.database, || write_alone(&paths, &owner, |saved| state(saved, identity))).ok_or_else(in_use)?
+}
+
+/// While this process does not have it open.
+fn write_alone(paths: &Paths, owner: &OwnerMode, state: impl FnOnce(Option<State>) -> State) -> Result<(), RememberError> {
+    let error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| RememberError::Io { path, source }
+    };
+    paths.create_directory(owner).map_err(error(&paths.directory))?;
     let mut control = Control::open(&paths.control()).map_err(error(&paths.control()))?;
     let locks = control.locks();
     let locked = locks.lock(Range::Opening, true).and_then(|()| locks.try_lock(Range::Present, true));
     if !locked.map_err(error(&paths.control()))? {
-        return Err(RememberError::InUse(database.to_owned()));
+        return Err(RememberError::InUse(paths.database.clone()));
     }
-    let saved = control.load(&owner).map_err(error(&paths.control()))?;
-    control.save(&state(saved, identity)).and_then(|()| control.file().sync_data()).map_err(error(&paths.control()))
+    let saved = control.load(owner).map_err(error(&paths.control()))?;
+    control.save(&state(saved)).and_then(|()| control.file().sync_data()).map_err(error(&paths.control()))
 }

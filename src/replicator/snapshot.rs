@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::aside::SetAside;
 use super::base;
 use super::batch::{BatchError, FramePages, WalFile};
 use super::control::{Acked, FullReason, FullSent};
@@ -51,6 +52,9 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         return Err(damaged);
     }
     let newest = lineage::newest(database).await?;
+    if lineage::is_overtaken(database, reason, newest.as_ref()).await? {
+        return Ok(Next::Again);
+    }
     if reason == FullReason::BucketAhead
         && let Some(lost) = newest
     {
@@ -150,6 +154,10 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
         let size_bytes = std::fs::metadata(&database.paths.database)?.len();
         let preserver = Preserver::new(frames, published.database_pages, size_bytes, &database.paths.directory)
             .map_err(|source| TailError::Control { path: database.paths.directory.clone(), source })?;
+        let others =
+            SetAside::begin(&database.shared, &database.paths, preserver.page_size, preserver.commit_pages, preserver.wal_frames())
+                .map_err(|source| TailError::Control { path: database.paths.directory.clone(), source })?;
+        let preserver = preserver.with_others(others);
         if preserver.missing().is_some() && tail.wal().is_ok_and(|wal| wal.goes_on_after(&published.end)) {
             // Then it may be a later commit that made the file shorter.
             return Err(BeginError::Step(StepError::StartOver("another process has committed to the WAL".to_owned())));
@@ -316,6 +324,10 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
     {
         abort(upload).await;
         return Ok(Streamed::StartOver("the WAL was restarted by someone we did not see".to_owned()));
+    }
+    if database.is_checkpointed_by_others() {
+        abort(upload).await;
+        return Ok(Streamed::StartOver("a process without the extension has run a checkpoint".to_owned()));
     }
     if database.is_touched_by_others() {
         abort(upload).await;

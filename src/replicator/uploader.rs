@@ -36,7 +36,7 @@ use crate::fault::fault_point;
 use crate::store::{Created, LtxName, StoreError, StoreErrorKind};
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
-const ENCODE_AHEAD_FRAMES: u32 = 750;
+const ENCODE_AHEAD_FRAMES: u32 = 250;
 /// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
 const LOOK_BACK: Duration = Duration::from_secs(60);
 /// How long nothing is done without a lease, unless whoever keeps it says so.
@@ -243,7 +243,7 @@ impl Task {
             return;
         }
         // Other processes wake it as commits of this one do.
-        let _listening = database.listen().map(|listener| {
+        let mut _listening = database.listen().map(|listener| {
             Companion::begin(async move {
                 while listener.heard().await.is_ok() {
                     mailbox.notify.notify_one();
@@ -254,6 +254,10 @@ impl Task {
         loop {
             if is_over(&self.database, registry).await {
                 return;
+            }
+            if self.database.shared.has_left() {
+                // Another process uploads from here on, and must hear all that is said; those who wait for this one to go hear that it has.
+                _listening = None;
             }
             let heard = Heard {
                 asked: self.database.shared.asked.load(Ordering::Acquire),
@@ -552,7 +556,7 @@ impl Task {
                     () = self.mailbox.notify.notified() => {}
                 }
             }
-            if self.database.closing.load(Ordering::Acquire) {
+            if self.database.closing.load(Ordering::Acquire) || self.database.shared.has_left() {
                 return Err(StepError::Closed);
             }
             wake_frames = self.encode_ahead();
@@ -571,7 +575,7 @@ impl Task {
         let began = clock::now();
         let mut until = began + pause;
         let mut wake_frames = ENCODE_AHEAD_FRAMES;
-        while !self.database.closing.load(Ordering::Acquire) {
+        while !self.database.closing.load(Ordering::Acquire) && !self.database.shared.has_left() {
             let alone = self.left_alone_for();
             if alone.is_none() {
                 if self.database.shared.asked.load(Ordering::Acquire) != heard.asked {

@@ -19,7 +19,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::replicator::process;
+use crate::replicator::{process, wake};
 
 /// How often who waits looks, before it does not wait any longer: for a second in all. What is waited for takes microseconds, but on a disk that hangs.
 const LOOKS: u32 = 10_000;
@@ -92,4 +92,5 @@ pub(super) extern "C" fn in_child() {
     FORKING.store(0, Ordering::SeqCst);
     INSIDE.store(0, Ordering::SeqCst);
     process::forked();
+    wake::forked();
 }

@@ -155,7 +155,9 @@ impl MainFile {
                 };
                 database.changes_file(change, writer, read);
             }
-            if database.is_preserving() {
+            if database.is_preserved_elsewhere() {
+                database.set_aside(change, read);
+            } else if database.is_preserving() {
                 match change {
                     FileChange::Write { offset, bytes } => database.before_write(offset, usize::try_from(bytes).unwrap_or(0), read),
                     FileChange::Truncate { bytes } => database.before_truncate(bytes, read),
@@ -462,13 +464,12 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
                 return rc;
             }
         }
-        // The uploader of another process reads the full state: to a passive checkpoint that is one that is running already.
-        (TAKE, WAL_CHECKPOINT_LOCK, 1) if guarded(main, false, || database.is_preserved_elsewhere()) => return SQLITE_BUSY,
         (GIVE_READ, WAL_READ_LOCK_0.., 1) => main.holds_read.store(false, Ordering::Relaxed),
         (GIVE, WAL_CHECKPOINT_LOCK, 1) => {
             main.holds_checkpoint.store(false, Ordering::Relaxed);
             if main.checkpoints.swap(false, Ordering::Relaxed) {
                 guarded(main, (), || database.checkpoint_ended());
+                guarded(main, (), || database.writes_file(false));
             }
         }
         (TAKE, 4, 4) => {
@@ -530,7 +531,13 @@ pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_
             }),
             SQLITE_FCNTL_CKPT_DONE => {
                 main.checkpoints_unsynced.store(false, Ordering::Relaxed);
-                guarded(main, (), || database.writes_file(false));
+                // What it cuts off and syncs comes after this. Without shared memory no lock tells of the end.
+                if !main.holds_checkpoint.load(Ordering::Relaxed) {
+                    guarded(main, (), || {
+                        database.leave_unknown();
+                        database.writes_file(false);
+                    });
+                }
             }
             // The last that is heard of a rollback under an exclusive lock.
             SQLITE_FCNTL_SYNC => {

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use super::Database;
+use super::outside::FileChange;
 use super::published::Published;
 use crate::replicator::control::Stamp;
 use crate::replicator::file_header::{FileHeader, HEADER_BYTES};
@@ -57,10 +58,10 @@ impl Database {
         }
     }
 
-    /// Other processes' uploaders do not begin to read the full state meanwhile.
+    /// Other processes' uploaders do not begin to read the full state meanwhile. Also where a fault has ended what this process does: it writes all the same.
     fn tell_of_writing(&self, begins: bool) {
         let locks = self.locks.lock();
-        let Some(locks) = locks.as_ref().filter(|_| !self.shared.has_left()) else { return };
+        let Some(locks) = locks.as_ref() else { return };
         if !begins {
             locks.unlock(Range::Writing);
         } else if let Err(error) = locks.lock(Range::Writing, false) {
@@ -70,26 +71,39 @@ impl Database {
 
     /// Whether the uploader of another process reads the full state.
     pub(crate) fn is_preserved_elsewhere(&self) -> bool {
-        !self.is_owner() && Preserving::of(&self.shared) == Preserving::Yes
+        (!self.is_owner() || self.shared.has_left()) && Preserving::of(self.shared.of_all()) == Preserving::Yes
     }
 
-    /// What that uploader needs is about to be overwritten.
-    pub(crate) fn break_preserving(&self) {
+    /// The database file is about to be changed: what that uploader needs is set aside.
+    pub(crate) fn set_aside(&self, change: FileChange, read: &mut dyn FnMut(&mut [u8], u64) -> bool) {
+        let mut sets_aside = self.sets_aside.lock();
+        let done = match change {
+            FileChange::Write { offset, bytes } => sets_aside.before_write(&self.shared, &self.paths, offset, bytes, read),
+            FileChange::Truncate { bytes } => sets_aside.before_truncate(&self.shared, &self.paths, bytes, read),
+        };
+        if let Err(error) = done {
+            self.break_preserving(&error);
+        }
+    }
+
+    /// That has failed.
+    pub(crate) fn break_preserving(&self, why: &io::Error) {
+        log::info!(target: "replicated", "{}: the full state that another process reads starts over: {why}", self.paths.database.display());
         let (yes, broken) = (Preserving::Yes as u64, Preserving::Broken as u64);
         // It has come to its end, otherwise.
-        let _ = self.shared.preserving.compare_exchange(yes, broken, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self.shared.of_all().preserving.compare_exchange(yes, broken, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// A checkpoint of this process begins to write the database file.
     pub(crate) fn checkpoint_begins(&self) {
         self.writes_file(true);
-        if self.is_preserved_elsewhere() {
-            self.break_preserving();
+        if Preserving::of(&self.shared) == Preserving::Yes && !self.is_as_we_left_it() {
+            self.break_preserving(&io::Error::other("a process without the extension has written to the database file"));
         }
         let mut marks = self.marks.lock();
         if marks.is_none() {
             // How what is captured relates to what is there is decided before the file is changed.
-            let mut tail = self.lock_tail();
+            let Some(mut tail) = self.tail_or_lost() else { return };
             let live = self.published().live();
             tail.resolve(&live.end, &|| self.stamp());
             *marks = tail.control_file();
@@ -102,15 +116,39 @@ impl Database {
     /// A checkpoint is about to write what no sync of the WAL has come before, as with `synchronous=OFF`: after a loss of power the file may have
     /// pages of commits that the WAL has lost, and what it held before counts no longer as being on disk.
     pub(crate) fn checkpoint_outruns_wal(&self) {
-        let undone = self.lock_tail().file_may_be_lost();
-        if undone {
+        let undone = self.tail_or_lost().map(|mut tail| tail.file_may_be_lost());
+        if undone == Some(true) {
             self.sync_control();
         }
+    }
+
+    /// Whether nobody has written to the database file in WAL mode who does not replicate, since the full state that is read began: a checkpoint of
+    /// theirs may have overwritten what it needs. One that comes in the same tick of the kernel's clock as the end of ours is not seen.
+    pub(crate) fn is_as_we_left_it(&self) -> bool {
+        let (_, left) = self.shared.left_as.read();
+        // Outside of WAL mode the tail tells.
+        left == [0; 2] || self.stamp().is_none_or(|now| !now.is_wal || left == [now.size_bytes, now.mtime_ns.cast_unsigned()])
+    }
+
+    /// A checkpoint under exclusive locking ends, which nobody tells of: no other process can have written, or is noticed by that.
+    pub(crate) fn leave_unknown(&self) {
+        self.shared.left_as.write(&[0; 2]);
+    }
+
+    fn leave_as(&self, now: &Stamp) {
+        self.shared.left_as.write(&[now.size_bytes, now.mtime_ns.cast_unsigned()]);
+    }
+
+    /// Whether a process without the extension has checkpointed while the full state was read. One of ours that is writing now has looked before it began.
+    pub(crate) fn is_checkpointed_by_others(&self) -> bool {
+        let slot = self.preserver.lock();
+        slot.writers == 0 && self.nobody_else_writes() && !self.is_as_we_left_it()
     }
 
     /// The checkpoint that `checkpoint_begins` told of is about to give its lock up.
     pub(crate) fn checkpoint_ended(&self) {
         let Some(now) = self.stamp() else { return };
+        self.leave_as(&now);
         let marked = self.marks.lock().as_ref().map(|control| mark::write(control, Some(Mark::of(&now))));
         self.warn_of_mark(marked);
     }
@@ -154,6 +192,19 @@ impl Database {
         is_free
     }
 
+    /// Does something while no process writes to the database file, or begins to; `None` where one does.
+    pub(super) fn while_nobody_writes<T>(&self, body: impl FnOnce() -> T) -> Option<T> {
+        let slot = self.preserver.lock();
+        let locks = self.locks.lock();
+        let locks = locks.as_ref().filter(|_| slot.writers == 0)?;
+        if !locks.try_lock(Range::Writing, true).unwrap_or(false) {
+            return None;
+        }
+        let result = body();
+        locks.unlock(Range::Writing);
+        Some(result)
+    }
+
     /// The database file was written to, or synced.
     pub(crate) fn note_synced(&self, synced: bool) {
         self.shared.file_synced.store(u64::from(synced), Ordering::Relaxed);
@@ -184,6 +235,11 @@ impl Database {
         }
         // In this order: whoever begins to write in another process after this sees it.
         self.shared.preserving.store(Preserving::Yes as u64, Ordering::SeqCst);
+        // Old enough that a write which follows shows.
+        let read = |header: &mut [u8; HEADER_BYTES]| self.open_file()?.read_exact_at(header, 0);
+        if let Some(now) = stamp::settled(&self.paths.database, &read, self.is_file_synced()) {
+            self.leave_as(&now);
+        }
         let built = if self.nobody_else_writes() { build(self.published_for_batch()).map(Some) } else { Ok(None) };
         let Ok(Some((preserver, published))) = built else {
             self.shared.preserving.store(Preserving::No as u64, Ordering::SeqCst);
@@ -199,7 +255,7 @@ impl Database {
         let mut slot = self.preserver.lock();
         let preserver = slot.active.as_mut()?;
         if Preserving::of(&self.shared) == Preserving::Broken {
-            preserver.give_up("another process has written to the database file".to_owned());
+            preserver.give_up("another process could not set aside what it has overwritten".to_owned());
         }
         Some(work(preserver))
     }

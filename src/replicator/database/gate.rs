@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Database;
 
 use crate::fault::{fault_io, fault_point};
+use crate::replicator::aside;
 use crate::replicator::control::FullReason;
 use crate::replicator::hub::Notice;
 use crate::replicator::stamp;
@@ -17,6 +18,8 @@ use crate::wal::IndexHeader;
 const GATE_PATIENCE: Duration = Duration::from_millis(20);
 /// And encodes at the most this many bytes itself.
 const GATE_BYTES: u32 = 16 * 1024 * 1024;
+/// A checkpoint that somebody asked for waits this long for whoever has the tail: it takes what it takes, but not where a process was stopped that has it.
+const ASKED_PATIENCE: Duration = Duration::from_secs(10);
 /// With less room on the disk it does as an explicit checkpoint does: what it would append might not fit.
 const NEARLY_FULL_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -29,7 +32,7 @@ impl Database {
         fault_point!("gate.asked");
         // Nor does a writer that cannot append instead.
         let (tail, most_frames) = if asked_for || self.is_disk_nearly_full() {
-            (Some(self.lock_tail()), u32::MAX)
+            (self.tail_within(ASKED_PATIENCE), u32::MAX)
         } else {
             (self.try_lock_tail_for(GATE_PATIENCE), self.most_gate_frames())
         };
@@ -59,10 +62,12 @@ impl Database {
         let live = self.published().live();
         tail.resolve(&live.end, &|| self.stamp());
         if self.is_preserved_elsewhere() {
-            if most_frames < u32::MAX {
+            if most_frames < u32::MAX && aside::wal_bytes_needed(&self.shared) > u64::from(GATE_BYTES) {
                 return Err(TailError::Preserved);
             }
-            self.break_preserving();
+            if let Err(error) = aside::before_restart(&self.shared, &self.paths) {
+                self.break_preserving(&error);
+            }
         }
         let frames = self.with_preserver(|p| p.frames_needed()).unwrap_or(0);
         if frames > most_frames {
@@ -91,15 +96,16 @@ impl Database {
         if !self.is_known() {
             self.observe_without_index();
         }
-        let mut tail = self.lock_tail();
+        let tail = self.tail_or_lost();
         fault_point!("wal.vanishes");
-        if let Err(error) = self.secure(&mut tail, u32::MAX) {
-            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
-            self.lose(&mut tail, FullReason::SpoolLost);
+        if let Some(mut tail) = tail {
+            if let Err(error) = self.secure(&mut tail, u32::MAX) {
+                log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+                self.lose(&mut tail, FullReason::SpoolLost);
+            }
+            self.stamp_due.store(true, Ordering::Relaxed);
         }
         self.wal_is_empty();
-        self.stamp_due.store(true, Ordering::Relaxed);
-        drop(tail);
         self.sync_seal();
         fault_point!("wal.vanished");
     }
@@ -118,7 +124,7 @@ impl Database {
             // `journal_size_limit` cuts off what no commit is in.
             return;
         }
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return };
         fault_point!("wal.shrinks");
         if published.end.frame > 0 {
             // Sealed is what lay there before these frames, if anything.
@@ -143,7 +149,7 @@ impl Database {
 
     /// Syncs the control file, without the lock that a writer needs to restart the WAL.
     pub(crate) fn sync_control(&self) {
-        let unsynced = self.lock_tail().unsynced();
+        let unsynced = self.tail_or_lost().and_then(|mut tail| tail.unsynced());
         if let Some(control) = unsynced {
             // The next sync includes this one.
             let _ = fault_io!("control.sync").and_then(|()| control.sync_data());
@@ -173,7 +179,9 @@ impl Database {
 
     /// The header of a new WAL generation is about to be written.
     pub(crate) fn generation_begins(&self, salts: [u32; 2]) {
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else {
+            return self.set_end(WalPos { salts, ..WalPos::default() });
+        };
         fault_point!("generation.begins");
         let live = self.published().live();
         tail.resolve(&live.end, &|| self.stamp());
@@ -191,7 +199,7 @@ impl Database {
     /// The last lock on the database is about to be given up, after the WAL was deleted: nobody can have written since.
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return };
         if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
             fault_point!("stamp.take");
             let settled = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0), self.is_file_synced());

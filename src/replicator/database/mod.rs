@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -21,6 +21,7 @@ use self::file::PreserverSlot;
 pub(crate) use self::published::Published;
 use crate::config::Options;
 use crate::fault::fault_point;
+use crate::replicator::aside::SetsAside;
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::FullReason;
 use crate::replicator::database::outside::Outside;
@@ -74,6 +75,8 @@ pub(crate) struct Database {
     pub(in crate::replicator) owns: AtomicBool,
     tail: Mutex<Tail>,
     preserver: Mutex<PreserverSlot>,
+    /// What is set aside for the uploader of another process.
+    sets_aside: Mutex<SetsAside>,
     /// Whether a snapshot needs to hear of writes to the database file.
     preserving: AtomicBool,
     /// What a transaction has written to the database file.
@@ -121,6 +124,7 @@ impl Database {
             locks: Mutex::new(Some(locks)),
             owns: AtomicBool::new(owns),
             preserver: Mutex::default(),
+            sets_aside: Mutex::default(),
             preserving: AtomicBool::new(false),
             outside: Mutex::default(),
             frames: tail.frames(),
@@ -169,6 +173,7 @@ impl Database {
         if !self.is_known() {
             return Err(WaitError::NotRead);
         }
+        self.look_at_file();
         let sequence = self.published().sequence;
         self.progress.look_again();
         self.shared.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
@@ -202,9 +207,10 @@ impl Database {
 
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
     pub(crate) fn reopened(&self) {
-        let mut tail = self.lock_tail();
         self.closing.store(false, Ordering::Release);
-        if self.is_alone() {
+        if self.is_alone()
+            && let Some(mut tail) = self.tail_or_lost()
+        {
             if tail.mode == Mode::Running {
                 tail.mode = Mode::Unresolved;
             }
@@ -232,11 +238,25 @@ impl Database {
 
     /// The uploader forgets it: the control file's lock goes before a successor can take it.
     pub(crate) fn release(&self) {
+        /// How long to wait for a thread that syncs the file.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        const PAUSE: Duration = Duration::from_millis(1);
         fault_point!("forget.release");
         // Closing the descriptor gives the locks up.
         *self.marks.lock() = None;
         *self.locks.lock() = None;
-        self.lock_tail().release();
+        let control = {
+            let mut tail = self.lock_tail();
+            let control = tail.control_file();
+            tail.release();
+            control
+        };
+        // Closed by somebody else later it would take the locks of a successor in this process away, too.
+        let deadline = Instant::now() + PATIENCE;
+        while control.as_ref().is_some_and(|file| Arc::strong_count(file) > 1) && Instant::now() < deadline {
+            std::thread::sleep(PAUSE);
+        }
+        drop(control);
         fault_point!("forget.released");
         self.progress.set_released();
     }
@@ -245,6 +265,35 @@ impl Database {
 
     pub(crate) fn lock_tail(&self) -> TailGuard<'_> {
         TailGuard::lock(&self.tail)
+    }
+
+    /// The same for SQLite's threads, which must not wait for ever where a process was stopped that holds it. `None` then: what was to be captured is lost, and
+    /// whoever has the tail next finds that out.
+    fn tail_or_lost(&self) -> Option<TailGuard<'_>> {
+        /// Encoding a large batch takes as long.
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let tail = self.tail_within(PATIENCE);
+        if tail.is_none() && self.shared.lost.swap(1, Ordering::AcqRel) == 0 {
+            log::error!(
+                target: "replicated",
+                "{}: another process holds what is captured for {} s and does not go on (was it stopped?): the application goes on without it, and the full \
+                 state follows",
+                self.paths.database.display(),
+                PATIENCE.as_secs()
+            );
+        }
+        tail
+    }
+
+    /// The same, for whoever can do without it; not as long where somebody has waited in vain already.
+    fn tail_within(&self, limit: Duration) -> Option<TailGuard<'_>> {
+        const AGAIN: Duration = Duration::from_millis(10);
+        let is_stuck = self.shared.stuck.load(Ordering::Acquire) != 0;
+        let tail = self.try_lock_tail_for(if is_stuck { AGAIN } else { limit });
+        if tail.is_none() {
+            self.shared.stuck.store(1, Ordering::Release);
+        }
+        tail
     }
 
     /// `None` where somebody else has it for longer than that.
@@ -266,6 +315,7 @@ impl Database {
 
     /// It is awake: whoever waits from now on need not wake it.
     pub(crate) fn is_up(&self) {
+        self.disarm();
         self.shared.dozing.store(0, Ordering::SeqCst);
     }
 

@@ -18,6 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
+use super::published::LOOK_PATIENCE;
 use super::{Database, now_ms};
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::{FullReason, OpenTransaction, Stamp};
@@ -94,6 +95,15 @@ fn read_header(read: &mut ReadFile<'_>) -> FileHeader {
     if read(&mut bytes, 0) { FileHeader::decode(&bytes) } else { FileHeader::decode(&[0; HEADER_BYTES]) }
 }
 
+/// When it is dropped, tells that a transaction writes to the database file no more.
+struct EndsWriting<'a>(&'a Database);
+
+impl Drop for EndsWriting<'_> {
+    fn drop(&mut self) {
+        self.0.writes_file(false);
+    }
+}
+
 impl Database {
     /// The database file is about to be changed by something else than a checkpoint.
     pub(crate) fn changes_file(&self, change: FileChange, writer: Writer, read: &mut ReadFile<'_>) {
@@ -101,7 +111,9 @@ impl Database {
         if writer.rolls_back && !outside.active {
             let now = stamp::take(&self.paths.database, &read_header(read), self.is_file_synced());
             let was_synced = self.hot_journal() == Some(Journal::Synced);
-            self.lock_tail().rolls_back_in_file(now, was_synced);
+            if let Some(mut tail) = self.tail_or_lost() {
+                tail.rolls_back_in_file(now, was_synced);
+            }
             (outside.rolls_back, outside.is_protected) = (true, true);
         } else if !writer.rolls_back && (!outside.active || outside.rolls_back) {
             // A rollback that has come to its end under an exclusive lock, without a word.
@@ -110,9 +122,6 @@ impl Database {
         }
         if !std::mem::replace(&mut outside.active, true) {
             self.writes_file(true);
-            if self.is_preserved_elsewhere() {
-                self.break_preserving();
-            }
         }
         outside.is_synced = false;
         match change {
@@ -135,7 +144,7 @@ impl Database {
     fn begin_in_file(&self, writer: Writer, read: &mut ReadFile<'_>) -> (bool, Option<[u32; 2]>) {
         let header = read_header(read);
         let now = stamp::take(&self.paths.database, &header, self.is_file_synced());
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return (true, None) };
         if !self.is_known()
             && let Some(state) = self.state_in_file(&header, now)
         {
@@ -182,15 +191,14 @@ impl Database {
             return None;
         }
         let change = std::mem::take(&mut *outside);
+        // Also where it panics: another process, which goes on, waits for the end of it before it reads the full state.
+        let _writing = change.active.then_some(EndsWriting(self));
         let header = read_header(read);
         let stamp = stamp::take(&self.paths.database, &header, self.is_file_synced());
-        let mut tail = self.lock_tail();
-        let sequence = self.capture_file(&mut tail, &change, &header, stamp, read);
-        drop(tail);
-        if change.active {
-            self.writes_file(false);
-        }
-        Some(sequence)
+        Some(match self.tail_or_lost() {
+            Some(mut tail) => self.capture_file(&mut tail, &change, &header, stamp, read),
+            None => UNSEEN,
+        })
     }
 
     fn capture_file(&self, tail: &mut Tail, change: &Outside, header: &FileHeader, stamp: Option<Stamp>, read: &mut ReadFile<'_>) -> u64 {
@@ -290,9 +298,41 @@ impl Database {
         if outside.active || !self.is_in_file() {
             return false;
         }
-        let (now, tail) = (self.stamp(), self.lock_tail());
+        // In this order: commits of other processes change both.
+        let tail = self.lock_tail();
+        let now = self.stamp();
         let is_touched = |then: Stamp, now: Stamp| !then.is_wal && !then.is_same_file(&now);
-        tail.state.sealed && (self.has_hot_journal() || matches!((tail.state.stamp, now), (Some(then), Some(now)) if is_touched(then, now)))
+        // A process that replicates, too, notes that it has begun; its journal is there before.
+        if tail.state.open_transaction.is_some() {
+            return false;
+        }
+        tail.state.sealed
+            && (self.has_hot_journal() && self.is_alone()
+                || matches!((tail.state.stamp, now), (Some(then), Some(now)) if is_touched(then, now)))
+    }
+
+    /// Looks for a commit that nobody has told of, in a rollback-journal mode: of a process that was killed between SQLite's commit and ours, say. What it has
+    /// changed nobody knows. For somebody who is about to wait for all that is committed; whoever writes next finds it as well.
+    pub(super) fn look_at_file(&self) {
+        let outside = self.outside.lock();
+        if outside.active || !self.is_in_file() || self.has_hot_journal() {
+            return;
+        }
+        let Some(mut tail) = self.tail_within(LOOK_PATIENCE) else { return };
+        if tail.mode != Mode::Running || !tail.state.sealed {
+            return;
+        }
+        let find = || {
+            let (then, now) = (tail.state.stamp?, self.stamp()?);
+            let is_missed = !then.is_wal && !now.is_wal && then.header_words != now.header_words;
+            let header = self.file_header().ok().filter(|_| is_missed && !self.has_hot_journal())?;
+            self.state_in_file(&header, Some(now))
+        };
+        // Whoever is at a commit tells of it when the tail is free.
+        if let Some(state) = self.while_nobody_writes(find).flatten() {
+            self.publish_file(&state);
+            self.lose(&mut tail, FullReason::ContinuityLost);
+        }
     }
 
     /// Whether the database file alone is the newest state, in a rollback-journal mode.
@@ -302,7 +342,7 @@ impl Database {
 
     fn was_rolled_back(&self, outside: &mut Outside, header: &FileHeader) {
         let now = stamp::take(&self.paths.database, header, self.is_file_synced());
-        let mut tail = self.lock_tail();
+        let Some(mut tail) = self.tail_or_lost() else { return self.ended(outside) };
         // The pages stay noted: SQLite does not put back what free pages held.
         if tail.state.open_transaction != Some(OpenTransaction::Unprotected)
             && let Err(error) = tail.rolled_back_in_file(now)
@@ -370,7 +410,9 @@ impl Database {
             Ok(None) => None,
             Err(error) => {
                 log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
-                self.lose_unless_stopped(&mut self.lock_tail(), FullReason::ContinuityLost);
+                if let Some(mut tail) = self.tail_or_lost() {
+                    self.lose_unless_stopped(&mut tail, FullReason::ContinuityLost);
+                }
                 Some(UNSEEN)
             }
         }

@@ -80,10 +80,28 @@ struct Board<'a>(&'a Shared);
 impl Board<'_> {
     /// The newest, and the number that it follows on.
     fn read(&self) -> (u64, Published) {
-        let (number, published) = self.0.published.read();
+        loop {
+            let (number, published) = self.0.published.read();
+            let looked = self.looked_after(number);
+            // In one order with `advance`: either this sees that something was published meanwhile, or who has published it sees what was looked at.
+            fence(Ordering::SeqCst);
+            if self.0.published.number() == number {
+                return (number, looked.unwrap_or_else(|| Published::of(published)));
+            }
+        }
+    }
+
+    /// What was seen after that number was published.
+    fn looked_after(&self, number: u64) -> Option<Published> {
         let (_, [after, looked @ ..]) = self.0.looked.read();
-        let looked = Published::of(looked);
-        (number, if after == number && looked.known { looked } else { Published::of(published) })
+        Some(Published::of(looked)).filter(|looked| after == number && looked.known)
+    }
+
+    fn put(&self, how: Put, after: u64, published: &Published) {
+        match how {
+            Put::Commit => self.publish(published),
+            Put::Look => self.looked(after, published),
+        }
     }
 
     fn publish(&self, published: &Published) {
@@ -95,6 +113,15 @@ impl Board<'_> {
         let [a, b, c, d, e, f] = published.words();
         self.0.looked.write(&[after, a, b, c, d, e, f]);
     }
+}
+
+/// How something is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Put {
+    /// By whoever has committed it, with SQLite's own lock for that.
+    Commit,
+    /// By whoever has seen it, with the tail's.
+    Look,
 }
 
 /// How far the tail has captured, for the commit path's arithmetic.
@@ -127,6 +154,8 @@ fn note_waiting(shared: &Shared) {
     set(&shared.oldest_behind_batch_ns);
 }
 
+/// How long to wait for the tail to look at what is committed.
+pub(super) const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 /// `Page::wake_frames` where nobody is to be woken.
 const NEVER: u64 = u64::MAX;
 
@@ -149,7 +178,7 @@ impl Database {
     /// Cheap where nothing was committed; pushes a descriptor where something was, and returns the commit's sequence number.
     pub(crate) fn observe(&self, index: &IndexHeader) -> Option<u64> {
         fault_point!("commit.publish");
-        self.publish(Board(&self.shared).read(), index, Source::Writer, &|published, _| Board(&self.shared).publish(published))
+        self.publish(Board(&self.shared).read(), index, Source::Writer, Put::Commit)
     }
 
     /// As `observe`, after this connection has written these frames.
@@ -166,31 +195,35 @@ impl Database {
     }
 
     /// The WAL-index as `read` finds it now, for somebody who asks what is committed: nothing tells of commits that were made without us.
-    pub(crate) fn look_at_index(&self, read: impl FnOnce() -> Option<IndexHeader>) {
+    pub(crate) fn look_at_index(&self, read: impl Fn() -> Option<IndexHeader>) {
         // What is published after this number is newer than what is read now.
         self.look(Source::Asker, read);
     }
 
     /// The WAL-index as a reader finds it. Commits may have followed, so it counts only while no other is known.
-    pub(crate) fn observe_first(&self, read: impl FnOnce() -> Option<IndexHeader>) {
+    pub(crate) fn observe_first(&self, read: impl Fn() -> Option<IndexHeader>) {
         self.look(Source::Reader, read);
     }
 
-    fn look(&self, source: Source, read: impl FnOnce() -> Option<IndexHeader>) -> Option<u64> {
-        let _tail = self.lock_tail();
-        fault_point!("commit.publish");
-        let newest = Board(&self.shared).read();
-        let index = read()?;
-        self.publish(newest, &index, source, &|published, after| Board(&self.shared).looked(after, published))
+    fn look(&self, source: Source, read: impl Fn() -> Option<IndexHeader>) -> Option<u64> {
+        const TRIES: usize = 16;
+        // Where somebody holds it for long he who asks is told what is known.
+        let _tail = self.tail_within(LOOK_PATIENCE)?;
+        let mut found = None;
+        for _ in 0..TRIES {
+            let newest = Board(&self.shared).read();
+            let index = read()?;
+            found = self.publish(newest, &index, source, Put::Look).or(found);
+            // Else what was seen may be newer than what was published meanwhile, and would not count.
+            if Board(&self.shared).read().0 == newest.0 {
+                break;
+            }
+        }
+        found
     }
 
-    fn publish(
-        &self,
-        (after, mut published): (u64, Published),
-        index: &IndexHeader,
-        source: Source,
-        put: &dyn Fn(&Published, u64),
-    ) -> Option<u64> {
+    fn publish(&self, (after, mut published): (u64, Published), index: &IndexHeader, source: Source, how: Put) -> Option<u64> {
+        let put = |published: &Published, after| Board(&self.shared).put(how, after, published);
         let end = index.end();
         if source == Source::Reader && published.from_index {
             return None;
@@ -213,19 +246,19 @@ impl Database {
         let same_log = published.known && published.end.salts == end.salts;
         let first_frame = if same_log { published.end.frame + 1 } else { 1 };
         let state = NewestState { page_size: index.page_size, pages: index.db_pages, end, weight_frames: 0 };
-        Some(self.advance((after, published), &state, first_frame, put))
+        Some(self.advance((after, published), &state, first_frame, how))
     }
 
     /// Something was committed outside the WAL, with SQLite's lock for that held. Returns its number.
     pub(crate) fn publish_file(&self, state: &NewestState) -> u64 {
-        self.advance(Board(&self.shared).read(), state, 1, &|published, _| Board(&self.shared).publish(published))
+        self.advance(Board(&self.shared).read(), state, 1, Put::Commit)
     }
 
     /// What is in the database file is seen for the first time.
     pub(crate) fn publish_seen(&self, state: &NewestState) -> Option<u64> {
-        let _tail = self.lock_tail();
+        let _tail = self.tail_within(LOOK_PATIENCE)?;
         let newest = Board(&self.shared).read();
-        (!newest.1.known).then(|| self.advance(newest, state, 1, &|published, after| Board(&self.shared).looked(after, published)))
+        (!newest.1.known).then(|| self.advance(newest, state, 1, Put::Look))
     }
 
     /// A WAL-index that was made for an empty WAL knows neither page size nor pages: where nothing else does, the file tells before it is changed.
@@ -247,13 +280,13 @@ impl Database {
         Board(&self.shared).publish(&Published { known: false, from_index: false, ..self.published() });
     }
 
-    fn advance(&self, (after, before): (u64, Published), state: &NewestState, first_frame: u32, put: &dyn Fn(&Published, u64)) -> u64 {
+    fn advance(&self, (after, before): (u64, Published), state: &NewestState, first_frame: u32, how: Put) -> u64 {
         let shared = &*self.shared;
         if !before.known {
             shared.began_empty.store(u64::from(state.end.frame == 0), Ordering::Relaxed);
         }
         // What there is at first sight counts as a commit, in the WAL or not: the bucket may lack all of it.
-        let published = Published {
+        let mut published = Published {
             known: true,
             from_index: before.from_index,
             end: state.end,
@@ -266,11 +299,24 @@ impl Database {
         if state.weight_frames > 0 {
             shared.unseen_frames.fetch_add(u64::from(state.weight_frames), Ordering::Relaxed);
         }
-        put(&published, after);
+        Board(shared).put(how, after, &published);
         // In one order with `arm`: either this sees what the uploader wants to hear of, or the uploader sees what is published.
         fence(Ordering::SeqCst);
+        if how == Put::Commit
+            && let Some(looked) = Board(shared).looked_after(after)
+            && looked.sequence >= published.sequence
+        {
+            // Somebody has counted commits that nobody told of while this one was being told of: with their number they may be in the bucket without it.
+            published.sequence = looked.sequence + 1;
+            Board(shared).put(how, after, &published);
+            fence(Ordering::SeqCst);
+        }
         let wanted = shared.wake_frames.load(Ordering::Relaxed);
-        let wake = !before.known || behind(shared, &published) >= wanted && shared.wake_frames.swap(NEVER, Ordering::AcqRel) != NEVER;
+        // Whoever sleeps says itself when it is up, see `is_up`: said by us, who may be killed before the next line, it would be told by nobody any more.
+        let wake = !before.known || behind(shared, &published) >= wanted;
+        if wake {
+            fault_point!("commit.wake");
+        }
         let sequence = published.sequence;
         let frames = CommittedFrames { database: self.id, first_frame, end: state.end, database_pages: state.pages, sequence };
         // One that does not fit is contained in what is published; but then nothing in the channel tells whom to wake.
@@ -319,7 +365,7 @@ impl Database {
     /// The end of a WAL as the WAL itself tells it, after a commit under exclusive locking.
     pub(crate) fn observe_wal(&self, index: &IndexHeader) -> Option<u64> {
         fault_point!("commit.publish");
-        self.publish(Board(&self.shared).read(), index, Source::Wal, &|published, _| Board(&self.shared).publish(published))
+        self.publish(Board(&self.shared).read(), index, Source::Wal, Put::Commit)
     }
 
     pub(crate) fn published(&self) -> Published {
@@ -332,6 +378,11 @@ impl Database {
         self.shared.wake_frames.store(wanted, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         behind(&self.shared, &self.published()) < u64::from(frames)
+    }
+
+    /// The uploader is awake: nobody need wake it before it is armed again.
+    pub(super) fn disarm(&self) {
+        self.shared.wake_frames.store(NEVER, Ordering::Relaxed);
     }
 
     /// Mirrors how far the tail has captured for the commit path's arithmetic. With the tail's lock held.

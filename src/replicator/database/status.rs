@@ -23,11 +23,13 @@ impl Database {
         let Some(tail) = tail else { return remote.max(1) + 1 };
         // Newer than the facts where an acknowledgement came between. An empty bucket begins with the snapshot 1-2.
         let newest = tail.state.acked.map_or(0, |acked| acked.txid.get()).max(remote).max(1);
-        let is_under_way = match tail.mode {
-            Mode::Full(_) => tail.state.captured.is_some(),
-            _ => tail.inflight.is_some() || tail.state.attempt.is_some(),
+        let has_batch = tail.inflight.is_some() || tail.state.attempt.is_some();
+        // One that was frozen before the full state became due goes before it, whatever it contains.
+        let (is_under_way, goes_before) = match tail.mode {
+            Mode::Full(_) => (tail.state.captured.is_some(), has_batch),
+            _ => (has_batch, false),
         };
-        newest + 1 + u64::from(is_under_way && !(tail.spool.is_empty() && self.is_captured(&tail)))
+        newest + 1 + u64::from(goes_before) + u64::from(is_under_way && !(tail.spool.is_empty() && self.is_captured(&tail)))
     }
 
     /// Names and values for people.

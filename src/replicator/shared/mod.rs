@@ -74,6 +74,11 @@ impl Shared {
         }
     }
 
+    /// What the others see, also where this process has left them.
+    pub(crate) fn of_all(&self) -> &Page {
+        self.mapped.page()
+    }
+
     pub(crate) fn has_left(&self) -> bool {
         self.has_left.load(Ordering::Acquire)
     }
@@ -104,6 +109,10 @@ pub(crate) struct Page {
     /// How often it was locked.
     pub(crate) tail_turns: AtomicU64,
     pub(crate) tail_flags: AtomicU64,
+    /// Something could not be captured.
+    pub(crate) lost: AtomicU64,
+    /// Somebody has waited for the tail in vain: nobody else waits for long until it is locked again.
+    pub(crate) stuck: AtomicU64,
     pub(crate) captured_sequence: AtomicU64,
     pub(crate) captured: Slots<3>,
 
@@ -132,6 +141,15 @@ pub(crate) struct Page {
     pub(crate) snapshot_waits: AtomicU64,
     /// See `Preserving`.
     pub(crate) preserving: AtomicU64,
+    // What it needs, and has been set aside by others: see `aside`.
+    pub(crate) aside_snapshot: AtomicU64,
+    pub(crate) aside_pages: AtomicU64,
+    pub(crate) aside_cursor: AtomicU64,
+    pub(crate) aside_records: AtomicU64,
+    pub(crate) aside_wal_frames: AtomicU64,
+    pub(crate) aside_wal_copied: AtomicU64,
+    /// Size and time of the database file when one of those who replicate had last written to it: see `Database::is_as_we_left_it`.
+    pub(crate) left_as: Slots<2>,
     pub(crate) refuses_writes: AtomicU64,
     pub(crate) file_synced: AtomicU64,
 
@@ -161,6 +179,8 @@ impl Page {
             tail_held,
             tail_turns,
             tail_flags,
+            lost,
+            stuck,
             captured_sequence,
             captured,
             published,
@@ -179,6 +199,13 @@ impl Page {
             dozing,
             snapshot_waits,
             preserving,
+            aside_snapshot,
+            aside_pages,
+            aside_cursor,
+            aside_records,
+            aside_wal_frames,
+            aside_wal_copied,
+            left_as,
             refuses_writes,
             file_synced,
             version: _,
@@ -201,6 +228,8 @@ impl Page {
             tail_held,
             tail_turns,
             tail_flags,
+            lost,
+            stuck,
             captured_sequence,
             began_empty,
             oldest_waiting_ns,
@@ -216,6 +245,12 @@ impl Page {
             dozing,
             snapshot_waits,
             preserving,
+            aside_snapshot,
+            aside_pages,
+            aside_cursor,
+            aside_records,
+            aside_wal_frames,
+            aside_wal_copied,
             refuses_writes,
             file_synced,
             state,
@@ -229,6 +264,7 @@ impl Page {
         ] {
             word.store(0, Ordering::Relaxed);
         }
+        left_as.write(&[0; 2]);
         captured.write(&[0; 3]);
         published.write(&[0; 6]);
         looked.write(&[0; 7]);
@@ -291,9 +327,9 @@ impl Page {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Preserving {
     No = 0,
-    /// What it needs must not be overwritten by another process.
+    /// What it needs is set aside by the others before they overwrite it.
     Yes = 1,
-    /// That has happened: it has to start over.
+    /// That has failed: it has to start over.
     Broken = 2,
 }
 

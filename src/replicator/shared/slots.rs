@@ -40,6 +40,11 @@ impl<const N: usize> Slots<N> {
         }
     }
 
+    /// The number that counts now.
+    pub(crate) fn number(&self) -> u64 {
+        self.current.load(Ordering::Acquire)
+    }
+
     pub(crate) fn write(&self, words: &[u64; N]) {
         let next = self.current.load(Ordering::Relaxed).wrapping_add(1);
         // The number before this one first: it tells readers of the slot that is overwritten now.

@@ -240,6 +240,10 @@ impl Tail {
     /// A fault of ours: nothing that is known here is trusted any more, and the next open sends the full state.
     pub(crate) fn fail(&mut self, message: String) {
         self.stop(StopKind::Failed, message);
+        if let Some(Ok(Some(state))) = self.control.as_mut().map(Control::newer) {
+            // Another process has gone on since the panic: what it has saved must not be set back.
+            self.state = state;
+        }
         self.give_up(FullReason::Fault);
         if let Err(error) = self.write() {
             log::warn!(target: "replicated", "{error}");

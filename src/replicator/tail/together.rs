@@ -84,6 +84,7 @@ impl Tail {
             log::error!(target: "replicated", "{}: it cannot be locked: {error}", self.paths.control().display());
         }
         let has_died = self.shared.tail_held.swap(1, Ordering::AcqRel) != 0;
+        self.shared.stuck.store(0, Ordering::Release);
         let turn = self.shared.tail_turns.fetch_add(1, Ordering::Relaxed) + 1;
         let was_another_s = std::mem::replace(&mut self.turn, turn) + 1 != turn;
         if self.shared.joined.load(Ordering::Relaxed) != 0 {
@@ -102,6 +103,9 @@ impl Tail {
         }
         if has_died {
             self.mode = self.shared_mode(true);
+        }
+        if self.shared.lost.swap(0, Ordering::AcqRel) != 0 && !matches!(self.mode, Mode::Stopped(..)) {
+            self.lose(FullReason::ContinuityLost);
         }
     }
 

@@ -10,6 +10,7 @@
 //! * [`committers`]: threads that say what was acknowledged;
 //! * [`sqlite`]: comparing databases;
 //! * [`crash`]: processes that die on demand, and power losses;
+//! * [`simulation`]: hosts, processes, a store and a user, with a model of what must hold;
 //! * [`tools`]: other programs that tests run;
 
 // It is part of tests: what cannot go on panics.
@@ -26,5 +27,6 @@ pub mod maintenance;
 pub mod net;
 pub mod s3;
 pub mod serve;
+pub mod simulation;
 pub mod sqlite;
 pub mod tools;

@@ -27,16 +27,25 @@ impl log::Log for Lines {
     fn flush(&self) {}
 }
 
-/// Does what comes until nothing more does. `more` answers what is no matter of SQLite's.
+/// Logs to the file that `REPLICATED_TEST_LOG` names.
 ///
 /// # Errors
-/// Where the pipes fail.
-pub fn serve(more: impl Fn(&Value) -> Option<Value>) -> io::Result<()> {
+/// Where it cannot be written.
+pub fn log_as_told() -> io::Result<()> {
     if let Some(path) = std::env::var_os("REPLICATED_TEST_LOG") {
         let file = File::options().append(true).create(true).open(path)?;
         log::set_boxed_logger(Box::new(Lines(file))).map_err(io::Error::other)?;
         log::set_max_level(log::LevelFilter::Debug);
     }
+    Ok(())
+}
+
+/// Does what comes until nothing more does. `more` answers what is no matter of SQLite's.
+///
+/// # Errors
+/// Where the pipes fail.
+pub fn serve(more: impl Fn(&Value) -> Option<Value>) -> io::Result<()> {
+    log_as_told()?;
     let mut connections = HashMap::new();
     let mut opened = 0_u64;
     for line in io::stdin().lock().lines() {
