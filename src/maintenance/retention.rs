@@ -4,8 +4,8 @@
 //!
 //! 1. **The floor** is the newest snapshot that is older than that. Whatever state of the window is asked for, a restore begins at the floor or at
 //!    a later snapshot: nothing that ends before the floor, or with it, is part of any plan.
-//! 2. **Level 0**: of the files that are older than the time for which each upload can be restored, those that a higher level spans, but the
-//!    newest of them: that is the state at the very beginning of that time.
+//! 2. **Level 0**: of the files that are older than the time for which each upload can be restored, those that a higher level spans. But the newest of
+//!    them is the state at the very beginning of that time: it stays, and so does what a file spans that goes on beyond it.
 //!
 //! Never deleted: the newest file of any level (by which maintenance and Litestream know how far they are), and what leads to a state that is kept
 //! (`kept`): the tail that a power loss took.
@@ -75,10 +75,12 @@ pub(super) fn outdated(listings: &[Listed], policy: &Policy, now: TimestampMs, k
 
     let mut level0: Vec<&Listed> = listings.iter().filter(|file| file.name.level == Level::ZERO).collect();
     level0.sort_by_key(|file| file.name);
-    let old = level0.iter().take_while(|file| file.timestamp <= exact).count().saturating_sub(1);
+    let old = level0.iter().take_while(|file| file.timestamp <= exact).count();
+    // The state at the beginning of that time. What a file spans that goes on beyond it leads there, and stays.
+    let Some(first) = old.checked_sub(1).and_then(|last| level0.get(last)).map(|file| file.name.max_txid) else { return Ok(outdated) };
     let spanning = spanning(listings);
-    for file in level0.into_iter().take(old).rev().filter(may_go).filter(|file| file.name.max_txid.get() > reached) {
-        if let Some(by) = spanning.of(&file.name) {
+    for file in level0.into_iter().take(old - 1).rev().filter(may_go).filter(|file| file.name.max_txid.get() > reached) {
+        if let Some(by) = spanning.of(&file.name).filter(|by| by.max_txid <= first) {
             outdated.spanned.entry(by).or_default().push(*file);
         }
     }

@@ -189,7 +189,7 @@ fn policies() -> impl Strategy<Value = Policy> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: std::env::var("REPLICATED_TEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(300), ..ProptestConfig::default() })]
     #[test]
     fn whatever_the_window_has_can_be_restored_before_and_after(
         policy in policies(),
@@ -244,6 +244,17 @@ fn files_of_one_span_are_merged_once_it_is_over() {
 fn nothing_is_merged_across_a_gap() {
     let files = [file(0, 2, 2, 1), file(0, 3, 3, 2), file(0, 5, 5, 3), file(0, 6, 6, 4), file(0, 9, 9, 5)];
     assert_eq!(due(&files, 100), [name(1, 2, 3), name(1, 5, 6)]);
+}
+
+#[test]
+fn the_state_at_the_beginning_of_the_exact_time_keeps_what_leads_to_it() {
+    // Of an hour that began at 50 s only the end of TXID 5 is left, which is in the middle of what was merged.
+    let level0 = (2..=9).map(|n| file(0, n, n, i64::try_from(n).unwrap() * 10));
+    let files: Vec<Listed> = level0.chain([file(9, 1, 2, 20), file(1, 2, 3, 30), file(1, 4, 6, 60)]).collect();
+    let hour = Duration::from_secs(3600);
+    let policy = Policy { exact: hour, grace: Duration::ZERO, ..Policy::default() };
+    let outdated = retention::outdated(&files, &policy, TimestampMs(3_655_000), &[]).unwrap();
+    assert_eq!(outdated.files().map(|file| file.name).collect::<Vec<_>>(), [name(0, 3, 3), name(0, 2, 2)]);
 }
 
 #[test]

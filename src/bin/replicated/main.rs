@@ -143,6 +143,19 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_of_maintain_is_documented() {
+        let page = include_str!("../../../docs/maintenance.md");
+        let command = Cli::command();
+        let maintain = command.find_subcommand("maintain").unwrap();
+        let of_store =
+            ["endpoint", "region", "path-style", "allow-http", "ca-bundle", "profile", "connect-timeout", "request-timeout", "log-level"];
+        let flags = maintain.get_arguments().filter_map(|arg| arg.get_long()).filter(|flag| !of_store.contains(flag) && *flag != "help");
+        let (documented, missing): (Vec<&str>, Vec<&str>) =
+            flags.partition(|flag| page.contains(&format!("| `--{flag}")) || page.contains(&format!(", `--{flag}`")));
+        assert!(documented.len() > 10 && missing.is_empty(), "not in docs/maintenance.md: {missing:?}");
+    }
+
+    #[test]
     fn litestreams_spellings_are_understood() {
         let args = ["replicated", "restore", "-o", "out", "-txid=1c", "-force", "-x", "--json", "--", "-txid"].map(OsString::from);
         let expected = ["replicated", "restore", "-o", "out", "--txid=1c", "--force", "-x", "--json", "--", "-txid"].map(OsString::from);
