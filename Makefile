@@ -36,8 +36,8 @@ test-large: ## one transaction of 2 GiB in every way that a commit is captured (
 test-many: ## 2,000 databases in one process (DATABASES=2000)
 	REPLICATED_TEST_DATABASES=$(or $(DATABASES),2000) $(CARGO) test --test many -- --nocapture
 
-test-crash: ## thousands of kills at every step, and of power losses (ROUNDS=200 for each of 41 campaigns, SEED=1)
-	REPLICATED_TEST_CRASH_ROUNDS=$(or $(ROUNDS),200) REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test crashes --test power_loss
+test-crash: ## thousands of kills at every step, and of power losses (ROUNDS=200 for each of 46 campaigns, SEED=1)
+	REPLICATED_TEST_CRASH_ROUNDS=$(or $(ROUNDS),200) REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test crashes --test power_loss --test processes_crash
 
 simulate: ## hosts, processes, a store and a user against a model (STEPS=100000, SEED=1, WORLD=2000 steps of each world, STORE=folder or s3)
 	$(CARGO) build -p replicated-testkit

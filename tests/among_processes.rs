@@ -165,7 +165,8 @@ fn a_wake_up_is_not_lost_with_who_was_about_to_give_it() {
 fn a_panic(mode: &str, point: &str, of_owner: bool) {
     let place = Place::new();
     let what = format!("{mode}, {point}, owner {of_owner}");
-    let mut ill = if of_owner { place.first_with(mode, &format!("{point}=panic@12"), &[]) } else { place.first(mode) };
+    place.first(mode).leave();
+    let mut ill = place.start_with(&if of_owner { format!("{point}=panic@8") } else { String::new() }, &[]);
     let mut others = vec![place.start(), place.start()];
     if !of_owner {
         others.push(ill);
@@ -601,4 +602,26 @@ fn a_replaced_file_is_disturbed_by_nobody_who_has_the_old_one() {
         assert_eq!(who(&restored).len(), 11);
         assert_eq!(new.bucket.full_states(), 1, "{}", place.log());
     }
+}
+
+/// Outside the WAL nobody tells of a commit whose process is killed before it could: whoever waits for all that is committed has it sent.
+#[test]
+fn a_commit_that_nobody_has_told_of_is_found_by_who_waits_for_all() {
+    let place = Place::new();
+    let mut first = place.first("DELETE");
+    for round in 1..3 {
+        let mut second = place.start_with("spool.create=kill", &[]);
+        assert_eq!(second.rows(), round);
+        second.try_write("second").unwrap_err();
+        // SQLite had committed it.
+        first.sync();
+        assert_eq!(first.rows(), round + 1);
+        place.check();
+        // Which pages it has changed nobody knows.
+        assert_eq!(place.full_states(), 1 + usize::try_from(round).unwrap());
+    }
+    first.write("first");
+    first.sync();
+    place.check();
+    assert_eq!(place.full_states(), 3);
 }

@@ -4,6 +4,7 @@
 //! `REPLICATED_TEST_SEED` chooses what happens, `REPLICATED_TEST_CRASH_ROUNDS` how many processes die in each campaign.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "what a campaign has done")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

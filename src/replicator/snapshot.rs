@@ -62,6 +62,7 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
     }
     lineage::probe(database).await?;
     database.sync_file();
+    database.prepare_preserving();
     let moment = match begin(database, reason)? {
         Begin::Moment(moment) => moment,
         Begin::Wait => return Ok(Next::After(WRITER_PAUSE)),

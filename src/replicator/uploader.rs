@@ -733,6 +733,10 @@ pub(crate) fn stop(database: &Database, kind: StopKind, message: String) {
 }
 
 pub(crate) fn report_stop(database: &Database, kind: StopKind, message: String) {
+    if kind == StopKind::Failed {
+        // A fault of this process alone. It is told by whoever has caught it, once the others do not hear it any more: they go on.
+        return;
+    }
     if database.options.readonly_on_conflict && matches!(kind, StopKind::Fenced | StopKind::Diverged) {
         database.shared.refuses_writes.store(1, Ordering::Release);
     }

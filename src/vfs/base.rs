@@ -12,6 +12,7 @@ use super::fork;
 use crate::replicator::database::Host;
 use crate::replicator::preserve::DatabaseFile;
 use crate::replicator::shared::Mapped;
+use crate::wal::IndexHeader;
 
 /// The VFS that ours wraps. It lives as long as the process.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,10 @@ unsafe impl Sync for BaseVfs {}
 impl Host for BaseVfs {
     fn open_database(&self, path: &Path) -> io::Result<Box<dyn DatabaseFile>> {
         Ok(Box::new(BaseFile::open(self.0, path)?))
+    }
+
+    fn wal_index(&self, path: &Path) -> Option<IndexHeader> {
+        super::group::wal_index(path)
     }
 
     fn map_shared(&self, control: &fs::File) -> io::Result<Box<dyn Mapped>> {

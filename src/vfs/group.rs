@@ -23,6 +23,8 @@
 
 use std::ffi::{c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
@@ -30,7 +32,9 @@ use parking_lot::Mutex;
 use super::abi::{File, SQLITE_AUTH, SQLITE_LOCK_RESERVED, SQLITE_OK};
 use super::api::Schema;
 use super::main_file::MainFile;
+use crate::replicator::database::Database;
 use crate::replicator::process;
+use crate::wal::IndexHeader;
 
 /// The open files of each process of a chain of forks: a lock that is inherited may be held by nobody.
 static OPEN: [Mutex<Vec<Open>>; process::MOST_FORKS] = [const { Mutex::new(Vec::new()) }; process::MOST_FORKS];
@@ -53,6 +57,25 @@ pub(super) fn closes(main: &MainFile) {
     if let Some(open) = OPEN.get(main.generation) {
         open.lock().retain(|other| *other != Open(main));
     }
+}
+
+/// The WAL-index of a database, by any connection that has it mapped. SQLite unmaps it under the list's lock.
+pub(super) fn wal_index(path: &Path) -> Option<IndexHeader> {
+    let open = OPEN.get(process::generation())?.lock();
+    open.iter().find_map(|open| {
+        // SAFETY: it is on the list, whose lock is held.
+        let main = unsafe { &*open.0 };
+        // Of a WAL that was cut to nothing at the last close the index still says what was there.
+        let is_it = |database: &&Arc<Database>| database.paths.database == path && !main.wal_is_cut.load(Ordering::Relaxed);
+        main.database().filter(is_it)?;
+        main.index_header()
+    })
+}
+
+/// Does something while nobody reads a WAL-index by the list.
+pub(super) fn while_nobody_reads<T>(main: &MainFile, body: impl FnOnce() -> T) -> T {
+    let _open = OPEN.get(main.generation).map(|open| open.lock());
+    body()
 }
 
 /// Why a transaction is refused.

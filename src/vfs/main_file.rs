@@ -13,7 +13,7 @@ use super::abi::{
     SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
-use super::group::{FileName, Refusal};
+use super::group::{self, FileName, Refusal};
 use super::pragma::{self, Answer};
 use crate::replicator::database::Database;
 use crate::replicator::database::outside::{FileChange, Writer};
@@ -113,7 +113,7 @@ impl MainFile {
     }
 
     /// The WAL-index header as it is; `None` where it is not mapped, not initialised or being written.
-    fn index_header(&self) -> Option<IndexHeader> {
+    pub(super) fn index_header(&self) -> Option<IndexHeader> {
         let index = self.index.load(Ordering::Acquire);
         if index.is_null() {
             return None;
@@ -425,8 +425,15 @@ pub(super) unsafe extern "C" fn main_shm_unmap(file: *mut File, delete: c_int) -
             // The last that this connection can tell of other processes' commits: SQLite may delete the WAL next.
             guarded(main, (), || main.look_at_index(database));
         }
-        main.index.store(std::ptr::null_mut(), Ordering::Release);
-        shm_unmap(file, delete)
+        if main.generation != process::generation() {
+            // The child of a fork: the list is the parent's.
+            main.index.store(std::ptr::null_mut(), Ordering::Release);
+            return shm_unmap(file, delete);
+        }
+        group::while_nobody_reads(main, || {
+            main.index.store(std::ptr::null_mut(), Ordering::Release);
+            shm_unmap(file, delete)
+        })
     }
 }
 

@@ -71,7 +71,11 @@ impl Database {
 
     /// Whether the uploader of another process reads the full state.
     pub(crate) fn is_preserved_elsewhere(&self) -> bool {
-        (!self.is_owner() || self.shared.has_left()) && Preserving::of(self.shared.of_all()) == Preserving::Yes
+        if self.shared.has_left() {
+            // Where the file has been replaced the page is of the new one.
+            return self.locks.lock().is_some() && Preserving::of(self.shared.of_all()) == Preserving::Yes;
+        }
+        !self.is_owner() && Preserving::of(&self.shared) == Preserving::Yes
     }
 
     /// The database file is about to be changed: what that uploader needs is set aside.
@@ -137,6 +141,22 @@ impl Database {
 
     fn leave_as(&self, now: &Stamp) {
         self.shared.left_as.write(&[now.size_bytes, now.mtime_ns.cast_unsigned()]);
+    }
+
+    /// A full state is about to be read. What processes without the extension have committed, and may have written to the database file, is to be part of it; what
+    /// they write to it from here on shows.
+    pub(crate) fn prepare_preserving(&self) {
+        let read = |header: &mut [u8; HEADER_BYTES]| self.open_file()?.read_exact_at(header, 0);
+        {
+            let slot = self.preserver.lock();
+            if slot.writers == 0
+                && self.nobody_else_writes()
+                && let Some(now) = stamp::settled(&self.paths.database, &read, self.is_file_synced())
+            {
+                self.leave_as(&now);
+            }
+        }
+        self.look_at_mapped_index();
     }
 
     /// Whether a process without the extension has checkpointed while the full state was read. One of ours that is writing now has looked before it began.
@@ -235,11 +255,6 @@ impl Database {
         }
         // In this order: whoever begins to write in another process after this sees it.
         self.shared.preserving.store(Preserving::Yes as u64, Ordering::SeqCst);
-        // Old enough that a write which follows shows.
-        let read = |header: &mut [u8; HEADER_BYTES]| self.open_file()?.read_exact_at(header, 0);
-        if let Some(now) = stamp::settled(&self.paths.database, &read, self.is_file_synced()) {
-            self.leave_as(&now);
-        }
         let built = if self.nobody_else_writes() { build(self.published_for_batch()).map(Some) } else { Ok(None) };
         let Ok(Some((preserver, published))) = built else {
             self.shared.preserving.store(Preserving::No as u64, Ordering::SeqCst);

@@ -36,11 +36,14 @@ use crate::replicator::shared::{Locks, Mapped, Range, Shared};
 use crate::replicator::tail::{Mode, Tail, TailGuard};
 use crate::store::Store;
 use crate::types::Txid;
+use crate::wal::IndexHeader;
 
 /// What the replicator needs of SQLite: the database file by a handle of SQLite's own.
 pub(crate) trait Host: Send + Sync + std::fmt::Debug {
     /// Opens the file once more, through the VFS that SQLite itself uses for it.
     fn open_database(&self, path: &Path) -> io::Result<Box<dyn DatabaseFile>>;
+    /// The WAL-index of a database that this process has open, as it is now; `None` where no connection has it mapped.
+    fn wal_index(&self, path: &Path) -> Option<IndexHeader>;
     /// Maps what the processes share of a control file.
     fn map_shared(&self, control: &File) -> io::Result<Box<dyn Mapped>>;
 }

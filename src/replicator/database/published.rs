@@ -200,6 +200,11 @@ impl Database {
         self.look(Source::Asker, read);
     }
 
+    /// The WAL-index as any connection of this process has it mapped, for the uploader.
+    pub(crate) fn look_at_mapped_index(&self) {
+        self.look_at_index(|| self.host.wal_index(&self.paths.database));
+    }
+
     /// The WAL-index as a reader finds it. Commits may have followed, so it counts only while no other is known.
     pub(crate) fn observe_first(&self, read: impl Fn() -> Option<IndexHeader>) {
         self.look(Source::Reader, read);

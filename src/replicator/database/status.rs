@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Database;
 
+use crate::replicator::control::FullReason;
 use crate::replicator::durability::Policy;
 use crate::replicator::lease;
 use crate::replicator::progress::Facts;
@@ -11,7 +12,8 @@ use crate::replicator::tail::Mode;
 use crate::types::Txid;
 
 impl Database {
-    /// The TXID with which the bucket has everything that is committed so far, if no full state comes between and nothing fails for good.
+    /// The TXID with which the bucket has everything that is committed so far, if no full state comes between and nothing fails for good; 0 where it is not
+    /// known yet how far the bucket goes.
     fn local_txid(&self, facts: &Facts) -> u64 {
         const PATIENCE: Duration = Duration::from_millis(100);
         let remote = facts.remote_txid.map_or(0, Txid::get);
@@ -21,8 +23,12 @@ impl Database {
             return remote;
         }
         let Some(tail) = tail else { return remote.max(1) + 1 };
+        let acked = tail.state.acked.map_or(0, |acked| acked.txid.get()).max(tail.state.adopt.map_or(0, Txid::get));
+        if acked == 0 && remote == 0 && tail.mode != Mode::Full(FullReason::First) {
+            return 0;
+        }
         // Newer than the facts where an acknowledgement came between. An empty bucket begins with the snapshot 1-2.
-        let newest = tail.state.acked.map_or(0, |acked| acked.txid.get()).max(remote).max(1);
+        let newest = acked.max(remote).max(1);
         let has_batch = tail.inflight.is_some() || tail.state.attempt.is_some();
         // One that was frozen before the full state became due goes before it, whatever it contains.
         let (is_under_way, goes_before) = match tail.mode {

@@ -434,7 +434,11 @@ impl World {
             // Committed, and not known to be in the bucket.
             Outcome::Failed(Problem { code, .. }) if remote && code == replicated::NOT_ACKNOWLEDGED => {
                 self.count("not acknowledged");
-                let parent = self.sites[host].head;
+                // Another one may have been committed before it, of which nobody has heard.
+                let parent = match self.ask(host, process, &Op::Read)?.real {
+                    Outcome::State(seen) if seen.id == commit => seen.parent,
+                    _ => self.sites[host].head,
+                };
                 self.committed(host, process, commit, parent)
             }
             other => self.was_in_the_way(host, process, &other),
