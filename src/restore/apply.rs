@@ -78,7 +78,6 @@ pub(super) struct Assembly<'a> {
 
 #[derive(Debug)]
 struct Pending {
-    name: LtxName,
     ledger: Ledger,
     /// What stands behind its last frame, and how many runs there are.
     ending: Option<(Ending, u64)>,
@@ -108,7 +107,7 @@ impl<'a> Assembly<'a> {
                 let splitter = Splitter::begin(body)?;
                 self.begin(&piece.file.name, splitter.header())?;
                 let ledger = Ledger::new(splitter.header(), body);
-                self.pending.insert(piece.place, Pending { name: piece.file.name, ledger, ending: None });
+                self.pending.insert(piece.place, Pending { ledger, ending: None });
                 (splitter, 0)
             }
         };
@@ -226,9 +225,9 @@ impl<'a> Assembly<'a> {
         missing.map_or(Finished::Whole(header), |page| Finished::Missing { page, newest, header })
     }
 
-    /// Files that were begun and not verified; there are none once everything has been decoded.
-    pub(super) fn first_unverified(&self) -> Option<LtxName> {
-        self.pending.values().next().map(|pending| pending.name)
+    /// The place of a file that was begun and not verified; there is none once everything has been decoded.
+    pub(super) fn first_unverified(&self) -> Option<usize> {
+        self.pending.keys().next().copied()
     }
 
     fn shape(&mut self, name: &LtxName, header: &Header) -> Result<(), ApplyError> {
