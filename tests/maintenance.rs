@@ -306,6 +306,27 @@ fn nothing_goes_for_a_snapshot_that_is_damaged() {
     assert_eq!(place.bucket.list(), before);
 }
 
+/// A file that is missing is told, and the bucket is left as it is: by the next open, or by whoever has the file.
+#[test]
+fn a_gap_is_told_and_nothing_is_changed() {
+    let mut place = Place::new(false, 13);
+    for _ in 0..6 {
+        place.commit();
+    }
+    let lost = *place.states.keys().nth(3).unwrap();
+    let file = place.path(&format!("bucket/ltx/0/{lost}-{lost}.ltx"));
+    std::fs::rename(&file, place.path("aside")).unwrap();
+    let before = place.bucket.list();
+    let order = place.order().later(60 * HOUR);
+    let report = order.run(&place.bucket).unwrap();
+    assert!(report.problems.iter().any(|problem| problem.contains("gap")), "{report:?}");
+    assert_eq!(place.bucket.list(), before);
+    // It is back, and everything goes on.
+    std::fs::rename(place.path("aside"), &file).unwrap();
+    assert!(!place.run(&order).made.is_empty());
+    assert!(place.check(place.newest()));
+}
+
 /// What is kept stays, whatever its age, until it is let go.
 #[test]
 fn a_lost_tail_is_kept_until_it_is_acknowledged() {
