@@ -629,3 +629,29 @@ fn litestreams_daemon_and_we_maintain_one_bucket() {
     assert_eq!(place.available().len(), place.states.len());
     place.litestream_agrees(&tools, None);
 }
+
+/// Buckets that Litestream wrote, of every form that it had: with base images in several levels, and pages in the older form.
+#[test]
+fn litestreams_buckets_are_maintained_too() {
+    for fixture in ["litestream-0.5.17-block", "litestream-0.5.15-frame", "litestream-0.5.6-frame"] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(fixture);
+        succeeds(Command::new("cp").arg("-r").arg(source).arg(dir.path().join("bucket")));
+        let bucket = Bucket::folder(&dir.path().join("bucket"));
+        let (before, after) = (dir.path().join("before.db"), dir.path().join("after.db"));
+        bucket.restore(&before);
+        let files = bucket.list().len();
+        let order = Order { history_ms: 0, exact_ms: 0, snapshot_ms: 1, ..Order::of(&bucket).later(HOUR) };
+        for _ in 0..2 {
+            assert_eq!(order.run(&bucket).unwrap().problems, Vec::<String>::new(), "{fixture}");
+            bucket.restore(&after);
+            page_compare(&before, &after).unwrap();
+        }
+        assert!(bucket.list().len() <= files.min(6), "{fixture}: {:?}", bucket.list());
+        if let Some(tools) = tools::environment() {
+            let theirs = dir.path().join("theirs.db");
+            succeeds(host::command(tools.join("bin/litestream"), &[]).arg("restore").arg("-o").arg(&theirs).arg(&bucket.url));
+            page_compare(&before, &theirs).unwrap();
+        }
+    }
+}
