@@ -306,6 +306,27 @@ fn nothing_goes_for_a_snapshot_that_is_damaged() {
     assert_eq!(place.bucket.list(), before);
 }
 
+/// A file that is missing is told, and the bucket is left as it is: by the next open, or by whoever has the file.
+#[test]
+fn a_gap_is_told_and_nothing_is_changed() {
+    let mut place = Place::new(false, 13);
+    for _ in 0..6 {
+        place.commit();
+    }
+    let lost = *place.states.keys().nth(3).unwrap();
+    let file = place.path(&format!("bucket/ltx/0/{lost}-{lost}.ltx"));
+    std::fs::rename(&file, place.path("aside")).unwrap();
+    let before = place.bucket.list();
+    let order = place.order().later(60 * HOUR);
+    let report = order.run(&place.bucket).unwrap();
+    assert!(report.problems.iter().any(|problem| problem.contains("gap")), "{report:?}");
+    assert_eq!(place.bucket.list(), before);
+    // It is back, and everything goes on.
+    std::fs::rename(place.path("aside"), &file).unwrap();
+    assert!(!place.run(&order).made.is_empty());
+    assert!(place.check(place.newest()));
+}
+
 /// What is kept stays, whatever its age, until it is let go.
 #[test]
 fn a_lost_tail_is_kept_until_it_is_acknowledged() {
@@ -607,4 +628,30 @@ fn litestreams_daemon_and_we_maintain_one_bucket() {
     place.run(&place.order().later(Duration::from_secs(100)));
     assert_eq!(place.available().len(), place.states.len());
     place.litestream_agrees(&tools, None);
+}
+
+/// Buckets that Litestream wrote, of every form that it had: with base images in several levels, and pages in the older form.
+#[test]
+fn litestreams_buckets_are_maintained_too() {
+    for fixture in ["litestream-0.5.17-block", "litestream-0.5.15-frame", "litestream-0.5.6-frame"] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(fixture);
+        succeeds(Command::new("cp").arg("-r").arg(source).arg(dir.path().join("bucket")));
+        let bucket = Bucket::folder(&dir.path().join("bucket"));
+        let (before, after) = (dir.path().join("before.db"), dir.path().join("after.db"));
+        bucket.restore(&before);
+        let files = bucket.list().len();
+        let order = Order { history_ms: 0, exact_ms: 0, snapshot_ms: 1, ..Order::of(&bucket).later(HOUR) };
+        for _ in 0..2 {
+            assert_eq!(order.run(&bucket).unwrap().problems, Vec::<String>::new(), "{fixture}");
+            bucket.restore(&after);
+            page_compare(&before, &after).unwrap();
+        }
+        assert!(bucket.list().len() <= files.min(6), "{fixture}: {:?}", bucket.list());
+        if let Some(tools) = tools::environment() {
+            let theirs = dir.path().join("theirs.db");
+            succeeds(host::command(tools.join("bin/litestream"), &[]).arg("restore").arg("-o").arg(&theirs).arg(&bucket.url));
+            page_compare(&before, &theirs).unwrap();
+        }
+    }
 }

@@ -21,7 +21,7 @@ pub enum MaintainError {
         why: Unfit,
     },
     /// The store said that it has an object and has something else.
-    #[error("{object} was stored, and is not what was sent: nothing is deleted")]
+    #[error("{object} was stored, and is not what was sent")]
     NotStored {
         /// The object.
         object: LtxName,

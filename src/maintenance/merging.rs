@@ -215,7 +215,11 @@ impl Sending<'_> {
             (true, _) => Ok(()),
             // Somebody else's of the same TXIDs, as Litestream makes it: good, if it is good.
             (false, Created::AlreadyExists) => verify(self.store, &self.name, &Pace::none()).await.map(|_| ()),
-            (false, Created::New) => Err(MaintainError::NotStored { object: self.name }),
+            (false, Created::New) => {
+                // Nothing needs it, and a restore would trip over it. Where it cannot be deleted the error says what it is.
+                let _ = self.store.delete(&[self.name]).await;
+                Err(MaintainError::NotStored { object: self.name })
+            }
         }
     }
 

@@ -95,8 +95,12 @@ async fn change(
             return Ok((note, found.map(|object| object.version)));
         }
         let expected = found.map(|object| object.version);
-        if let LockWritten::Written(version) = store.write_note(note.encode().into(), expected.as_ref()).await? {
-            return Ok((note, Some(version)));
+        match store.write_note(note.encode().into(), expected.as_ref()).await {
+            Ok(LockWritten::Written(version)) => return Ok((note, Some(version))),
+            Ok(LockWritten::Changed) => {}
+            // Whether it was written or not is seen when it is read again. S3 says so as well of two that write at the same time.
+            Err(error) if error.is_transient() => log::debug!(target: "replicated", "{error}"),
+            Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..50))).await;
     }
@@ -104,7 +108,7 @@ async fn change(
         kind: StoreErrorKind::Server,
         operation: "put",
         object: format!("maintenance.json in {}", store.url()),
-        cause: "somebody else writes to it all the time".to_owned(),
+        cause: "it was not written, or somebody else writes to it all the time".to_owned(),
         advice: "Look for programs that maintain this bucket, and leave one of them",
         retry_after: None,
     }))
@@ -181,7 +185,7 @@ impl<'a> Claim<'a> {
     pub(super) async fn take(store: &'a dyn Store) -> Result<Self, MaintainError> {
         let (node, owner) = (fastrand::u64(1..), owner());
         let claimed = change(store, |note| {
-            if note.node != 0 && note.expires_ms > now_ms() {
+            if ![0, node].contains(&note.node) && note.expires_ms > now_ms() {
                 return Err(MaintainError::Busy { owner: note.owner.clone(), until: TimestampMs(note.expires_ms).to_rfc3339() });
             }
             (note.node, note.expires_ms) = (node, now_ms().saturating_add(millis(claim_lasts())));
