@@ -121,7 +121,7 @@ impl<'a> Assembly<'a> {
             if let Some(pending) = self.pending.get_mut(&piece.place) {
                 pending.ending = Some((ending, runs));
             }
-            self.verify(piece.place).map_err(|failed| failed.1)?;
+            self.verify(piece.place)?;
         } else {
             self.open = Some((splitter, runs));
         }
@@ -135,9 +135,9 @@ impl<'a> Assembly<'a> {
         Ok(splitter.push(body, &mut want)?)
     }
 
-    /// Takes what a run has given; where it fails, also the object.
-    pub(super) fn add(&mut self, done: Done, name: &LtxName) -> Result<(), Box<(LtxName, ApplyError)>> {
-        let sum: Sum = done.outcome.map_err(|error| (*name, error))?;
+    /// Takes what a run has given.
+    pub(super) fn add(&mut self, done: Done) -> Result<(), ApplyError> {
+        let sum: Sum = done.outcome?;
         if let Some(pending) = self.pending.get_mut(&done.place) {
             pending.ledger.add(done.number, sum);
         }
@@ -145,15 +145,13 @@ impl<'a> Assembly<'a> {
     }
 
     /// Verifies a file once all of it has been decoded.
-    fn verify(&mut self, place: usize) -> Result<(), Box<(LtxName, ApplyError)>> {
+    fn verify(&mut self, place: usize) -> Result<(), ApplyError> {
         let is_complete = |pending: &Pending| pending.ending.as_ref().is_some_and(|(_, runs)| pending.ledger.added() == *runs);
         if !self.pending.get(&place).is_some_and(is_complete) {
             return Ok(());
         }
         match self.pending.remove(&place) {
-            Some(Pending { name, ledger, ending: Some((ending, _)) }) => {
-                ledger.finish(&ending).map_err(|error| Box::new((name, error.into())))
-            }
+            Some(Pending { ledger, ending: Some((ending, _)) }) => Ok(ledger.finish(&ending)?),
             _ => Ok(()),
         }
     }

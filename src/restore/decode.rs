@@ -97,9 +97,9 @@ impl Workers {
 
     /// How many are at work at most is the caller's business.
     pub(super) fn send(&self, job: Job) {
+        // Fails where all of them have ended, which `done` then says.
         if let Some(jobs) = &self.jobs {
-            // Fails where all of them have ended, which `done` then says.
-            drop(jobs.send(job));
+            let _ = jobs.send(job);
         }
     }
 

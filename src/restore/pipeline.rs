@@ -119,7 +119,7 @@ impl<'a> Pipeline<'a> {
                     free_bytes += done.held_bytes;
                     let name = self.name(done.place);
                     self.applied(done.held_bytes);
-                    self.assembly.add(done, &name).map_err(|failed| self.failed(failed.1, &failed.0))?;
+                    self.assembly.add(done).map_err(|error| self.failed(error, &name))?;
                 }
                 Some((piece, body)) = requests.next(), if !requests.is_empty() => {
                     let body = body?;
