@@ -1,6 +1,8 @@
 //! The database file: who writes to it, what a snapshot needs of it before, what it looks like.
 
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
 use super::Database;
@@ -130,8 +132,8 @@ impl Database {
     /// theirs may have overwritten what it needs. One that comes in the same tick of the kernel's clock as the end of ours is not seen.
     pub(crate) fn is_as_we_left_it(&self) -> bool {
         let (_, left) = self.shared.left_as.read();
-        // Outside of WAL mode the tail tells.
-        left == [0; 2] || self.stamp().is_none_or(|now| !now.is_wal || left == [now.size_bytes, now.mtime_ns.cast_unsigned()])
+        // By its name: one more handle of SQLite's would be kept open by it.
+        left == [0; 2] || std::fs::metadata(&self.paths.database).map_or(true, |now| left == size_and_time(&now))
     }
 
     /// A checkpoint under exclusive locking ends, which nobody tells of: no other process can have written, or is noticed by that.
@@ -140,7 +142,9 @@ impl Database {
     }
 
     fn leave_as(&self, now: &Stamp) {
-        self.shared.left_as.write(&[now.size_bytes, now.mtime_ns.cast_unsigned()]);
+        // Outside of WAL mode the tail tells.
+        let left = if now.is_wal { [now.size_bytes, now.mtime_ns.cast_unsigned()] } else { [0; 2] };
+        self.shared.left_as.write(&left);
     }
 
     /// A full state is about to be read. What processes without the extension have committed, and may have written to the database file, is to be part of it; what
@@ -298,4 +302,8 @@ impl Database {
         self.open_file()?.read_exact_at(&mut header, 0)?;
         Ok(FileHeader::decode(&header))
     }
+}
+
+fn size_and_time(file: &Metadata) -> [u64; 2] {
+    [file.len(), file.mtime().saturating_mul(1_000_000_000).saturating_add(file.mtime_nsec()).cast_unsigned()]
 }

@@ -16,6 +16,7 @@ impl Database {
     /// known yet how far the bucket goes.
     fn local_txid(&self, facts: &Facts) -> u64 {
         const PATIENCE: Duration = Duration::from_millis(100);
+        let facts = &self.until_known(facts.clone());
         let remote = facts.remote_txid.map_or(0, Txid::get);
         let tail = self.try_lock_tail_for(PATIENCE);
         let published = self.published();
@@ -36,6 +37,26 @@ impl Database {
             _ => (has_batch, false),
         };
         newest + 1 + u64::from(goes_before) + u64::from(is_under_way && !(tail.spool.is_empty() && self.is_captured(&tail)))
+    }
+
+    /// The facts, once the bucket was looked at: somebody may ask right after an open. Not for long, and not where it cannot be had.
+    fn until_known(&self, mut facts: Facts) -> Facts {
+        const LOOKS: u32 = 200;
+        const PAUSE: Duration = Duration::from_millis(10);
+        for _ in 0..LOOKS {
+            let is_known = || {
+                let tail = self.try_lock_tail_for(PAUSE);
+                tail.is_none_or(|tail| {
+                    tail.state.acked.is_some() || tail.state.adopt.is_some() || tail.mode == Mode::Full(FullReason::First)
+                })
+            };
+            if facts.remote_txid.is_some() || facts.last_error.is_some() || !self.is_known() || is_known() {
+                break;
+            }
+            std::thread::sleep(PAUSE);
+            facts = self.progress.facts();
+        }
+        facts
     }
 
     /// Names and values for people.
