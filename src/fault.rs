@@ -164,6 +164,15 @@ mod active {
         "close.flushed",
         "forget.release",
         "forget.released",
+        // Maintenance.
+        "maintain.claimed",
+        "maintain.part",
+        "maintain.create",
+        "maintain.created",
+        "maintain.merged",
+        "maintain.verify",
+        "maintain.delete",
+        "maintain.deleted",
     ];
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod ltx;
+pub mod maintenance;
 pub mod restore;
 pub mod store;
 pub mod types;

@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use replicated::maintenance::{self, Maintainer, Policy};
 use replicated::restore::Target;
 use replicated::types::Txid;
 use replicated_testkit::bucket::{Bucket, flattened};
@@ -449,6 +450,10 @@ fn an_older_wal_of_the_same_generation_put_back() {
     copy_over(&place.path("older-wal"), &place.wal());
     // As after a power loss: the warning names what the bucket still has.
     place.opens(Outcome::FullState, &format!("they can be restored with TXID {lost}"));
+    // Maintenance keeps it until somebody has decided.
+    let mut maintainer = Maintainer::new(place.bucket.store(), Policy::default());
+    let kept = maintenance::plan(&mut maintainer, maintenance::now()).unwrap().kept;
+    assert_eq!(kept.iter().map(|kept| kept.txid.to_string()).collect::<Vec<_>>(), [lost.to_string()]);
 }
 
 #[test]

@@ -57,6 +57,19 @@ async fn conformance(store: &dyn Store, traits: Traits, foreign: Option<&dyn Fn(
     deleting_is_idempotent(store).await;
     the_probe_tells_the_truth(store, traits).await;
     the_lock_is_replaced_by_one_who_has_read_it(store).await;
+    the_note_is_another_object(store).await;
+}
+
+/// Beside the lock, which it leaves alone, and replaced in the same way.
+async fn the_note_is_another_object(store: &dyn Store) {
+    let (lock, text) = (store.read_lock().await.unwrap(), |n: u32| Bytes::from(format!("{{\"kept\":[{n}]}}")));
+    assert_eq!(store.read_note().await.unwrap(), None);
+    let LockWritten::Written(version) = store.write_note(text(1), None).await.unwrap() else { panic!("it was there") };
+    assert!(matches!(store.write_note(text(2), None).await.unwrap(), LockWritten::Changed));
+    assert!(matches!(store.write_note(text(33), Some(&version)).await.unwrap(), LockWritten::Written(_)));
+    assert!(matches!(store.write_note(text(4), Some(&version)).await.unwrap(), LockWritten::Changed));
+    assert_eq!(store.read_note().await.unwrap().unwrap().body, text(33));
+    assert_eq!(store.read_lock().await.unwrap(), lock);
 }
 
 /// What a lease is kept in. Every store that is asked here has conditions on what it replaces.

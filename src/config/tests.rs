@@ -95,7 +95,7 @@ fn a_parameter_given_twice_is_refused() {
 fn values_out_of_range_say_what_they_got_and_what_is_allowed() {
     assert_eq!(
         message(&[("sync_interval", "5")], &[]),
-        "parameter sync_interval: got \"5\", the unit is missing: 5ms, 5s, 5m or 5h; allowed is a duration from 10ms to 1h, such as 500ms, 1s, 5m"
+        "parameter sync_interval: got \"5\", the unit is missing: 5ms, 5s, 5m, 5h or 5d; allowed is a duration from 10ms to 1h, such as 500ms, 1s, 5m"
     );
     assert_eq!(
         message(&[], &[("REPLICATED_BURST", "101")]),

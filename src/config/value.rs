@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Reads `500ms`, `1s`, `5m` or `1h`. A number without a unit is refused, because people guess it differently.
+/// Reads `500ms`, `1s`, `5m`, `1h` or `7d`. A number without a unit is refused, because people guess it differently.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text);
     let number: u64 = whole(number, text)?;
@@ -11,8 +11,9 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
-        "" => return Err(format!("the unit is missing: {text}ms, {text}s, {text}m or {text}h")),
-        _ => return Err("the unit must be ms, s, m or h".to_owned()),
+        "d" => 86_400_000,
+        "" => return Err(format!("the unit is missing: {text}ms, {text}s, {text}m, {text}h or {text}d")),
+        _ => return Err("the unit must be ms, s, m, h or d".to_owned()),
     };
     number.checked_mul(millis_per_unit).map(Duration::from_millis).ok_or_else(|| "the number is too large".to_owned())
 }
@@ -92,9 +93,10 @@ mod tests {
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
         assert_eq!(duration("10 s"), Ok(Duration::from_secs(10)));
-        assert_eq!(duration("5"), Err("the unit is missing: 5ms, 5s, 5m or 5h".to_owned()));
-        for bad in ["", "s", "-1s", "1.5s", "1d", "1sec", "99999999999999999999s", "18446744073709551615h", "٣s"] {
+        assert_eq!(duration("5"), Err("the unit is missing: 5ms, 5s, 5m, 5h or 5d".to_owned()));
+        for bad in ["", "s", "-1s", "1.5s", "1w", "1sec", "99999999999999999999s", "18446744073709551615h", "٣s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

@@ -112,7 +112,7 @@ impl Decoder {
     }
 
     /// Takes bytes off the front of `bytes` until a page is complete, which is then in `self.page`; `None` once all are taken.
-    pub(super) fn advance(&mut self, bytes: &mut &[u8]) -> Result<Option<PageNo>, LtxError> {
+    pub(crate) fn advance(&mut self, bytes: &mut &[u8]) -> Result<Option<PageNo>, LtxError> {
         let state = std::mem::replace(&mut self.state, State::Failed);
         let (state, page) = self.advance_from(state, bytes)?;
         self.state = state;
@@ -120,7 +120,7 @@ impl Decoder {
     }
 
     /// Hands out the page that `advance` completed in exchange for another buffer.
-    pub(super) fn swap_page(&mut self, other: &mut Vec<u8>) {
+    pub(crate) fn swap_page(&mut self, other: &mut Vec<u8>) {
         std::mem::swap(&mut self.page, other);
     }
 

@@ -128,6 +128,11 @@ impl<W: Write> Encoder<W> {
         Ok(Finished { out: self.out, size_bytes: self.offset, page_count: self.page_count, file_checksum })
     }
 
+    /// Where it is written to, so that what is complete can be taken away while the file grows.
+    pub const fn out_mut(&mut self) -> &mut W {
+        &mut self.out
+    }
+
     fn check(&self, pgno: PageNo, data: &[u8]) -> Result<(), LtxError> {
         let (page, offset) = (pgno.get(), self.offset);
         let page_size = self.header.page_size;

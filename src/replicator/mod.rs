@@ -38,6 +38,7 @@ pub(crate) mod lease;
 mod lineage;
 pub(crate) mod local;
 mod looks;
+mod lost_tail;
 mod mark;
 mod outage;
 mod pages;

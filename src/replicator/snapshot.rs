@@ -18,6 +18,7 @@ use super::control::{Acked, FullReason, FullSent};
 use super::database::{Database, Published, now_ms};
 use super::file_header::{FileHeader, HEADER_BYTES};
 use super::lineage::{self, Newest};
+use super::lost_tail;
 use super::preserve::{DatabaseFile, Preserver};
 use super::progress::Facts;
 use super::progress::ReplicationState;
@@ -53,6 +54,11 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
     let newest = lineage::newest(database).await?;
     if lineage::is_overtaken(database, reason, newest.as_ref()).await? {
         return Ok(Next::Again);
+    }
+    if reason == FullReason::BucketAhead
+        && let Some(lost) = newest
+    {
+        lost_tail::keep(database, lost.object.name.max_txid).await?;
     }
     lineage::probe(database).await?;
     database.sync_file();

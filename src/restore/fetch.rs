@@ -91,7 +91,7 @@ pub(super) async fn list(store: &dyn Store) -> Result<Vec<Listed>, StoreError> {
 ///
 /// Files are merged upwards and deleted below afterwards. In this order what was gone from a level when that was listed is on a higher
 /// one, so that maintenance at work cannot look like a gap.
-pub(super) async fn list_upwards(store: &dyn Store) -> Result<Vec<Listed>, StoreError> {
+pub(crate) async fn list_upwards(store: &dyn Store) -> Result<Vec<Listed>, StoreError> {
     let mut listings = Vec::new();
     for level in Level::all() {
         listings.append(&mut retried(async || store.list(level, None).await).await?);
@@ -127,7 +127,7 @@ pub(super) async fn txid_at(store: &dyn Store, listings: &[Listed], at: Timestam
 }
 
 /// Tries again what may pass, with pauses that double.
-async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+pub(crate) async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
     let mut retries = Retries::new();
     loop {
         match attempt().await {

@@ -23,6 +23,7 @@ mod plan;
 mod times;
 
 pub use error::{Damage, RestoreError};
+pub(crate) use plan::is_usable;
 pub use plan::{Plan, PlanError, Target, oldest, plan};
 
 use output::Draft;

@@ -199,7 +199,7 @@ fn preference(file: &&Listed) -> impl Ord + use<> {
 }
 
 /// Level 9 holds snapshots; one that does not start at TXID 1 is none.
-fn is_usable(file: &Listed) -> bool {
+pub(crate) fn is_usable(file: &Listed) -> bool {
     file.size_bytes >= SMALLEST_FILE_BYTES && (file.name.level != SNAPSHOT_LEVEL || file.name.min_txid == Txid::FIRST)
 }
 

@@ -26,7 +26,7 @@ use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 
 use super::keys::Keys;
-use super::lock::{LOCK_FILE, MOST_LOCK_BYTES};
+use super::lock::{LOCK_FILE, MOST_LOCK_BYTES, NOTE_FILE};
 use super::url::ReplicaUrl;
 use super::{
     Created, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload,
@@ -169,12 +169,12 @@ impl FolderStore {
 }
 
 impl FolderStore {
-    fn lock_path(&self) -> PathBuf {
-        self.root.join(self.keys.lock())
+    fn lock_path(&self, file: &str) -> PathBuf {
+        self.root.join(self.keys.beside(file))
     }
 
-    fn read_lock_file(&self) -> io::Result<Option<LockObject>> {
-        let file = match File::open(self.lock_path()) {
+    fn read_lock_file(&self, file: &str) -> io::Result<Option<LockObject>> {
+        let file = match File::open(self.lock_path(file)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
@@ -185,11 +185,11 @@ impl FolderStore {
     }
 
     /// Nobody else writes meanwhile.
-    async fn write_lock_file(&self, body: &[u8], expected: Option<&LockVersion>) -> io::Result<LockWritten> {
-        let path = self.lock_path();
+    async fn write_lock_file(&self, file: &str, body: &[u8], expected: Option<&LockVersion>) -> io::Result<LockWritten> {
+        let path = self.lock_path(file);
         make_folders(parent(&path))?;
         let _alone = Alone::take(&with_suffix(&path, ".lock")).await?;
-        let found = self.read_lock_file()?;
+        let found = self.read_lock_file(file)?;
         if found.map(|lock| lock.version).as_ref() != expected {
             return Ok(LockWritten::Changed);
         }
@@ -204,7 +204,7 @@ impl FolderStore {
         Ok(LockWritten::Written(LockVersion { e_tag: Some(text), version: None }))
     }
 
-    fn lock_error(&self, operation: &'static str, error: &io::Error) -> StoreError {
+    fn lock_error(&self, operation: &'static str, file: &'static str, error: &io::Error) -> StoreError {
         let of_lock = match error.kind() {
             io::ErrorKind::WouldBlock => Some((
                 StoreErrorKind::Timeout,
@@ -213,7 +213,7 @@ impl FolderStore {
             _ if lacks_locks(error) => Some((StoreErrorKind::Protocol, NO_LOCKS)),
             _ => None,
         };
-        let error = self.error(operation, &LOCK_FILE, error);
+        let error = self.error(operation, &file, error);
         match of_lock {
             Some((kind, advice)) => StoreError { kind, advice, ..error },
             None => error,
@@ -318,11 +318,19 @@ impl Store for FolderStore {
     }
 
     fn read_lock(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {
-        ready(self.read_lock_file().map_err(|e| self.lock_error("get", &e))).boxed()
+        ready(self.read_lock_file(LOCK_FILE).map_err(|e| self.lock_error("get", LOCK_FILE, &e))).boxed()
     }
 
     fn write_lock<'a>(&'a self, body: Bytes, expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
-        async move { self.write_lock_file(&body, expected).await.map_err(|e| self.lock_error("put", &e)) }.boxed()
+        async move { self.write_lock_file(LOCK_FILE, &body, expected).await.map_err(|e| self.lock_error("put", LOCK_FILE, &e)) }.boxed()
+    }
+
+    fn read_note(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {
+        ready(self.read_lock_file(NOTE_FILE).map_err(|e| self.lock_error("get", NOTE_FILE, &e))).boxed()
+    }
+
+    fn write_note<'a>(&'a self, body: Bytes, expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
+        async move { self.write_lock_file(NOTE_FILE, &body, expected).await.map_err(|e| self.lock_error("put", NOTE_FILE, &e)) }.boxed()
     }
 
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

@@ -1,6 +1,5 @@
 //! What objects are called: the layouts of Litestream 0.5.
 
-use super::lock::LOCK_FILE;
 use super::url::Location;
 use super::{Level, LtxName};
 
@@ -57,13 +56,13 @@ impl Keys {
         format!("{path}generations/")
     }
 
-    /// The key of the object that a lease is kept in.
-    pub(super) fn lock(&self) -> String {
+    /// The key of an object beside the levels.
+    pub(super) fn beside(&self, file: &str) -> String {
         let path = match self.layout {
             Layout::S3 => &self.prefix,
             Layout::Others => self.prefix.strip_suffix("ltx/").unwrap_or(&self.prefix),
         };
-        format!("{path}{LOCK_FILE}")
+        format!("{path}{file}")
     }
 
     /// Whether keys begin with a slash.
@@ -89,7 +88,7 @@ mod tests {
 
     #[test]
     fn the_lock_is_beside_the_levels() {
-        let lock = |url: &str| Keys::new(ReplicaUrl::parse(url).unwrap().location()).lock();
+        let lock = |url: &str| Keys::new(ReplicaUrl::parse(url).unwrap().location()).beside("lock.json");
         assert_eq!(lock("s3://b/app/db"), "app/db/lock.json");
         assert_eq!(lock("gs://b"), "lock.json");
         assert_eq!(lock("abs://a@c/app"), "app/lock.json");

@@ -1,9 +1,12 @@
-//! One small object beside the levels, `lock.json`, that is replaced only by who has read it: what a lease is kept in.
+//! Small objects beside the levels that are replaced only by who has read them: `lock.json`, what a lease is kept in, and `maintenance.json`, who
+//! maintains the bucket and what is not to be deleted.
 
 use bytes::Bytes;
 
 /// What the object is called, as Litestream calls it.
 pub(super) const LOCK_FILE: &str = "lock.json";
+/// What the note of the maintenance is called. Litestream does not look at it.
+pub(super) const NOTE_FILE: &str = "maintenance.json";
 /// A larger one is none.
 pub(super) const MOST_LOCK_BYTES: u64 = 64 * 1024;
 

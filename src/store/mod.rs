@@ -202,6 +202,16 @@ pub trait Store: fmt::Debug + Send + Sync {
         Box::pin(std::future::ready(Err(self.lacks_lock())))
     }
 
+    /// The note of the maintenance, an object like the lease's; `None` where there is none.
+    fn read_note(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Writes it as `write_lock` writes the lease's.
+    fn write_note<'a>(&'a self, _body: Bytes, _expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
+        Box::pin(std::future::ready(Err(self.lacks_lock())))
+    }
+
     /// What a store says that cannot keep a lease.
     fn lacks_lock(&self) -> StoreError {
         StoreError {

@@ -24,7 +24,7 @@ use super::credentials::Secrets;
 use super::env::Env;
 use super::http::{HttpClients, Refusal, traced, traced_conditionally};
 use super::keys::Keys;
-use super::lock::{LOCK_FILE, MOST_LOCK_BYTES};
+use super::lock::{LOCK_FILE, MOST_LOCK_BYTES, NOTE_FILE};
 use super::open::StoreOptions;
 use super::parts::PartRetries;
 use super::remote_error::Context;
@@ -266,9 +266,9 @@ impl Inner {
         Err(context.error(StoreErrorKind::Truncated, cause, ""))
     }
 
-    async fn read_lock(&self) -> Result<Option<LockObject>, StoreError> {
-        let context = self.context("get", &LOCK_FILE);
-        let path = self.path(&context, &self.keys.lock())?;
+    async fn read_lock(&self, file: &'static str) -> Result<Option<LockObject>, StoreError> {
+        let context = self.context("get", &file);
+        let path = self.path(&context, &self.keys.beside(file))?;
         let (result, refusal) = traced(self.bucket().get_opts(&path, GetOptions::default())).await;
         let response = match result {
             Err(object_store::Error::NotFound { .. }) if !refusal.as_ref().is_some_and(is_bucket_missing) => return Ok(None),
@@ -283,9 +283,9 @@ impl Inner {
         Ok(Some(LockObject { body, version }))
     }
 
-    async fn write_lock(&self, body: Bytes, expected: Option<&LockVersion>) -> Result<LockWritten, StoreError> {
-        let context = self.context("put", &LOCK_FILE);
-        let path = self.path(&context, &self.keys.lock())?;
+    async fn write_lock(&self, file: &'static str, body: Bytes, expected: Option<&LockVersion>) -> Result<LockWritten, StoreError> {
+        let context = self.context("put", &file);
+        let path = self.path(&context, &self.keys.beside(file))?;
         let update = |expected: &LockVersion| UpdateVersion { e_tag: expected.e_tag.clone(), version: expected.version.clone() };
         let mode = expected.map_or(PutMode::Create, |expected| PutMode::Update(update(expected)));
         let mut attributes = Attributes::new();
@@ -294,7 +294,7 @@ impl Inner {
         let (result, refusal) = traced(self.bucket().put_opts(&path, body.clone().into(), options)).await;
         match result {
             // A store that does not say what it has written is asked for that.
-            Ok(put) if put.e_tag.is_none() && put.version.is_none() => match self.read_lock().await? {
+            Ok(put) if put.e_tag.is_none() && put.version.is_none() => match self.read_lock(file).await? {
                 Some(lock) if lock.body == body => Ok(LockWritten::Written(lock.version)),
                 _ => Ok(LockWritten::Changed),
             },
@@ -433,11 +433,19 @@ impl Store for RemoteStore {
     }
 
     fn read_lock(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {
-        self.0.read_lock().boxed()
+        self.0.read_lock(LOCK_FILE).boxed()
     }
 
     fn write_lock<'a>(&'a self, body: Bytes, expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
-        self.0.write_lock(body, expected).boxed()
+        self.0.write_lock(LOCK_FILE, body, expected).boxed()
+    }
+
+    fn read_note(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {
+        self.0.read_lock(NOTE_FILE).boxed()
+    }
+
+    fn write_note<'a>(&'a self, body: Bytes, expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
+        self.0.write_lock(NOTE_FILE, body, expected).boxed()
     }
 
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use replicated::restore;
+use replicated::{maintenance, restore};
 
 use crate::Failure;
 use crate::store_flags::StoreFlags;
@@ -35,6 +35,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return Err(failed("the bucket is empty".to_owned(), "Nothing to decide: open the database with this replica".to_owned()));
     };
     replicated::adopt(&args.database, store.url(), newest).map_err(|error| failed(error.to_string(), String::new()))?;
+    // What a power loss took from the file was kept for this decision.
+    if let Err(error) = maintenance::let_go(&store, newest) {
+        text::to_stderr(&format!("warning: what was kept in the bucket is still kept: {error}\n"));
+    }
     text::to_stdout(&format!(
         "{} is the truth from now on: its next open sends the full state as TXID {}.\nWhat {} holds up to TXID {newest} stays restorable with --txid.\n",
         args.database.display(),

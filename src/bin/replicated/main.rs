@@ -9,12 +9,13 @@ use clap::{Parser, Subcommand};
 mod adopt;
 mod integrity;
 mod list;
+mod maintain;
 mod moment;
 mod restore;
 mod store_flags;
 mod text;
 
-/// Restores and inspects what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
+/// Restores, inspects and maintains what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
 #[derive(Debug, Parser)]
 #[command(name = "replicated", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
@@ -27,6 +28,7 @@ enum Command {
     Restore(restore::Args),
     Adopt(adopt::Args),
     List(list::Args),
+    Maintain(maintain::Args),
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage.";
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Restore(args) => restore::run(&args),
         Command::Adopt(args) => adopt::run(&args),
         Command::List(args) => list::run(&args),
+        Command::Maintain(args) => maintain::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -141,6 +144,19 @@ mod tests {
         assert!(flags.len() > 15);
         let missing: Vec<&String> = flags.iter().filter(|flag| !page.contains(flag.as_str())).collect();
         assert!(missing.is_empty(), "not in docs/restore.md: {missing:?}");
+    }
+
+    #[test]
+    fn every_flag_of_maintain_is_documented() {
+        let page = include_str!("../../../docs/maintenance.md");
+        let command = Cli::command();
+        let maintain = command.find_subcommand("maintain").unwrap();
+        let of_store =
+            ["endpoint", "region", "path-style", "allow-http", "ca-bundle", "profile", "connect-timeout", "request-timeout", "log-level"];
+        let flags = maintain.get_arguments().filter_map(|arg| arg.get_long()).filter(|flag| !of_store.contains(flag) && *flag != "help");
+        let (documented, missing): (Vec<&str>, Vec<&str>) =
+            flags.partition(|flag| page.contains(&format!("| `--{flag}")) || page.contains(&format!(", `--{flag}`")));
+        assert!(documented.len() > 10 && missing.is_empty(), "not in docs/maintenance.md: {missing:?}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::Lease;
-use crate::store::{Created, Level, Listed, LtxName, Store, StoreError, StoreErrorKind, Upload};
+use crate::store::{Created, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, Store, StoreError, StoreErrorKind, Upload};
 use crate::types::{TimestampMs, Txid};
 
 /// See the module.
@@ -99,6 +99,14 @@ impl Store for LeasedStore {
 
     fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.store.has_generations()
+    }
+
+    fn read_note(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {
+        self.store.read_note()
+    }
+
+    fn write_note<'a>(&'a self, body: Bytes, expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
+        async move { with_lease(&self.lease, "put", &"maintenance.json", || self.store.write_note(body, expected)).await }.boxed()
     }
 
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

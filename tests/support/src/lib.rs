@@ -6,6 +6,7 @@
 //! * [`bucket`]: what is in a bucket;
 //! * [`life`]: an application whose every state can be told by itself;
 //! * [`host`]: programs with a SQLite of their own;
+//! * [`maintenance`]: rounds of it at any time;
 //! * [`committers`]: threads that say what was acknowledged;
 //! * [`sqlite`]: comparing databases;
 //! * [`crash`]: processes that die on demand, and power losses;
@@ -22,6 +23,7 @@ pub mod faulty;
 mod google;
 pub mod host;
 pub mod life;
+pub mod maintenance;
 pub mod net;
 pub mod s3;
 pub mod serve;
