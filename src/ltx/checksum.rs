@@ -18,6 +18,13 @@ impl FileCrc {
         self.0.update(bytes);
     }
 
+    /// Goes on with the checksum of the bytes that follow.
+    pub(super) fn append(&mut self, next: &Self) {
+        if next.0.get_amount() > 0 {
+            self.0.combine(&next.0);
+        }
+    }
+
     /// As the trailer stores it.
     pub(super) fn value(&self) -> u64 {
         self.0.finalize() | CHECKSUM_FLAG
@@ -38,6 +45,11 @@ impl RollingChecksum {
         crc.update(&page.to_be_bytes());
         crc.update(data);
         self.0 = (self.0 ^ crc.value()) | CHECKSUM_FLAG;
+    }
+
+    /// Adds the pages of another one.
+    pub(super) const fn merge(&mut self, other: &Self) {
+        self.0 = (self.0 ^ other.0) | CHECKSUM_FLAG;
     }
 
     pub(super) const fn value(&self) -> u64 {

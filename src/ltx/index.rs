@@ -60,35 +60,12 @@ impl PageIndex {
     /// # Errors
     /// `Index`, for everything else. Litestream tolerates a wrong index when it restores: read the whole file then.
     pub fn parse(bytes: &[u8]) -> Result<Vec<IndexEntry>, LtxError> {
-        let mut rest = bytes;
-        let mut entries = Vec::new();
-        let (mut last, mut next_offset) = (0, HEADER_BYTES as u64);
-        loop {
-            let at = bytes.len() - rest.len();
-            let wrong = |reason| LtxError::Index { offset: at as u64, reason };
-            let number = uvarint(&mut rest).ok_or_else(|| wrong("no page number"))?;
-            if number == 0 {
-                if bytes.get(at) != Some(&0) || !rest.is_empty() {
-                    return Err(wrong("bytes follow its end"));
-                }
-                return Ok(entries);
-            }
-            let pgno = u32::try_from(number).ok().and_then(PageNo::new).ok_or_else(|| wrong("not a page number"))?;
-            if pgno.get() <= last {
-                return Err(wrong("the pages are not ascending"));
-            }
-            let offset = uvarint(&mut rest).ok_or_else(|| wrong("no offset"))?;
-            let size = uvarint(&mut rest).ok_or_else(|| wrong("no size"))?;
-            if offset != next_offset {
-                return Err(wrong("the frame does not follow the one before"));
-            }
-            if size <= PAGE_HEADER_BYTES as u64 {
-                return Err(wrong("the frame is too small"));
-            }
-            next_offset = offset.checked_add(size).ok_or_else(|| wrong("the frame is too large"))?;
-            last = pgno.get();
-            entries.push(IndexEntry { pgno, offset, size });
-        }
+        Self::entries(bytes).collect()
+    }
+
+    /// The same entry by entry, without memory for all of them. Nothing comes after an error.
+    pub(crate) fn entries(bytes: &[u8]) -> Entries<'_> {
+        Entries { bytes, at: 0, last: 0, next_offset: HEADER_BYTES as u64, is_over: false }
     }
 
     /// As [`PageIndex::parse`], for an index that was found at `range`.
@@ -103,6 +80,57 @@ impl PageIndex {
         } else {
             Err(LtxError::Index { offset: bytes.len() as u64, reason: "the frames do not end where it starts" })
         }
+    }
+}
+
+/// The entries of a page index, one after the other.
+#[derive(Debug)]
+pub(crate) struct Entries<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    last: u32,
+    next_offset: u64,
+    is_over: bool,
+}
+
+impl Entries<'_> {
+    fn entry(&mut self) -> Result<Option<IndexEntry>, LtxError> {
+        let at = self.at;
+        let wrong = |reason| LtxError::Index { offset: at as u64, reason };
+        let mut rest = self.bytes.get(at..).unwrap_or_default();
+        let number = uvarint(&mut rest).ok_or_else(|| wrong("no page number"))?;
+        if number == 0 {
+            return if self.bytes.get(at) == Some(&0) && rest.is_empty() { Ok(None) } else { Err(wrong("bytes follow its end")) };
+        }
+        let pgno = u32::try_from(number).ok().and_then(PageNo::new).ok_or_else(|| wrong("not a page number"))?;
+        if pgno.get() <= self.last {
+            return Err(wrong("the pages are not ascending"));
+        }
+        let offset = uvarint(&mut rest).ok_or_else(|| wrong("no offset"))?;
+        let size = uvarint(&mut rest).ok_or_else(|| wrong("no size"))?;
+        if offset != self.next_offset {
+            return Err(wrong("the frame does not follow the one before"));
+        }
+        if size <= PAGE_HEADER_BYTES as u64 {
+            return Err(wrong("the frame is too small"));
+        }
+        self.next_offset = offset.checked_add(size).ok_or_else(|| wrong("the frame is too large"))?;
+        self.last = pgno.get();
+        self.at = self.bytes.len() - rest.len();
+        Ok(Some(IndexEntry { pgno, offset, size }))
+    }
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<IndexEntry, LtxError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        let entry = self.entry().transpose();
+        self.is_over = !matches!(entry, Some(Ok(_)));
+        entry
     }
 }
 

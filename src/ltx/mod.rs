@@ -15,6 +15,7 @@ mod index;
 mod lz4_frame;
 mod merge;
 mod page;
+mod parallel;
 mod reader;
 
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use header::{HEADER_BYTES, Header};
 pub use index::{IndexEntry, PageIndex};
 pub use merge::merge;
 pub use page::{PageForm, decode_page_frame};
+pub(crate) use parallel::{Ending, FrameDigest, Ledger, Run, Splitter, Sum};
 pub use reader::Reader;
 
 /// The bytes at the end of every file: the post-apply checksum and the file checksum.

@@ -34,6 +34,7 @@ use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL};
 use crate::types::{PageNo, PageSize, Txid};
 
 /// What is read of a history at most: a longer one is for the user to look at.
+const MOST_REQUESTS: usize = 8;
 const MOST_FILES: usize = 20_000;
 const MOST_BYTES: u64 = 8 << 30;
 /// What is kept of a page.
@@ -129,7 +130,7 @@ async fn verdict(database: &Database, found: &Stamp) -> Result<Verdict, StepErro
         return undecided("it cannot be read, is larger than max_memory allows to compare, or was written to");
     };
     let parallelism = usize::try_from(database.options.max_memory_bytes / 2 / CHUNK_BYTES).unwrap_or(usize::MAX);
-    let mut chunks = pin!(chunks(&*database.store, files.into_iter(), parallelism.clamp(1, restore::DEFAULT_PARALLELISM)));
+    let mut chunks = pin!(chunks(&*database.store, files.into_iter(), parallelism.clamp(1, MOST_REQUESTS)));
     while let Some(chunk) = chunks.next().await {
         let (chunk, body) = chunk?;
         let taken = comparison.take(chunk.is_first(), chunk.is_last(), &body);

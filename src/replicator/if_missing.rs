@@ -28,9 +28,6 @@ use crate::fault::fault_point;
 use crate::restore::{self, Plan, Progress, RestoreError, RestoreOptions};
 use crate::store::{self, ReplicaUrl, StoreError, UrlError};
 use crate::types::{PageSize, Txid};
-
-/// Requests at once, each of up to 4 MiB.
-const CHUNK_BYTES: u64 = 4 << 20;
 /// A note is a line of numbers.
 const MOST_NOTE_BYTES: usize = 512;
 
@@ -155,8 +152,8 @@ fn restore_alone(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<(
         fault_point!("if-missing.noted");
         Ok(())
     };
-    let parallelism = usize::try_from(options.max_memory_bytes / CHUNK_BYTES).unwrap_or(usize::MAX).min(restore::DEFAULT_PARALLELISM);
-    let how = RestoreOptions { parallelism, progress: Some(&watcher), check: Some(&check), ..RestoreOptions::latest(database) };
+    let max_memory_bytes = options.max_memory_bytes;
+    let how = RestoreOptions { max_memory_bytes, progress: Some(&watcher), check: Some(&check), ..RestoreOptions::latest(database) };
     let report = match restore::restore(&*store, &how) {
         Ok(report) => report,
         Err(error) if error.is_empty_bucket() => {

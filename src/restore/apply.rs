@@ -1,22 +1,30 @@
 //! Makes a database file out of LTX files, newest first: a page is written once, from the newest file that has it.
 //!
-//! Every file is decoded to its end and its checksum verified, also where newer files have all its pages.
+//! This is the part that goes in order: which file a page is taken from, and whether every file is what it should be. Decoding is done elsewhere.
+//! A file that is read whole is decoded whole and its checksum verified, also where newer files have all its pages.
 
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
 
+use bytes::Bytes;
+
+use super::decode::{Done, Job};
 use super::error::{Damage, RestoreError};
+use super::fetch::CHUNK_BYTES;
 use super::output::Draft;
-use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
-use crate::store::LtxName;
+use crate::ltx::{Ending, FrameDigest, HEADER_BYTES, Header, IndexEntry, Ledger, LtxError, PageIndex, Splitter, Sum};
+use crate::store::{Listed, LtxName};
 use crate::types::{PageNo, PageSize};
 
 /// No page takes less of an LTX file: a page header, a size and the shortest LZ4 block of a page of zeroes.
 const SMALLEST_PAGE_BYTES: u64 = 16;
 
-/// Neighbouring pages are written together up to this size.
-const WRITE_BYTES: usize = 256 << 10;
+/// What compresses more than so many times is a sparse file rather than a database full of data.
+const MOST_COMPRESSION: u64 = 16;
+
+/// Frames that nobody needs are read with those around them where that costs less than a request of their own.
+const SKIP_BYTES: u64 = 64 << 10;
 
 /// Why a file could not be applied.
 #[derive(Debug)]
@@ -37,83 +45,190 @@ pub(super) enum Finished {
     Nothing,
 }
 
+/// What one request asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    /// Which file of the plan, counted from the newest.
+    pub(super) place: usize,
+    pub(super) file: Listed,
+    pub(super) range: Range<u64>,
+    /// Where only a part of the file is read: the file's header, and what its index says of the frames in the range.
+    pub(super) part: Option<Box<(Header, FrameDigest)>>,
+}
+
+/// Frames of a file that are to be read with one request.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) range: Range<u64>,
+    pub(super) frames: FrameDigest,
+}
+
 /// A database file in the making.
 #[derive(Debug)]
 pub(super) struct Assembly<'a> {
     draft: &'a Draft,
-    out: Writer<'a>,
     plan_bytes: u64,
     newest: Option<(LtxName, Header)>,
     supplied: Vec<u64>,
-    decoder: Decoder,
+    /// The file whose bytes arrive, and how many runs of it there were.
+    open: Option<(Splitter, u64)>,
+    /// Files that are not verified yet.
+    pending: BTreeMap<usize, Pending>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    name: LtxName,
+    ledger: Ledger,
+    /// What stands behind its last frame, and how many runs there are.
+    ending: Option<(Ending, u64)>,
 }
 
 impl<'a> Assembly<'a> {
     /// Begins with an empty output. `plan_bytes` is the size of all files that will come.
     pub(super) fn new(draft: &'a Draft, plan_bytes: u64) -> Self {
-        let out = Writer { file: draft.file(), start: 0, buffer: Vec::with_capacity(WRITE_BYTES) };
-        Self { draft, out, plan_bytes, newest: None, supplied: Vec::new(), decoder: Decoder::new() }
+        Self { draft, plan_bytes, newest: None, supplied: Vec::new(), open: None, pending: BTreeMap::new() }
     }
 
-    /// Takes the first bytes of a file, its header among them.
-    pub(super) fn begin(&mut self, name: &LtxName, bytes: &[u8]) -> Result<(), ApplyError> {
-        self.decoder = Decoder::new();
-        let (head, rest) = bytes.split_at_checked(HEADER_BYTES).unwrap_or((bytes, &[]));
-        self.push(head)?;
-        let Some(header) = self.decoder.header().copied() else {
-            let error = LtxError::Truncated { offset: bytes.len() as u64, part: "header" };
-            return Err(ApplyError::Damage(Damage::File(error)));
+    /// Takes the next bytes, in the order of the plan; the answer is what is to be decoded.
+    pub(super) fn take(&mut self, piece: &Piece, body: &Bytes) -> Result<Option<Job>, ApplyError> {
+        let Some(part) = &piece.part else { return self.take_whole(piece, body) };
+        let (header, expected) = &**part;
+        let mut splitter = Splitter::within(*header, piece.range.start);
+        let run = self.claim(&mut splitter, body)?;
+        splitter.finish_part(expected).map_err(|error| ApplyError::Damage(Damage::File(error)))?;
+        Ok(run.map(|run| Job { place: piece.place, number: 0, run, page_size: header.page_size, held_bytes: body.len() as u64 }))
+    }
+
+    fn take_whole(&mut self, piece: &Piece, body: &Bytes) -> Result<Option<Job>, ApplyError> {
+        let is_first = piece.range.start == 0;
+        let (mut splitter, mut runs) = match self.open.take() {
+            Some(open) if !is_first => open,
+            _ => {
+                let splitter = Splitter::begin(body)?;
+                self.begin(&piece.file.name, splitter.header())?;
+                let ledger = Ledger::new(splitter.header(), body);
+                self.pending.insert(piece.place, Pending { name: piece.file.name, ledger, ending: None });
+                (splitter, 0)
+            }
         };
+        let page_size = splitter.header().page_size;
+        let after_header = if is_first { body.slice(HEADER_BYTES.min(body.len())..) } else { body.clone() };
+        let run = self.claim(&mut splitter, &after_header)?;
+        let job = run.map(|run| Job { place: piece.place, number: runs, run, page_size, held_bytes: body.len() as u64 });
+        runs += u64::from(job.is_some());
+        if piece.range.end == piece.file.size_bytes {
+            let ending = splitter.finish()?;
+            if let Some(pending) = self.pending.get_mut(&piece.place) {
+                pending.ending = Some((ending, runs));
+            }
+            self.verify(piece.place).map_err(|(_, error)| error)?;
+        } else {
+            self.open = Some((splitter, runs));
+        }
+        Ok(job)
+    }
+
+    fn claim(&mut self, splitter: &mut Splitter, body: &Bytes) -> Result<Option<crate::ltx::Run>, ApplyError> {
+        let supplied = &mut self.supplied;
+        let newest = self.newest.map(|(_, header)| header);
+        let mut want = |page| newest.is_some_and(|newest| is_inside(&newest, page)) && mark(supplied, page);
+        Ok(splitter.push(body, &mut want)?)
+    }
+
+    /// Takes what a run has given; where it fails, also the object.
+    pub(super) fn add(&mut self, done: Done, name: &LtxName) -> Result<(), (LtxName, ApplyError)> {
+        let sum: Sum = done.outcome.map_err(|error| (*name, error))?;
+        if let Some(pending) = self.pending.get_mut(&done.place) {
+            pending.ledger.add(done.number, sum);
+        }
+        self.verify(done.place)
+    }
+
+    /// Verifies a file once all of it has been decoded.
+    fn verify(&mut self, place: usize) -> Result<(), (LtxName, ApplyError)> {
+        let is_complete = |pending: &Pending| pending.ending.as_ref().is_some_and(|(_, runs)| pending.ledger.added() == *runs);
+        if !self.pending.get(&place).is_some_and(is_complete) {
+            return Ok(());
+        }
+        match self.pending.remove(&place) {
+            Some(Pending { name, ledger, ending: Some((ending, _)) }) => ledger.finish(&ending).map_err(|error| (name, error.into())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks a file's header against its name and the other files. The first one tells what the database is like.
+    pub(super) fn begin(&mut self, name: &LtxName, header: &Header) -> Result<(), ApplyError> {
         if (header.min_txid, header.max_txid) != (name.min_txid, name.max_txid) {
             return Err(ApplyError::Damage(Damage::Name { min_txid: header.min_txid, max_txid: header.max_txid }));
         }
         match self.newest {
             Some((newest, first)) if first.page_size != header.page_size => {
                 let (expected, found) = (first.page_size, header.page_size);
-                return Err(ApplyError::Damage(Damage::PageSize { found, expected, newest }));
+                Err(ApplyError::Damage(Damage::PageSize { found, expected, newest }))
             }
-            Some(_) => {}
-            None => self.shape(name, &header)?,
+            Some(_) => Ok(()),
+            None => self.shape(name, header),
         }
-        self.push(rest)
     }
 
-    /// Takes the next bytes of the same file.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
-        let commit_pages = self.newest.map_or(0, |(_, header)| header.commit_pages);
-        let lock_page = self.newest.map(|(_, header)| header.page_size.lock_page());
-        let page_size = self.newest.map_or(PageSize::MIN, |(_, header)| header.page_size);
-        let (out, supplied) = (&mut self.out, &mut self.supplied);
-        let mut on_page = |page: PageNo, data: &[u8]| {
-            // A later truncation has cut it off, or SQLite would never read it.
-            if page.get() > commit_pages || Some(page) == lock_page || !mark(supplied, page) {
-                return Ok(());
+    /// What of a file is still needed, by its page index: neighbouring frames together. `None` where the index is of no use, or
+    /// almost all of the file is needed.
+    pub(super) fn parts(&self, file: &Listed, index: &[u8], at: &Range<u64>) -> Option<Vec<Part>> {
+        let (_, newest) = self.newest?;
+        let mut parts: Vec<Part> = Vec::new();
+        let mut current: Option<Part> = None;
+        // The current part with the frames behind it that nobody needs.
+        let mut with_gap: Option<Part> = None;
+        let mut frames_end = HEADER_BYTES as u64;
+        for entry in PageIndex::entries(index) {
+            let entry: IndexEntry = entry.ok()?;
+            let end = entry.offset + entry.size;
+            frames_end = end;
+            let extended = |part: Part| {
+                let mut frames = part.frames;
+                frames.add(&entry);
+                Part { range: part.range.start..end, frames }
+            };
+            let fits = |part: &Part| end - part.range.start <= CHUNK_BYTES;
+            let is_needed = is_inside(&newest, entry.pgno) && !is_marked(&self.supplied, entry.pgno);
+            if !is_needed {
+                let is_near = |part: &Part| current.as_ref().is_some_and(|current| end - current.range.end <= SKIP_BYTES) && fits(part);
+                with_gap = with_gap.filter(is_near).map(extended);
+                continue;
             }
-            // The output is zeroes already, and a hole takes no disk.
-            if data.iter().all(|byte| *byte == 0) {
-                return Ok(());
-            }
-            out.write(page_size.offset_of(page), data).map_err(LtxError::Io)
-        };
-        self.decoder.push(bytes, &mut on_page).map_err(ApplyError::from)
+            let joined = match with_gap.take().filter(fits) {
+                Some(part) => extended(part),
+                None => {
+                    parts.extend(current.take());
+                    extended(Part { range: entry.offset..end, frames: FrameDigest::new() })
+                }
+            };
+            with_gap = Some(joined.clone());
+            current = Some(joined);
+        }
+        parts.extend(current);
+        // As `PageIndex::parse_at`: behind the frames stands the terminator, a page header of zeroes.
+        let is_right = frames_end + 6 == at.start;
+        let needed: u64 = parts.iter().map(|part| part.range.end - part.range.start).sum();
+        (is_right && needed < file.size_bytes / 4 * 3).then_some(parts)
     }
 
-    /// Ends a file and verifies its checksums.
-    pub(super) fn end(&mut self) -> Result<(), ApplyError> {
-        std::mem::take(&mut self.decoder).finish().map(|_| ()).map_err(ApplyError::from)
-    }
-
-    /// Writes what is left; answers with the newest file's name and header, or with the first page that no file had.
-    pub(super) fn finish(mut self) -> io::Result<Finished> {
-        self.out.flush()?;
-        let Some((newest, header)) = self.newest else { return Ok(Finished::Nothing) };
+    /// What is left to say when everything has been decoded: the newest file's header, or the first page that no file had.
+    pub(super) fn finish(self) -> Finished {
+        let Some((newest, header)) = self.newest else { return Finished::Nothing };
         // SQLite's lock page is in no file and stays zeroes.
-        let must_be_there = |page: &PageNo| *page != header.page_size.lock_page() && !is_marked(&self.supplied, *page);
+        let must_be_there = |page: &PageNo| is_inside(&header, *page) && !is_marked(&self.supplied, *page);
         let missing = (1..=header.commit_pages).filter_map(PageNo::new).find(must_be_there);
-        Ok(missing.map_or(Finished::Whole(header), |page| Finished::Missing { page, newest, header }))
+        // Every file that was begun has come to its end, or there would have been an error before.
+        missing.map_or(Finished::Whole(header), |page| Finished::Missing { page, newest, header })
     }
 
-    /// The newest file tells what the database is like.
+    /// Files that were begun and not verified; there are none once everything has been decoded.
+    pub(super) fn first_unverified(&self) -> Option<LtxName> {
+        self.pending.values().next().map(|pending| pending.name)
+    }
+
     fn shape(&mut self, name: &LtxName, header: &Header) -> Result<(), ApplyError> {
         let commit_pages = header.commit_pages;
         if commit_pages == 0 {
@@ -125,18 +240,26 @@ impl<'a> Assembly<'a> {
         }
         self.supplied = vec![0; usize::try_from(commit_pages / 64 + 1).unwrap_or(usize::MAX)];
         self.newest = Some((*name, *header));
-        self.draft.resize(u64::from(commit_pages) * u64::from(header.page_size.get())).map_err(ApplyError::Output)
+        let size_bytes = u64::from(commit_pages) * u64::from(header.page_size.get());
+        // Pages compress to a half or a third; where it is far more, most of them are zeroes, which stay holes.
+        self.draft.resize(size_bytes, size_bytes / MOST_COMPRESSION <= self.plan_bytes).map_err(ApplyError::Output)
     }
 }
 
 impl From<LtxError> for ApplyError {
     fn from(error: LtxError) -> Self {
         match error {
-            // The decoder does no I/O of its own: this is the output's.
+            // Decoding does no I/O of its own: this is the output's.
             LtxError::Io(error) => Self::Write(error),
             error => Self::Damage(Damage::File(error)),
         }
     }
+}
+
+/// Whether a page is one of the database: a later truncation may have cut it off, and SQLite's lock page is in no file.
+fn is_inside(newest: &Header, page: PageNo) -> bool {
+    let lock_page: PageNo = PageSize::lock_page(newest.page_size);
+    page.get() <= newest.commit_pages && page != lock_page
 }
 
 /// Whether the page was not marked before.
@@ -150,32 +273,4 @@ fn mark(pages: &mut [u64], page: PageNo) -> bool {
 
 fn is_marked(pages: &[u64], page: PageNo) -> bool {
     pages.get(page.get() as usize / 64).is_some_and(|word| word & 1 << (page.get() % 64) != 0)
-}
-
-/// Gathers neighbouring pages, which in a snapshot all are, into fewer writes.
-#[derive(Debug)]
-struct Writer<'a> {
-    file: &'a File,
-    start: u64,
-    buffer: Vec<u8>,
-}
-
-impl Writer<'_> {
-    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let is_next = offset == self.start + self.buffer.len() as u64;
-        if !is_next || self.buffer.len() + data.len() > WRITE_BYTES {
-            self.flush()?;
-            self.start = offset;
-        }
-        self.buffer.extend_from_slice(data);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if !self.buffer.is_empty() {
-            self.file.write_all_at(&self.buffer, self.start)?;
-            self.buffer.clear();
-        }
-        Ok(())
-    }
 }

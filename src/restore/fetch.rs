@@ -9,13 +9,17 @@ use futures_util::stream::{self, Stream, StreamExt};
 
 use super::plan::{self, PlanError};
 use super::times::TimeSearch;
-use crate::store::{Level, Listed, Store, StoreError};
+use crate::store::{Level, Listed, LtxName, Store, StoreError};
 use crate::types::{TimestampMs, Txid};
 
 /// What one request asks for at most. Files up to this size are had with one request.
 pub(crate) const CHUNK_BYTES: u64 = 4 << 20;
 
 const MAX_ATTEMPTS: u32 = 5;
+
+/// An attempt that brought so much of a range counts as a success, though the rest is still to come.
+const PROGRESS_BYTES: usize = 64 << 10;
+
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -45,18 +49,36 @@ pub(crate) fn chunks<'a>(
 ) -> impl Stream<Item = Result<(Chunk, Bytes), StoreError>> + 'a {
     stream::iter(files.flat_map(ranges))
         .map(move |chunk| async move {
-            let body = retried(async || store.get_range(&chunk.file.name, chunk.range.clone()).await).await?;
+            let body = range(store, &chunk.file.name, chunk.range.clone()).await?;
             Ok((chunk, body))
         })
         .buffered(parallelism)
 }
 
-fn ranges(file: Listed) -> impl Iterator<Item = Chunk> {
+pub(super) fn ranges(file: Listed) -> impl Iterator<Item = Chunk> {
     let count = file.size_bytes.div_ceil(CHUNK_BYTES);
     (0..count).map(move |i| {
         let start = i * CHUNK_BYTES;
         Chunk { file, range: start..file.size_bytes.min(start + CHUNK_BYTES) }
     })
+}
+
+/// The bytes of a range. One that breaks off is gone on with from where it ended; what counts are attempts that bring nothing to speak of.
+pub(super) async fn range(store: &dyn Store, name: &LtxName, range: Range<u64>) -> Result<Bytes, StoreError> {
+    let mut body = Vec::with_capacity(usize::try_from(range.end.saturating_sub(range.start)).unwrap_or_default());
+    let mut retries = Retries::new();
+    loop {
+        let had = body.len();
+        match store.read_range(name, range.start + had as u64..range.end, &mut body).await {
+            Ok(()) => return Ok(body.into()),
+            Err(error) => {
+                if body.len() - had >= PROGRESS_BYTES {
+                    retries = Retries::new();
+                }
+                retries.pause(error).await?;
+            }
+        }
+    }
 }
 
 /// Everything that a bucket has, all levels at once.
@@ -106,26 +128,44 @@ pub(super) async fn txid_at(store: &dyn Store, listings: &[Listed], at: Timestam
 
 /// Tries again what may pass, with pauses that double.
 pub(crate) async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    let mut pause = FIRST_PAUSE;
-    for tried in 1..MAX_ATTEMPTS {
+    let mut retries = Retries::new();
+    loop {
         match attempt().await {
-            Err(error) if error.is_transient() => {
-                log::debug!("attempt {tried} of {MAX_ATTEMPTS}: {error}");
-                let jitter = pause.mul_f64(fastrand::f64() / 2.0);
-                let asked = error.retry_after.unwrap_or_default();
-                tokio::time::sleep((pause + jitter).max(asked).min(LONGEST_PAUSE)).await;
-                pause *= 2;
-            }
-            outcome => return outcome,
+            Ok(answer) => return Ok(answer),
+            Err(error) => retries.pause(error).await?,
         }
     }
-    attempt().await
+}
+
+/// Attempts that failed one after the other.
+struct Retries {
+    tried: u32,
+    pause: Duration,
+}
+
+impl Retries {
+    const fn new() -> Self {
+        Self { tried: 0, pause: FIRST_PAUSE }
+    }
+
+    /// Waits before the next attempt, or gives the error back where there is none.
+    async fn pause(&mut self, error: StoreError) -> Result<(), StoreError> {
+        self.tried += 1;
+        if !error.is_transient() || self.tried >= MAX_ATTEMPTS {
+            return Err(error);
+        }
+        log::debug!("attempt {} of {MAX_ATTEMPTS}: {error}", self.tried);
+        let jitter = self.pause.mul_f64(fastrand::f64() / 2.0);
+        let asked = error.retry_after.unwrap_or_default();
+        tokio::time::sleep((self.pause + jitter).max(asked).min(LONGEST_PAUSE)).await;
+        self.pause *= 2;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::LtxName;
 
     #[test]
     fn chunks_cover_a_file_exactly() {

@@ -1,26 +1,24 @@
-//! Turns a bucket into a database: lists it, plans, fetches in parallel, verifies every checksum, writes each page once, renames.
+//! Turns a bucket into a database: lists it, plans, fetches and decodes in parallel, verifies every checksum, writes each page once, renames.
 //!
 //! ```text
-//! list -> plan -> chunks of files, newest first -> decoder -> pages not yet supplied -> temporary file -> check -> fsync -> rename
+//! list -> plan -> chunks of files, newest first -> frames of pages not yet supplied -> threads that decode -> temporary file -> check -> fsync -> rename
 //! ```
 //!
 //! A gap, a wrong checksum or a missing page is an error and leaves no file behind, never a shorter database (invariant I7).
 
 use std::path::{Path, PathBuf};
-use std::pin::pin;
-
-use futures_util::StreamExt;
 
 use crate::fault::fault_point;
-use crate::ltx::Header;
 use crate::replicator::remember::{self, Restored};
 use crate::store::{Listed, LtxName, Store};
 use crate::types::{PageSize, TimestampMs, Txid, WalPos};
 
 mod apply;
+mod decode;
 mod error;
 pub(crate) mod fetch;
 mod output;
+mod pipeline;
 mod plan;
 mod times;
 
@@ -28,13 +26,17 @@ pub use error::{Damage, RestoreError};
 pub(crate) use plan::is_usable;
 pub use plan::{Plan, PlanError, Target, oldest, plan};
 
-use apply::{ApplyError, Assembly, Finished};
 use output::Draft;
+use pipeline::Outcome;
 
 /// Requests at once, unless the caller says otherwise.
-pub const DEFAULT_PARALLELISM: usize = 8;
+pub const DEFAULT_PARALLELISM: usize = 16;
 /// The most requests at once.
 pub const MAX_PARALLELISM: usize = 128;
+/// Memory for what has been asked for and is not decoded yet, unless the caller says otherwise.
+pub const DEFAULT_MAX_MEMORY_BYTES: u64 = 64 << 20;
+/// The most threads that decode.
+pub const MAX_THREADS: usize = 64;
 
 /// How often a restore starts over because maintenance deleted an object that it needed.
 const MAX_PLANS: u32 = 3;
@@ -47,8 +49,16 @@ pub struct RestoreOptions<'a> {
     pub target: Target,
     /// Whether a file that is there may be replaced, its `-wal`, `-shm` and `-journal` removed.
     pub overwrite: bool,
-    /// Requests at once, each of up to 4 MiB; their product is the memory that is taken. Clamped to 1 to 128.
+    /// Requests at once, each of up to 4 MiB, as far as `max_memory_bytes` has room for them. Clamped to 1 to 128.
     pub parallelism: usize,
+    /// Memory for what has been asked for and is not decoded yet, at least 8 MiB. Beside it there are one bit for each page of the database,
+    /// 1 MiB a thread, and what the HTTP client takes.
+    pub max_memory_bytes: u64,
+    /// Threads that decode. Clamped to 1 to 64. One more has the disk write what they have written, and requests are made on the caller's.
+    pub threads: usize,
+    /// Whether files of more than 4 MiB are read only where they have pages that no newer file has, if that spares a quarter of them. The checksum of such a
+    /// file cannot be verified then: it covers all of its pages.
+    pub skip_superseded: bool,
     /// Who is told how far it is.
     pub progress: Option<&'a dyn Progress>,
     /// Looks at the complete database, by its temporary name, before it gets its own; an error refuses it.
@@ -63,8 +73,24 @@ impl RestoreOptions<'_> {
     #[must_use]
     pub fn latest(output: impl Into<PathBuf>) -> Self {
         let output = output.into();
-        Self { output, target: Target::Latest, overwrite: false, parallelism: DEFAULT_PARALLELISM, progress: None, check: None }
+        Self {
+            output,
+            target: Target::Latest,
+            overwrite: false,
+            parallelism: DEFAULT_PARALLELISM,
+            max_memory_bytes: DEFAULT_MAX_MEMORY_BYTES,
+            threads: default_threads(),
+            skip_superseded: false,
+            progress: None,
+            check: None,
+        }
     }
+}
+
+/// One for each core, up to 8: that is 20 GB a second of pages, which no store sends and no disk takes.
+#[must_use]
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8)
 }
 
 impl std::fmt::Debug for RestoreOptions<'_> {
@@ -106,8 +132,10 @@ pub struct Report {
     pub node_id: u64,
     /// The files that were read, oldest first.
     pub files: Vec<LtxName>,
-    /// Their size together.
+    /// How much was read of them.
     pub read_bytes: u64,
+    /// How many of them were read only in part (`RestoreOptions::skip_superseded`), so that their checksums could not be verified.
+    pub files_in_part: usize,
     /// Why replication cannot go on from here by itself: the restored position could not be written beside the database.
     pub not_resumable: Option<String>,
 }
@@ -167,8 +195,11 @@ pub async fn restore_to_path(store: &dyn Store, options: &RestoreOptions<'_>) ->
     let (report, draft) = loop {
         let (plan, listings) = make_plan(store, options.target).await?;
         let draft = Draft::create(&target, options.overwrite)?;
-        match assemble(store, &plan, &listings, options, &draft).await {
-            Ok(header) => break (report(&plan, &header), draft),
+        if let Some(progress) = options.progress {
+            progress.planned(&plan);
+        }
+        match pipeline::run(store, &plan, &listings, options, &draft).await {
+            Ok(outcome) => break (report(&plan, &outcome), draft),
             Err(error) if error.is_vanished_object() && plans < MAX_PLANS => {
                 log::info!("{error}: planning again");
                 plans += 1;
@@ -225,53 +256,7 @@ async fn nothing_listed(store: &dyn Store, target: Target) -> RestoreError {
     }
 }
 
-/// Reads all files of a plan into a draft; the answer is the newest file's header.
-async fn assemble(
-    store: &dyn Store,
-    plan: &Plan,
-    listings: &[Listed],
-    options: &RestoreOptions<'_>,
-    draft: &Draft,
-) -> Result<Header, RestoreError> {
-    if let Some(progress) = options.progress {
-        progress.planned(plan);
-    }
-    let newest_first = plan.files.iter().rev().copied();
-    let mut chunks = pin!(fetch::chunks(store, newest_first, options.parallelism.clamp(1, MAX_PARALLELISM)));
-    let mut assembly = Assembly::new(draft, plan.size_bytes());
-    while let Some(chunk) = chunks.next().await {
-        let (chunk, body) = chunk?;
-        let name = &chunk.file.name;
-        let begun = if chunk.is_first() { assembly.begin(name, &body) } else { assembly.push(&body) };
-        let applied = begun.and_then(|()| if chunk.is_last() { assembly.end() } else { Ok(()) });
-        applied.map_err(|error| apply_error(error, name, store, listings, draft))?;
-        if let Some(progress) = options.progress {
-            progress.applied(body.len() as u64);
-        }
-    }
-    let url = || store.url().to_owned();
-    match assembly.finish().map_err(|source| draft.failed("write", source))? {
-        Finished::Whole(header) => Ok(header),
-        Finished::Missing { page, newest, header } => {
-            let (commit_pages, files, txid) = (header.commit_pages, plan.files.len(), plan.txid);
-            Err(RestoreError::MissingPage { url: url(), page, commit_pages, files, txid, newest })
-        }
-        Finished::Nothing => Err(RestoreError::Plan { url: url(), target: options.target, source: PlanError::Empty }),
-    }
-}
-
-fn apply_error(error: ApplyError, object: &LtxName, store: &dyn Store, listings: &[Listed], draft: &Draft) -> RestoreError {
-    match error {
-        ApplyError::Damage(damage) => {
-            let last_good = plan::reach_without(listings, object);
-            RestoreError::Damaged { url: store.url().to_owned(), object: *object, damage, last_good }
-        }
-        ApplyError::Write(source) => draft.failed("write", source),
-        ApplyError::Output(error) => error,
-    }
-}
-
-fn report(plan: &Plan, header: &Header) -> Report {
+fn report(plan: &Plan, Outcome { header, read_bytes, files_in_part }: &Outcome) -> Report {
     Report {
         txid: plan.txid,
         max_txid_in_bucket: plan.max_txid_in_bucket,
@@ -281,7 +266,8 @@ fn report(plan: &Plan, header: &Header) -> Report {
         wal_end: header.wal_end(),
         node_id: header.node_id,
         files: plan.files.iter().map(|file| file.name).collect(),
-        read_bytes: plan.size_bytes(),
+        read_bytes: *read_bytes,
+        files_in_part: *files_in_part,
         not_resumable: None,
     }
 }

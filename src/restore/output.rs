@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::RestoreError;
 
@@ -17,7 +18,7 @@ const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// A file in the making; removed when dropped before it is published.
 #[derive(Debug)]
 pub(super) struct Draft {
-    file: File,
+    file: Arc<File>,
     temporary: PathBuf,
     target: PathBuf,
     overwrite: bool,
@@ -62,7 +63,7 @@ impl Draft {
         let temporary = with_suffix(target, &format!("{TEMPORARY}{}", std::process::id()));
         let failed = |source| RestoreError::Output { operation: "create", path: temporary.clone(), source };
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&temporary).map_err(failed)?;
-        let draft = Self { file, temporary, target: target.to_owned(), overwrite };
+        let draft = Self { file: Arc::new(file), temporary, target: target.to_owned(), overwrite };
         // Held until the end: what nobody holds is abandoned. A file system without locks only keeps its garbage.
         let _ = draft.file.try_lock();
         if let Ok(replaced) = fs::metadata(target) {
@@ -71,7 +72,7 @@ impl Draft {
         Ok(draft)
     }
 
-    pub(super) fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }
 
@@ -79,14 +80,23 @@ impl Draft {
         &self.temporary
     }
 
-    /// Empties it and gives it its size, if that fits on the disk.
-    pub(super) fn resize(&self, size_bytes: u64) -> Result<(), RestoreError> {
+    /// Empties it and gives it its size, if that fits on the disk. One that is expected to be full is also given its place there: then
+    /// pages that are written in any order lie in order.
+    pub(super) fn resize(&self, size_bytes: u64, is_full: bool) -> Result<(), RestoreError> {
         self.file.set_len(0).map_err(|source| self.failed("empty", source))?;
         // Better now than after hours. Where the system does not say, writing will.
-        if let Ok(space) = rustix::fs::fstatvfs(&self.file) {
+        if let Ok(space) = rustix::fs::fstatvfs(&*self.file) {
             let available_bytes = space.f_bavail.saturating_mul(space.f_frsize);
             if available_bytes < size_bytes {
                 return Err(RestoreError::NoSpace { path: self.target.clone(), needed_bytes: size_bytes, available_bytes });
+            }
+        }
+        if is_full && size_bytes > 0 {
+            match rustix::fs::fallocate(&*self.file, rustix::fs::FallocateFlags::empty(), 0, size_bytes) {
+                Err(rustix::io::Errno::NOSPC) => return Err(self.failed("make room for", rustix::io::Errno::NOSPC.into())),
+                // Not every file system can.
+                Err(error) => log::debug!("{}: no room is set aside: {error}", self.temporary.display()),
+                Ok(()) => {}
             }
         }
         self.file.set_len(size_bytes).map_err(|source| self.failed("resize", source))

@@ -122,7 +122,8 @@ impl FolderStore {
         Draft::begin(self.path(name), timestamp)
     }
 
-    fn read(&self, name: &LtxName, range: &Range<u64>) -> io::Result<Bytes> {
+    /// Puts the bytes of a range behind what is in `body`.
+    fn read(&self, name: &LtxName, range: &Range<u64>, body: &mut Vec<u8>) -> io::Result<()> {
         let file = File::open(self.path(name))?;
         let size = file.metadata()?.len();
         if size < range.end {
@@ -130,9 +131,13 @@ impl FolderStore {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
         }
         let length = usize::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)?;
-        let mut body = vec![0; length];
-        file.read_exact_at(&mut body, range.start)?;
-        Ok(body.into())
+        let before = body.len();
+        body.resize(before + length, 0);
+        let read = file.read_exact_at(body.get_mut(before..).unwrap_or_default(), range.start);
+        if read.is_err() {
+            body.truncate(before);
+        }
+        read
     }
 
     fn remove(&self, names: &[LtxName]) -> Result<(), StoreError> {
@@ -289,7 +294,13 @@ impl Store for FolderStore {
     }
 
     fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        ready(self.read(name, &range).map_err(|e| self.error("get", name, &e))).boxed()
+        let mut body = Vec::new();
+        let read = self.read(name, &range, &mut body).map_err(|e| self.error("get", name, &e));
+        ready(read.map(|()| body.into())).boxed()
+    }
+
+    fn read_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>, body: &'a mut Vec<u8>) -> BoxFuture<'a, Result<(), StoreError>> {
+        ready(self.read(name, &range, body).map_err(|e| self.error("get", name, &e))).boxed()
     }
 
     fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {

@@ -173,6 +173,14 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The bytes of a range; fails with `NotFound` where the object is gone and `Truncated` where it is shorter.
     fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>>;
 
+    /// The same, put behind what is in `body`. Where it fails, what did come is kept, so that another request can go on from there.
+    fn read_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>, body: &'a mut Vec<u8>) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            body.extend_from_slice(&self.get_range(name, range).await?);
+            Ok(())
+        })
+    }
+
     /// The object's size and exact timestamp; `NotFound` where there is none.
     fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>>;
 

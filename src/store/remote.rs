@@ -227,23 +227,42 @@ impl Inner {
     }
 
     async fn get_range(&self, name: &LtxName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let mut body = Vec::with_capacity(usize::try_from(range.end.saturating_sub(range.start)).unwrap_or_default());
+        self.read_range(name, range, &mut body).await?;
+        Ok(body.into())
+    }
+
+    async fn read_range(&self, name: &LtxName, range: Range<u64>, body: &mut Vec<u8>) -> Result<(), StoreError> {
         let context = self.context("get", name);
         let path = self.path(&context, &self.keys.file(name))?;
         if range.is_empty() {
-            return Ok(Bytes::new());
+            return Ok(());
         }
         let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..Default::default() };
         let response = self.check(&context, traced(self.bucket().get_opts(&path, options)).await)?;
-        let body = response.bytes().await.map_err(|e| {
-            let error = self.clean(context.failure(&e, None));
-            // It was on its way and broke off.
-            let kind = if error.kind == StoreErrorKind::Timeout { error.kind } else { StoreErrorKind::Truncated };
-            StoreError { kind, advice: "", ..error }
-        })?;
-        if body.len() as u64 == range.end - range.start {
-            return Ok(body);
+        let (before, wanted) = (body.len(), range.end.saturating_sub(range.start));
+        let mut pieces = response.into_stream();
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|e| {
+                let error = self.clean(context.failure(&e, None));
+                // It was on its way and broke off.
+                let kind = if error.kind == StoreErrorKind::Timeout { error.kind } else { StoreErrorKind::Truncated };
+                StoreError { kind, advice: "", ..error }
+            })?;
+            body.extend_from_slice(&piece);
+            if (body.len() - before) as u64 > wanted {
+                break;
+            }
         }
-        let cause = format!("{} bytes came, bytes {} to {} were asked for", body.len(), range.start, range.end);
+        let came = (body.len() - before) as u64;
+        if came == wanted {
+            return Ok(());
+        }
+        if came > wanted {
+            // Whatever that is, it is not the beginning of what was asked for.
+            body.truncate(before);
+        }
+        let cause = format!("{came} bytes came, bytes {} to {} were asked for", range.start, range.end);
         Err(context.error(StoreErrorKind::Truncated, cause, ""))
     }
 
@@ -395,6 +414,10 @@ impl Store for RemoteStore {
 
     fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         self.0.get_range(name, range).boxed()
+    }
+
+    fn read_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>, body: &'a mut Vec<u8>) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.0.read_range(name, range, body).boxed()
     }
 
     fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {

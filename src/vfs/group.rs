@@ -66,7 +66,10 @@ pub(super) fn wal_index(path: &Path) -> Option<IndexHeader> {
         // SAFETY: it is on the list, whose lock is held.
         let main = unsafe { &*open.0 };
         // Of a WAL that was cut to nothing at the last close the index still says what was there.
-        let is_it = |database: &&Arc<Database>| database.paths.database == path && !main.wal_is_cut.load(Ordering::Relaxed);
+        // And one that is let go of had that name before.
+        let is_it = |database: &&Arc<Database>| {
+            database.paths.database == path && !database.shared.has_left() && !main.wal_is_cut.load(Ordering::Relaxed)
+        };
         main.database().filter(is_it)?;
         main.index_header()
     })

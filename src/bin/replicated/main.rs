@@ -10,6 +10,7 @@ mod adopt;
 mod integrity;
 mod list;
 mod maintain;
+mod moment;
 mod restore;
 mod store_flags;
 mod text;
@@ -40,6 +41,9 @@ const SINGLE_DASH: &[&str] = &[
     "if-replica-exists",
     "integrity-check",
     "parallelism",
+    "max-memory-mib",
+    "threads",
+    "skip-superseded",
     "force",
     "json",
     "dry-run",

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use replicated::restore::{self, DEFAULT_PARALLELISM, Plan, Progress, Report, RestoreError, RestoreOptions, Target};
+use replicated::restore::{
+    self, DEFAULT_MAX_MEMORY_BYTES, DEFAULT_PARALLELISM, Plan, Progress, Report, RestoreError, RestoreOptions, Target,
+};
 use replicated::store::Store;
 use replicated::types::{TimestampMs, Txid};
 use serde_json::json;
 
 use crate::Failure;
 use crate::integrity::IntegrityCheck;
+use crate::moment;
 use crate::store_flags::StoreFlags;
 use crate::text;
 
@@ -26,7 +29,7 @@ pub(crate) struct Args {
     /// Restore the state right after this TXID (hexadecimal) instead of the latest
     #[arg(long, value_name = "HEX", value_parser = txid, conflicts_with = "timestamp")]
     txid: Option<Txid>,
-    /// Restore the last state at or before this time (RFC 3339, such as 2026-11-22T13:49:05Z)
+    /// Restore the last state at or before this time: 2026-11-22T13:49:05.448Z, "2 hours ago", "yesterday 14:30"
     #[arg(long, value_name = "TIME", value_parser = timestamp)]
     timestamp: Option<TimestampMs>,
     /// Do nothing, successfully, if the output exists
@@ -44,9 +47,18 @@ pub(crate) struct Args {
     /// Let SQLite check the database before it is put in place
     #[arg(long, value_enum, default_value_t = IntegrityCheck::None, value_name = "none|quick|full", hide_possible_values = true)]
     integrity_check: IntegrityCheck,
-    /// Requests at once, each of up to 4 MiB of memory
+    /// Requests at once, each of up to 4 MiB
     #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = clap::value_parser!(u64).range(1..=128))]
     parallelism: u64,
+    /// Memory for what was asked for and is not decoded yet, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MAX_MEMORY_BYTES >> 20, value_parser = clap::value_parser!(u64).range(8..=65536))]
+    max_memory_mib: u64,
+    /// Threads that decode [default: one for each core, up to 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    threads: Option<u64>,
+    /// Read large files only where newer ones have not replaced their pages; their checksums cannot be verified then
+    #[arg(long)]
+    skip_superseded: bool,
     /// Write the result to standard output as JSON
     #[arg(long)]
     json: bool,
@@ -62,8 +74,7 @@ fn txid(text: &str) -> Result<Txid, String> {
 }
 
 fn timestamp(text: &str) -> Result<TimestampMs, String> {
-    TimestampMs::from_rfc3339(text)
-        .ok_or_else(|| "a time is written as RFC 3339 with its zone: 2026-11-22T13:49:05Z or 2026-11-22T14:49:05+01:00".to_owned())
+    moment::parse(text, &jiff::Zoned::now())
 }
 
 /// Runs the command.
@@ -101,6 +112,9 @@ fn restore_to(args: &Args, store: &dyn Store, target: Target, output: &Path) -> 
         target,
         overwrite: args.force,
         parallelism: usize::try_from(args.parallelism).unwrap_or(DEFAULT_PARALLELISM),
+        max_memory_bytes: args.max_memory_mib << 20,
+        threads: args.threads.and_then(|threads| usize::try_from(threads).ok()).unwrap_or_else(restore::default_threads),
+        skip_superseded: args.skip_superseded,
         progress: Some(&bar),
         check: Some(&check),
         ..RestoreOptions::latest(output)
@@ -154,11 +168,13 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
             "txid": report.txid.to_string(),
             "max_txid_in_bucket": report.max_txid_in_bucket.to_string(),
             "timestamp": report.timestamp.to_rfc3339(),
+            "asked_timestamp": args.timestamp.map(TimestampMs::to_rfc3339),
             "page_size": report.page_size.get(),
             "pages": report.commit_pages,
             "database_bytes": report.database_bytes(),
             "files": report.files.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "read_bytes": report.read_bytes,
+            "files_read_in_part": report.files_in_part,
             "resumable": report.not_resumable.is_none() && report.txid == report.max_txid_in_bucket,
             "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
             "integrity_check": args.integrity_check.name(),
@@ -172,11 +188,16 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
     } else {
         ", the latest".to_owned()
     };
+    let checksums = match report.files_in_part {
+        0 => "every checksum of the files read".to_owned(),
+        in_part => format!("every checksum but of {} read in part (--skip-superseded)", text::count(in_part, "file")),
+    };
     let checked = match args.integrity_check {
-        IntegrityCheck::None => "every checksum of the files read".to_owned(),
-        check => format!("every checksum of the files read, and SQLite's {} integrity check", check.name()),
+        IntegrityCheck::None => checksums,
+        check => format!("{checksums}, and SQLite's {} integrity check", check.name()),
     };
     let speed = report.read_bytes as f64 / elapsed.as_secs_f64().max(0.001);
+    let asked = args.timestamp.map(|at| format!(", the last at or before {}", text::time(at))).unwrap_or_default();
     let next = match &report.not_resumable {
         Some(why) => format!("its position could not be kept beside it ({why}): see `replicated adopt`"),
         None if report.txid < report.max_txid_in_bucket => "nothing until you decide with `replicated adopt`".to_owned(),
@@ -185,7 +206,7 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
     text::to_stdout(&format!(
         "Restored {output} from {url}\n\
          \x20 state     TXID {txid}{behind}\n\
-         \x20 time      {time} ({age})\n\
+         \x20 time      {time} ({age}){asked}\n\
          \x20 size      {size}, {pages} pages of {page_size} bytes\n\
          \x20 read      {read} in {files}, {took} ({speed}/s)\n\
          \x20 verified  {checked}\n\
@@ -210,6 +231,7 @@ fn show_plan(args: &Args, store: &dyn Store, plan: &Plan) {
         return text::to_stdout_json(&json!({
             "status": "planned",
             "url": store.url(),
+            "asked_timestamp": args.timestamp.map(TimestampMs::to_rfc3339),
             "txid": plan.txid.to_string(),
             "max_txid_in_bucket": plan.max_txid_in_bucket.to_string(),
             "read_bytes": plan.size_bytes(),
@@ -219,7 +241,8 @@ fn show_plan(args: &Args, store: &dyn Store, plan: &Plan) {
     if args.quiet {
         return;
     }
-    let mut shown = format!("Would restore TXID {} from {}\n", plan.txid, store.url());
+    let asked = args.timestamp.map(|at| format!(", the last state at or before {},", text::time(at))).unwrap_or_default();
+    let mut shown = format!("Would restore TXID {}{asked} from {}\n", plan.txid, store.url());
     for file in &plan.files {
         shown.push_str(&format!("  level {}  {}  {:>10}\n", file.name.level, file.name.file_name(), text::size(file.size_bytes)));
     }

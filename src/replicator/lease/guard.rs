@@ -85,6 +85,10 @@ impl Store for LeasedStore {
         self.store.get_range(name, range)
     }
 
+    fn read_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>, body: &'a mut Vec<u8>) -> BoxFuture<'a, Result<(), StoreError>> {
+        self.store.read_range(name, range, body)
+    }
+
     fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {
         self.store.head(name)
     }
