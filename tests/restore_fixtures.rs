@@ -431,7 +431,7 @@ fn wrong_usage_is_told_from_failure() {
         vec!["restore", "-o", "x"],
         vec!["restore", &url, "-o", "x", "-txid", "0"],
         vec!["restore", &url, "-o", "x", "-txid", "1", "-timestamp", "2026-01-01T00:00:00Z"],
-        vec!["restore", &url, "-o", "x", "-timestamp", "yesterday"],
+        vec!["restore", &url, "-o", "x", "-timestamp", "before lunch"],
         vec!["restore", &url, "-o", "x", "-parallelism", "0"],
         vec!["restore", "bucket/path", "-o", "x"],
         vec!["restore", "ftp://bucket/path", "-o", "x"],

@@ -28,7 +28,6 @@ type Rule = dyn Fn(u64, &LtxName, &Range<u64>) -> Answer + Send + Sync;
 enum Answer {
     Whole,
     Only(u64),
-    Fails(StoreErrorKind),
     /// It never comes.
     Never,
 }
@@ -100,7 +99,6 @@ impl Store for Flaky {
             assert!(range.end - range.start <= 4 << 20, "a request for {range:?}");
             let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
             let only = match (self.rule)(number, name, &range) {
-                Answer::Fails(kind) => return Err(failure(kind, name)),
                 Answer::Never => {
                     self.open.fetch_add(1, Ordering::SeqCst);
                     std::future::pending().await

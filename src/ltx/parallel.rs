@@ -325,8 +325,10 @@ mod tests {
     use crate::ltx::{Decoder, Encoder, PageForm};
     use crate::types::{PageSize, TimestampMs, Txid};
 
+    type Pages = Vec<(u32, Vec<u8>)>;
+
     /// What the decoder of one thread says, and what it hands out.
-    fn in_order(bytes: &[u8]) -> (Result<(), String>, Vec<(u32, Vec<u8>)>) {
+    fn in_order(bytes: &[u8]) -> (Result<(), String>, Pages) {
         let mut pages = Vec::new();
         let mut decoder = Decoder::new();
         let pushed = decoder.push(bytes, &mut |page, data| {
@@ -336,7 +338,7 @@ mod tests {
         (pushed.and_then(|()| decoder.finish().map(drop)).map_err(|error| error.to_string()), pages)
     }
 
-    fn in_parts(bytes: &[u8], chunk_bytes: usize, backwards: bool) -> (Result<(), String>, Vec<(u32, Vec<u8>)>) {
+    fn in_parts(bytes: &[u8], chunk_bytes: usize, backwards: bool) -> (Result<(), String>, Pages) {
         let mut pages = Vec::new();
         let outcome = (|| {
             let mut splitter = Splitter::begin(bytes)?;

@@ -78,7 +78,6 @@ pub(super) struct Assembly<'a> {
 
 #[derive(Debug)]
 struct Pending {
-    name: LtxName,
     ledger: Ledger,
     /// What stands behind its last frame, and how many runs there are.
     ending: Option<(Ending, u64)>,
@@ -108,7 +107,7 @@ impl<'a> Assembly<'a> {
                 let splitter = Splitter::begin(body)?;
                 self.begin(&piece.file.name, splitter.header())?;
                 let ledger = Ledger::new(splitter.header(), body);
-                self.pending.insert(piece.place, Pending { name: piece.file.name, ledger, ending: None });
+                self.pending.insert(piece.place, Pending { ledger, ending: None });
                 (splitter, 0)
             }
         };
@@ -122,7 +121,7 @@ impl<'a> Assembly<'a> {
             if let Some(pending) = self.pending.get_mut(&piece.place) {
                 pending.ending = Some((ending, runs));
             }
-            self.verify(piece.place).map_err(|(_, error)| error)?;
+            self.verify(piece.place)?;
         } else {
             self.open = Some((splitter, runs));
         }
@@ -136,9 +135,9 @@ impl<'a> Assembly<'a> {
         Ok(splitter.push(body, &mut want)?)
     }
 
-    /// Takes what a run has given; where it fails, also the object.
-    pub(super) fn add(&mut self, done: Done, name: &LtxName) -> Result<(), (LtxName, ApplyError)> {
-        let sum: Sum = done.outcome.map_err(|error| (*name, error))?;
+    /// Takes what a run has given.
+    pub(super) fn add(&mut self, done: Done) -> Result<(), ApplyError> {
+        let sum: Sum = done.outcome?;
         if let Some(pending) = self.pending.get_mut(&done.place) {
             pending.ledger.add(done.number, sum);
         }
@@ -146,13 +145,13 @@ impl<'a> Assembly<'a> {
     }
 
     /// Verifies a file once all of it has been decoded.
-    fn verify(&mut self, place: usize) -> Result<(), (LtxName, ApplyError)> {
+    fn verify(&mut self, place: usize) -> Result<(), ApplyError> {
         let is_complete = |pending: &Pending| pending.ending.as_ref().is_some_and(|(_, runs)| pending.ledger.added() == *runs);
         if !self.pending.get(&place).is_some_and(is_complete) {
             return Ok(());
         }
         match self.pending.remove(&place) {
-            Some(Pending { name, ledger, ending: Some((ending, _)) }) => ledger.finish(&ending).map_err(|error| (name, error.into())),
+            Some(Pending { ledger, ending: Some((ending, _)) }) => Ok(ledger.finish(&ending)?),
             _ => Ok(()),
         }
     }
@@ -224,9 +223,9 @@ impl<'a> Assembly<'a> {
         missing.map_or(Finished::Whole(header), |page| Finished::Missing { page, newest, header })
     }
 
-    /// Files that were begun and not verified; there are none once everything has been decoded.
-    pub(super) fn first_unverified(&self) -> Option<LtxName> {
-        self.pending.values().next().map(|pending| pending.name)
+    /// The place of a file that was begun and not verified; there is none once everything has been decoded.
+    pub(super) fn first_unverified(&self) -> Option<usize> {
+        self.pending.keys().next().copied()
     }
 
     fn shape(&mut self, name: &LtxName, header: &Header) -> Result<(), ApplyError> {

@@ -98,7 +98,9 @@ impl Workers {
     /// How many are at work at most is the caller's business.
     pub(super) fn send(&self, job: Job) {
         // Fails where all of them have ended, which `done` then says.
-        let _ = self.jobs.as_ref().map(|jobs| jobs.send(job));
+        if let Some(jobs) = &self.jobs {
+            let _ = jobs.send(job);
+        }
     }
 
     pub(super) async fn done(&mut self) -> io::Result<Done> {

@@ -119,7 +119,7 @@ impl<'a> Pipeline<'a> {
                     free_bytes += done.held_bytes;
                     let name = self.name(done.place);
                     self.applied(done.held_bytes);
-                    self.assembly.add(done, &name).map_err(|(name, error)| self.failed(error, &name))?;
+                    self.assembly.add(done).map_err(|error| self.failed(error, &name))?;
                 }
                 Some((piece, body)) = requests.next(), if !requests.is_empty() => {
                     let body = body?;
@@ -144,9 +144,9 @@ impl<'a> Pipeline<'a> {
     fn end(self) -> Result<Outcome, RestoreError> {
         let url = || self.store.url().to_owned();
         let (plan, read_bytes, files_in_part) = (self.plan, self.read_bytes, self.files_in_part);
-        if let Some(name) = self.assembly.first_unverified() {
+        if let Some(place) = self.assembly.first_unverified() {
             // Cannot be; were it so, nothing could be trusted.
-            return Err(RestoreError::Runtime(std::io::Error::other(format!("{name} was not verified"))));
+            return Err(RestoreError::Runtime(std::io::Error::other(format!("{} was not verified", self.name(place)))));
         }
         match self.assembly.finish() {
             Finished::Whole(header) => Ok(Outcome { header, read_bytes, files_in_part }),
