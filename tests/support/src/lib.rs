@@ -25,6 +25,7 @@ pub mod host;
 pub mod life;
 pub mod maintenance;
 pub mod net;
+pub mod place;
 pub mod s3;
 pub mod serve;
 pub mod simulation;
