@@ -390,7 +390,7 @@ mod tests {
             full_sent: Some(FullSent { txid: Txid::FIRST, again: true }),
             witness: Some(Txid::FIRST.next()),
             conflict: Some(Conflict { txid: Txid::FIRST, node_id: u64::MAX, timestamp_ms: -1, size_bytes: 3 }),
-            looks: Looks { boot: 6, spent_until_ms: 7 },
+            looks: Looks { boot: 6, compared_ms: 7, looked_back_ms: -8 },
             to_compare: Some(Stamp { boot: 8, ..stamp }),
         }
     }

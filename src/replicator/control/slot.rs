@@ -73,8 +73,9 @@ pub(super) fn encode_slot(sequence: u64, state: &State) -> [u8; SLOT_BYTES] {
         w.u64(c.size_bytes);
     });
     w.u64(state.looks.boot);
-    w.u64(state.looks.spent_until_ms.cast_unsigned());
+    w.u64(state.looks.compared_ms.cast_unsigned());
     w.option(state.to_compare, |w, s| w.stamp(&s));
+    w.u64(state.looks.looked_back_ms.cast_unsigned());
     let mut slot = [0; SLOT_BYTES];
     for (to, from) in slot.iter_mut().zip(&w.bytes) {
         *to = *from;
@@ -133,8 +134,9 @@ fn decode_slot(slot: &[u8]) -> Option<(u64, State)> {
     let conflict = r.option(|r| {
         Some(Conflict { txid: Txid::new(r.u64()?)?, node_id: r.u64()?, timestamp_ms: r.u64()?.cast_signed(), size_bytes: r.u64()? })
     })?;
-    let looks = Looks { boot: r.u64()?, spent_until_ms: r.u64()?.cast_signed() };
+    let (boot, compared_ms) = (r.u64()?, r.u64()?.cast_signed());
     let to_compare = r.option(Reader::stamp)?;
+    let looks = Looks { boot, compared_ms, looked_back_ms: r.u64()?.cast_signed() };
     let state = State {
         identity,
         replica_hash,
