@@ -17,7 +17,7 @@ mod error;
 mod table;
 mod value;
 
-pub use durability::Durability;
+pub use durability::{Durability, WaitFor};
 pub use error::{ConfigError, Problem, Source};
 pub use table::{Kind, OPTIONS, OptionSpec};
 
@@ -45,8 +45,12 @@ pub enum LogTarget {
 pub struct Options {
     /// The replica's URL as given, `{name}` not yet replaced; see `replica_for`. `None`: pass-through.
     pub replica: Option<String>,
+    /// The second replica's URL, in the same form; see `second`. `None`: there is one.
+    pub replica2: Option<String>,
     /// Whether an open restores a database that is not there.
     pub restore_if_missing: bool,
+    /// Whether it may do so from the second replica.
+    pub restore_from_any: bool,
     /// See `OPTIONS`.
     pub restore_wait: Duration,
     /// Whether commits fail once another writer has gone on with the replica.
@@ -61,6 +65,8 @@ pub struct Options {
     pub burst: u32,
     /// See `OPTIONS`.
     pub durability: Durability,
+    /// See `OPTIONS`.
+    pub wait_for: WaitFor,
     /// See `OPTIONS`.
     pub max_lag: Duration,
     /// See `OPTIONS`.
@@ -97,13 +103,17 @@ pub struct Options {
     pub refuse_lost_tail: bool,
     /// See `OPTIONS`.
     pub adopt: Option<Txid>,
+    /// See `OPTIONS`.
+    pub adopt2: Option<Txid>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             replica: None,
+            replica2: None,
             restore_if_missing: false,
+            restore_from_any: false,
             restore_wait: Duration::from_secs(600),
             readonly_on_conflict: false,
             lease: Duration::ZERO,
@@ -111,6 +121,7 @@ impl Default for Options {
             sync_interval: Duration::from_secs(1),
             burst: 4,
             durability: Durability::Local,
+            wait_for: WaitFor::Both,
             max_lag: Duration::from_secs(10),
             ack_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
@@ -129,6 +140,7 @@ impl Default for Options {
             profile: None,
             refuse_lost_tail: false,
             adopt: None,
+            adopt2: None,
         }
     }
 }
@@ -181,6 +193,13 @@ impl Options {
         Some(self.replica.as_ref()?.replace("{name}", &url_encoded(database_file_name)))
     }
 
+    /// The same options for the second replica, as if it were the only one; `None` where there is none.
+    #[must_use]
+    pub fn second(&self) -> Option<Self> {
+        let second = self.replica2.clone().filter(|_| self.replica.is_some())?;
+        Some(Self { replica: Some(second), replica2: None, adopt: self.adopt2, adopt2: None, ..self.clone() })
+    }
+
     /// What of these concerns the store.
     #[must_use]
     pub fn store_options(&self) -> StoreOptions {
@@ -199,6 +218,8 @@ impl Options {
     fn set(&mut self, spec: &OptionSpec, text: &str) -> Result<(), String> {
         match spec.name {
             "replica" => self.replica = replica(text)?,
+            "replica2" => self.replica2 = replica(text)?,
+            "restore_from" => self.restore_from_any = one_of(text, ["first", "any"])?,
             "restore_wait" => self.restore_wait = duration_within(spec, text)?,
             "restore" => self.restore_if_missing = one_of(text, ["never", "if-missing"])?,
             "on_conflict" => self.readonly_on_conflict = one_of(text, ["continue", "readonly"])?,
@@ -207,6 +228,7 @@ impl Options {
             "sync_interval" => self.sync_interval = duration_within(spec, text)?,
             "burst" => self.burst = count_within(spec, text)?,
             "durability" => self.durability = Durability::parse(text).ok_or("that is none of the three")?,
+            "wait_for" => self.wait_for = WaitFor::parse(text).ok_or("that is none of the three")?,
             "max_lag" => self.max_lag = duration_within(spec, text)?,
             "ack_timeout" => self.ack_timeout = duration_within(spec, text)?,
             "close_timeout" => self.close_timeout = duration_within(spec, text)?,
@@ -225,6 +247,7 @@ impl Options {
             "profile" => self.profile = Some(non_empty(text)?),
             "refuse_lost_tail" => self.refuse_lost_tail = value::switch(text)?,
             "adopt" => self.adopt = Some(Txid::from_hex(text).ok_or("that is no TXID")?),
+            "adopt2" => self.adopt2 = Some(Txid::from_hex(text).ok_or("that is no TXID")?),
             other => return Err(format!("the option {other} has no place to be kept")),
         }
         Ok(())
@@ -252,7 +275,7 @@ fn option_of_variable(name: &str) -> Result<Option<&'static OptionSpec>, ConfigE
 
 fn invalid(spec: &OptionSpec, source: Source, text: &str, why: String) -> ConfigError {
     let got = match spec.name {
-        "replica" | "endpoint" => error::without_secrets(text),
+        "replica" | "replica2" | "endpoint" => error::without_secrets(text),
         _ => text.to_owned(),
     };
     let name = match source {

@@ -42,6 +42,8 @@ pub enum Kind {
     Txid,
     /// What COMMIT waits for.
     Durability,
+    /// Whose acknowledgement COMMIT waits for.
+    WaitFor,
     /// One of these words.
     OneOf(&'static [&'static str]),
 }
@@ -65,6 +67,7 @@ impl Kind {
             Self::Text => "a text that is not empty".to_owned(),
             Self::Txid => "a TXID: 1 to 16 hexadecimal digits, not zero".to_owned(),
             Self::Durability => "local, bounded or remote".to_owned(),
+            Self::WaitFor => "first, both or any".to_owned(),
             Self::OneOf(words) => words.join(" or "),
         }
     }
@@ -126,10 +129,22 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Where the database is replicated to; without it nothing is replicated. `{name}` stands for the database's file name.",
     ),
     option(
+        "replica2",
+        Kind::Replica,
+        "",
+        "A second replica, with a position of its own: at another provider, so that the loss of one is survived. Asks for `replica` as well.",
+    ),
+    option(
         "restore",
         Kind::OneOf(&["never", "if-missing"]),
         "never",
         "What an open does where the database is not there: make an empty one, or restore what the replica has first.",
+    ),
+    option(
+        "restore_from",
+        Kind::OneOf(&["first", "any"]),
+        "first",
+        "With `restore=if-missing` and `replica2`: whether the second replica may be restored where the first does not answer or has nothing.",
     ),
     option(
         "restore_wait",
@@ -172,6 +187,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         Kind::Durability,
         "local",
         "What COMMIT waits for: nothing, the bucket while it lags behind by more than `max_lag`, or the bucket.",
+    ),
+    option(
+        "wait_for",
+        Kind::WaitFor,
+        "both",
+        "With `replica2` and `durability=bounded` or `remote`: whose acknowledgement COMMIT waits for.",
     ),
     option(
         "max_lag",
@@ -236,6 +257,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         "",
         "Declares the local database the truth over the bucket's history up to this TXID, after replication refused because the two differ.",
     ),
+    option("adopt2", Kind::Txid, "", "The same for the bucket of `replica2`, which counts its own TXIDs."),
 ];
 
 /// The option of a name.

@@ -36,6 +36,7 @@ fn every_option_of_the_table_can_be_set_both_ways() {
             Kind::Text => "text",
             Kind::Txid => "1c",
             Kind::Durability => "bounded",
+            Kind::WaitFor => "any",
             Kind::OneOf(words) => words.last().unwrap(),
         };
         let by_uri = resolve(&[(spec.name, text)], &[]).unwrap();

@@ -8,7 +8,7 @@
 //!
 //! Whoever waits holds no lock of ours and needs none of SQLite's: in rollback-journal modes and under exclusive locking the wait happens with
 //! the database locked exclusively, which the uploader does not care about. Those who wait need no token of the request budget and share one
-//! upload.
+//! upload. Where there are two replicas `wait_for` says whose acknowledgement counts.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::database::Database;
-use super::progress::WaitError;
-use crate::config::{Durability, Options};
+use super::progress::{Committer, WaitError};
+use super::replicas::{Each, Replicas};
+use crate::config::{Durability, Options, WaitFor};
 
 /// What stands for the sequence number of a commit that was not seen as it should have been.
 pub(crate) const UNSEEN: u64 = u64::MAX;
@@ -26,13 +27,19 @@ pub(crate) const UNSEEN: u64 = u64::MAX;
 #[derive(Debug)]
 pub(crate) struct Policy {
     durability: AtomicU8,
+    pub(crate) wait_for: WaitFor,
     pub(crate) max_lag: Duration,
     pub(crate) ack_timeout: Duration,
 }
 
 impl Policy {
     pub(crate) const fn of(options: &Options) -> Self {
-        Self { durability: AtomicU8::new(options.durability as u8), max_lag: options.max_lag, ack_timeout: options.ack_timeout }
+        Self {
+            durability: AtomicU8::new(options.durability as u8),
+            wait_for: options.wait_for,
+            max_lag: options.max_lag,
+            ack_timeout: options.ack_timeout,
+        }
     }
 
     pub(crate) fn durability(&self) -> Durability {
@@ -54,35 +61,113 @@ impl Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotAcknowledged;
 
-/// Waits as the connection's policy says, after its commit was published under that sequence number; `None` for a transaction that has changed
+/// Waits as the connection's policy says, after its commit was published under these sequence numbers; `None` for a transaction that has changed
 /// nothing, which has nothing to wait for.
-pub(crate) fn after_commit(database: &Database, policy: &Policy, sequence: Option<u64>) -> Result<(), NotAcknowledged> {
-    let (Some(sequence), durability) = (sequence, policy.durability()) else { return Ok(()) };
-    let waited = match durability {
-        Durability::Local => return Ok(()),
-        _ if sequence == UNSEEN => Err(WaitError::Unseen),
-        Durability::Bounded => wait_while_lagging(database, policy, sequence),
-        Durability::Remote => wait(database, policy, sequence, &|acked| acked >= sequence),
-    };
-    waited.map_err(|error| {
-        database.unacknowledged.tell(database, durability, sequence, &error);
-        NotAcknowledged
-    })
+pub(crate) fn after_commit(replicas: &Replicas, policy: &Policy, own: Each<Option<u64>>) -> Result<(), NotAcknowledged> {
+    let durability = policy.durability();
+    if durability == Durability::Local {
+        return Ok(());
+    }
+    let deadline = Instant::now() + policy.ack_timeout;
+    let second = replicas.second.as_ref().filter(|_| policy.wait_for != WaitFor::First);
+    // Both are told before one is waited for.
+    let first = Waiting::begin(&replicas.first, policy, durability, own.first);
+    let second = second.map(|database| Waiting::begin(database, policy, durability, own.second.unwrap_or(Some(UNSEEN))));
+    match second {
+        None => first.wait(deadline),
+        Some(second) if policy.wait_for == WaitFor::Any => wait_for_any(&first, &second, deadline),
+        Some(second) => {
+            let waited = first.wait(deadline);
+            // What the second one says is told as well.
+            second.wait(deadline).and(waited)
+        }
+    }
+    .map_err(|()| NotAcknowledged)
 }
 
-fn wait_while_lagging(database: &Database, policy: &Policy, sequence: u64) -> Result<(), WaitError> {
-    // Half of the time is left for the request.
-    database.send_within(sequence, policy.max_lag / 2);
-    let is_within = |_acked| database.lag().is_none_or(|lag| lag <= policy.max_lag);
-    if is_within(0) { Ok(()) } else { wait(database, policy, sequence, &is_within) }
+/// A commit that is waited for in one of the replicas.
+struct Waiting<'a> {
+    database: &'a Database,
+    policy: &'a Policy,
+    durability: Durability,
+    sequence: u64,
+    /// `None` where there is nothing to wait for.
+    committer: Option<Committer<'a>>,
 }
 
-fn wait(database: &Database, policy: &Policy, sequence: u64, is_enough: &dyn Fn(u64) -> bool) -> Result<(), WaitError> {
-    // Counted before the uploader is told, so that it does not take it for a flush that waits for nobody else.
-    let committer = database.progress.committer(sequence);
-    database.progress.look_again();
-    database.hasten(sequence);
-    committer.wait(policy.ack_timeout, is_enough)
+impl<'a> Waiting<'a> {
+    fn begin(database: &'a Database, policy: &'a Policy, durability: Durability, own: Option<u64>) -> Self {
+        let mut waiting = Self { database, policy, durability, sequence: own.unwrap_or_default(), committer: None };
+        let Some(sequence) = own.filter(|sequence| *sequence != UNSEEN) else { return waiting };
+        if durability == Durability::Bounded {
+            // Half of the time is left for the request.
+            database.send_within(sequence, policy.max_lag / 2);
+            if waiting.is_enough(0) {
+                return waiting;
+            }
+        }
+        // Counted before the uploader is told, so that it does not take it for a flush that waits for nobody else.
+        waiting.committer = Some(database.progress.committer(sequence));
+        database.progress.look_again();
+        database.hasten(sequence);
+        waiting
+    }
+
+    fn is_enough(&self, acked: u64) -> bool {
+        match self.durability {
+            Durability::Bounded => self.database.lag().is_none_or(|lag| lag <= self.policy.max_lag),
+            Durability::Local | Durability::Remote => acked >= self.sequence,
+        }
+    }
+
+    fn wait_until(&self, limit: Duration) -> Result<(), WaitError> {
+        match &self.committer {
+            _ if self.sequence == UNSEEN => Err(WaitError::Unseen),
+            None => Ok(()),
+            Some(committer) => committer.wait(limit, &|acked| self.is_enough(acked)),
+        }
+    }
+
+    /// Until then at the most, and tells where that was in vain.
+    fn wait(&self, deadline: Instant) -> Result<(), ()> {
+        let limit = deadline.saturating_duration_since(Instant::now()).min(self.policy.ack_timeout);
+        self.wait_until(limit).map_err(|error| self.tell(&error))
+    }
+
+    fn tell(&self, error: &WaitError) {
+        let error = match error {
+            // What is left of the time where the other one was waited for before says nothing.
+            WaitError::Timeout(_, why) => &WaitError::Timeout(self.policy.ack_timeout, why.clone()),
+            error => error,
+        };
+        self.database.unacknowledged.tell(self.database, self.durability, self.sequence, error);
+    }
+}
+
+/// Waits for the first of the two that has it. One that has stopped is not waited for.
+fn wait_for_any(first: &Waiting<'_>, second: &Waiting<'_>, deadline: Instant) -> Result<(), ()> {
+    /// There is no sleeping on two pages at once. A request takes longer.
+    const LOOK: Duration = Duration::from_millis(1);
+    let mut failed = [None, None];
+    loop {
+        for (waiting, failed) in [first, second].iter().zip(&mut failed) {
+            let is_over = Instant::now() >= deadline;
+            if matches!(failed, Some(error) if is_over || !matches!(error, WaitError::Timeout(..))) {
+                continue;
+            }
+            match waiting.wait_until(LOOK) {
+                Ok(()) => return Ok(()),
+                Err(error) => *failed = Some(error),
+            }
+        }
+        let has_stopped = |error: &Option<WaitError>| !matches!(error, Some(WaitError::Timeout(..)));
+        if Instant::now() >= deadline || failed.iter().all(has_stopped) {
+            for (waiting, error) in [first, second].iter().zip(&failed) {
+                error.iter().for_each(|error| waiting.tell(error));
+            }
+            return Err(());
+        }
+    }
 }
 
 /// Tells of commits that were not acknowledged, without flooding the log.
@@ -114,9 +199,10 @@ impl Unacknowledged {
         let remote = database.progress.facts().remote_txid.map_or_else(|| "no TXID".to_owned(), |txid| format!("TXID {txid}"));
         log::error!(
             target: "replicated",
-            "{}: a COMMIT with durability={durability} returned an I/O error: it is committed here and not known to be in the bucket, which has {remote} \
+            "{}: a COMMIT with durability={durability} returned an I/O error: it is committed here and not known to be in the bucket{}, which has {remote} \
              ({}{error}){}",
             database.paths.database.display(),
+            database.paths.of_second(),
             if sequence == UNSEEN { String::new() } else { format!("commit {sequence} of this process, ") },
             if more > 0 { format!("; so had {more} before it") } else { String::new() }
         );

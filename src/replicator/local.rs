@@ -14,18 +14,40 @@ use super::control::Identity;
 pub(crate) struct Paths {
     pub(crate) database: PathBuf,
     pub(crate) wal: PathBuf,
-    /// `<database>-replicated/`: the control file and the spool.
+    /// `<database>-replicated/`: the control file and the spool. `<database>-replicated2/` for the second replica.
     pub(crate) directory: PathBuf,
 }
 
+/// Behind the database's name.
+const FIRST: &str = "-replicated";
+const SECOND: &str = "-replicated2";
+
 impl Paths {
     pub(crate) fn of(database: &Path) -> Self {
+        Self::with(database, FIRST)
+    }
+
+    /// Those of its second replica.
+    pub(crate) fn second_of(database: &Path) -> Self {
+        Self::with(database, SECOND)
+    }
+
+    pub(crate) fn is_second(&self) -> bool {
+        self.directory.as_os_str().as_encoded_bytes().ends_with(SECOND.as_bytes())
+    }
+
+    /// Where a message speaks of the bucket.
+    pub(crate) fn of_second(&self) -> &'static str {
+        if self.is_second() { " of replica2" } else { "" }
+    }
+
+    fn with(database: &Path, suffix: &str) -> Self {
         let with = |suffix: &str| {
             let mut name = OsString::from(database);
             name.push(suffix);
             PathBuf::from(name)
         };
-        Self { database: database.to_owned(), wal: with("-wal"), directory: with("-replicated") }
+        Self { database: database.to_owned(), wal: with("-wal"), directory: with(suffix) }
     }
 
     pub(crate) fn control(&self) -> PathBuf {

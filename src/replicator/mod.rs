@@ -18,6 +18,7 @@
 //! | `stamp`, `remember` | what is told of a file that nobody has open |
 //! | `lease` | which host may write to the replica, and how it hands over |
 //! | `if_missing` | a database that is restored before it is opened |
+//! | `replicas` | the one or two replicas of an open database |
 //! | `process` | what a process has one of |
 
 mod aside;
@@ -47,6 +48,7 @@ pub(crate) mod preserve;
 pub(crate) mod process;
 pub(crate) mod progress;
 pub(crate) mod remember;
+pub(crate) mod replicas;
 mod send;
 pub(crate) mod shared;
 mod snapshot;

@@ -10,16 +10,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::control::{Control, Identity, State};
+use super::control::{Control, Identity, State, replica_hash};
 use super::database::{Database, Host, OpenedTail};
 use super::hub::{Hub, Notice};
 use super::lease::{self, Lease, LeasedStore};
 use super::local::{OwnerMode, Paths, identity};
 use super::progress::WaitError;
+use super::replicas::{Each, Replicas};
 use super::shared::{Mapped, Private, Range, Shared};
 use super::tail::{StopKind, Tail};
 use super::{dispatcher, step};
@@ -56,8 +57,18 @@ pub(crate) enum OpenError {
     #[error("option replica: {url} is in use for {other}, and each database needs a replica URL of its own; got it for {database} too")]
     UrlInUse { url: String, other: String, database: String },
     /// The same database with another replica.
-    #[error("option replica: {database} is open with {first} in this process; got {second}")]
-    OtherUrl { database: String, first: String, second: String },
+    #[error("option {option}: {database} is open with {first} in this process; got {second}")]
+    OtherUrl { option: &'static str, database: String, first: String, second: String },
+    /// Both replicas in one place.
+    #[error(
+        "option replica2: {second} is in one place with {first}, or within it: two replicas in one bucket and path are one, and would stop each other. Give the \
+         second one a path of its own, at another provider where its loss is to be survived"
+    )]
+    SamePlace { first: String, second: String },
+    #[error("option replica2: {0}")]
+    SecondUrl(UrlError),
+    #[error("option replica2: {0}")]
+    SecondStore(StoreError),
     /// No thread could be started.
     #[error(
         "the uploader's thread could not be started: {0}. Raise the limit on threads (RLIMIT_NPROC, pids.max) or allow them, and open again"
@@ -65,10 +76,19 @@ pub(crate) enum OpenError {
     Thread(String),
 }
 
-/// The databases of this process by what they are, not by what they are called.
+/// The databases of this process by what they are, not by what they are called, and each of their replicas.
+type Databases = HashMap<(Identity, Which), Arc<Database>>;
+
+/// Which replica of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Which {
+    First,
+    Second,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    databases: Mutex<HashMap<Identity, Arc<Database>>>,
+    databases: Mutex<Databases>,
     /// The shim's open files by the names that SQLite gave them, both as addresses: a name is a file's for as long as that is open.
     mains: Mutex<HashMap<usize, usize>>,
 }
@@ -144,49 +164,151 @@ impl Process {
 pub(crate) fn open(
     path: &Path,
     options: &Options,
-    host: Arc<dyn Host>,
+    host: &Arc<dyn Host>,
     start_thread: StartThread,
-    taken: Option<lease::Taken>,
-) -> Result<Arc<Database>, OpenError> {
+    leases: Each<Option<lease::Taken>>,
+) -> Result<Replicas, OpenError> {
     let process = Process::current(start_thread)?;
     let local = |source| OpenError::Local { database: path.display().to_string(), path: path.display().to_string(), source };
     let identity = identity(path).map_err(local)?;
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let url = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
+    let urls = Urls::of(path, options)?;
     let mut databases = process.registry.databases.lock();
-    if let Some(database) = databases.get(&identity) {
-        // It has the lease, whoever has written it last.
-        taken.map(lease::Taken::hand_over);
-        return join(database, &url);
+    agree(&databases, identity, path, &urls)?;
+    if !databases.contains_key(&(identity, Which::First)) {
+        let_go(&mut databases, path);
     }
-    let_go(&mut databases, path);
-    let url_text = url.to_string();
-    if let Some(other) = databases.values().find(|d| d.store.url() == url_text) {
-        return Err(OpenError::UrlInUse {
-            url: url_text,
-            other: other.paths.database.display().to_string(),
-            database: path.display().to_string(),
-        });
-    }
-    let store = store::open_sharing(&url, &options.store_options(), &Env::process(), &process.http)?;
-    let paths = Paths::of(path);
-    let store = with_lease(store, options, &paths, taken);
-    let opened = open_tail(&paths, identity, &url_text, options, host.as_ref())?;
-    let conflict = opened.tail.conflict();
-    let id = process.next_id.fetch_add(1, Ordering::Relaxed);
-    let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), host, opened));
-    database.handles.store(1, Ordering::Release);
-    if let Some(message) = conflict {
-        // Known from before: nothing is committed until the uploader has looked.
-        step::report_stop(&database, StopKind::Fenced, message);
-    }
-    databases.insert(identity, Arc::clone(&database));
+    let mut open = |which, url: &ReplicaUrl, options: &Options, second: Option<&ReplicaUrl>, taken| {
+        let new = New { process, path, identity, which, options, url, second };
+        new.open(&mut databases, host, taken)
+    };
+    let (first, first_is_new) = open(Which::First, &urls.first, options, urls.second.as_ref(), leases.first)?;
+    let second = match (options.second(), &urls.second) {
+        (Some(options), Some(url)) => open(Which::Second, url, &options, None, leases.second.flatten()).map(Some),
+        _ => Ok(None),
+    };
     drop(databases);
-    if !process.hub.notify(Notice::Opened(Arc::clone(&database))) {
-        database.poison("the uploader has ended");
+    let tell_of = |database: &Arc<Database>, is_new: bool| {
+        if is_new && !process.hub.notify(Notice::Opened(Arc::clone(database))) {
+            database.poison("the uploader has ended");
+        }
+    };
+    tell_of(&first, first_is_new);
+    match second {
+        Ok(second) => {
+            if let Some((second, is_new)) = &second {
+                tell_of(second, *is_new);
+            }
+            fault_point!("open.registered");
+            Ok(Replicas { first, second: second.map(|(second, _)| second) })
+        }
+        Err(error) => {
+            // The first one goes as it came.
+            close(&Replicas { first, second: None });
+            Err(error)
+        }
     }
-    fault_point!("open.registered");
-    Ok(database)
+}
+
+/// Where the replicas of a database are.
+#[derive(Debug)]
+pub(crate) struct Urls {
+    pub(crate) first: ReplicaUrl,
+    pub(crate) second: Option<ReplicaUrl>,
+}
+
+impl Urls {
+    pub(crate) fn of(path: &Path, options: &Options) -> Result<Self, OpenError> {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let first = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
+        let Some(second) = options.second() else { return Ok(Self { first, second: None }) };
+        let second = ReplicaUrl::parse(&second.replica_for(name).unwrap_or_default()).map_err(OpenError::SecondUrl)?;
+        if first.meets(&second, options.endpoint.as_deref()) {
+            return Err(OpenError::SamePlace { first: first.to_string(), second: second.to_string() });
+        }
+        Ok(Self { first, second: Some(second) })
+    }
+}
+
+/// All connections of a process name the same replicas, while one of them has the database open.
+fn agree(databases: &Databases, identity: Identity, path: &Path, urls: &Urls) -> Result<(), OpenError> {
+    let open = |which| databases.get(&(identity, which)).filter(|database| database.handles.load(Ordering::Acquire) > 0);
+    let Some(_) = open(Which::First) else { return Ok(()) };
+    let (before, now) = (open(Which::Second).map(|d| d.store.url()), urls.second.as_ref().map(ReplicaUrl::as_str));
+    if before == now {
+        return Ok(());
+    }
+    let or_none = |url: Option<&str>| url.unwrap_or("none").to_owned();
+    Err(OpenError::OtherUrl { option: "replica2", database: path.display().to_string(), first: or_none(before), second: or_none(now) })
+}
+
+/// A replica of a database that is being opened.
+struct New<'a> {
+    process: &'static Process,
+    path: &'a Path,
+    identity: Identity,
+    which: Which,
+    /// As if it were the only one.
+    options: &'a Options,
+    url: &'a ReplicaUrl,
+    /// The other one, where this is the first of two.
+    second: Option<&'a ReplicaUrl>,
+}
+
+impl New<'_> {
+    fn open(
+        &self,
+        databases: &mut Databases,
+        host: &Arc<dyn Host>,
+        taken: Option<lease::Taken>,
+    ) -> Result<(Arc<Database>, bool), OpenError> {
+        let Self { process, path, identity, which, options, url, .. } = *self;
+        if let Some(database) = databases.get(&(identity, which)) {
+            // It has the lease, whoever has written it last.
+            taken.map(lease::Taken::hand_over);
+            return Ok((join(database, which, url)?, false));
+        }
+        let url_text = url.to_string();
+        if let Some(other) = databases.values().find(|d| d.store.url() == url_text) {
+            return Err(OpenError::UrlInUse {
+                url: url_text,
+                other: other.paths.database.display().to_string(),
+                database: path.display().to_string(),
+            });
+        }
+        let store = store::open_sharing(url, &options.store_options(), &Env::process(), &process.http).map_err(|error| match which {
+            Which::First => OpenError::Store(error),
+            Which::Second => OpenError::SecondStore(error),
+        })?;
+        let paths = which.paths(path);
+        let store = with_lease(store, options, &paths, taken);
+        let opened = open_tail(&paths, identity, &url_text, self.second, options, host.as_ref())?;
+        let conflict = opened.tail.conflict();
+        let id = process.next_id.fetch_add(1, Ordering::Relaxed);
+        let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), Arc::clone(host), opened));
+        database.handles.store(1, Ordering::Release);
+        if let Some(message) = conflict {
+            // Known from before: nothing is committed until the uploader has looked.
+            step::report_stop(&database, StopKind::Fenced, message);
+        }
+        databases.insert((identity, which), Arc::clone(&database));
+        Ok((database, true))
+    }
+}
+
+impl Which {
+    const fn option(self) -> &'static str {
+        match self {
+            Self::First => "replica",
+            Self::Second => "replica2",
+        }
+    }
+
+    pub(crate) fn paths(self, database: &Path) -> Paths {
+        match self {
+            Self::First => Paths::of(database),
+            Self::Second => Paths::second_of(database),
+        }
+    }
 }
 
 /// The store that writes only with the lease, where the option asks for that; and the lease, as it was taken.
@@ -206,8 +328,9 @@ fn with_lease(
 }
 
 /// SQLite lets an application delete or replace a file that it still has open; what is beside it now belongs to the new one.
-fn let_go(databases: &mut HashMap<Identity, Arc<Database>>, path: &Path) {
-    if let Some(gone) = databases.values().find(|d| d.paths.database == path).cloned() {
+fn let_go(databases: &mut Databases, path: &Path) {
+    let gone: Vec<_> = databases.values().filter(|d| d.paths.database == path).cloned().collect();
+    for gone in gone {
         let message = "the file was deleted or replaced while a connection had it open: what that connection commits is not replicated";
         // First of all: what it would tell the others is told in the page that the new one uses.
         gone.progress.fail(message.to_owned());
@@ -232,14 +355,15 @@ pub(crate) fn has_open(path: &Path) -> bool {
 /// Whether a connection of this process has it open, so that it is not about to be forgotten.
 pub(crate) fn has_handles(path: &Path) -> bool {
     let (Ok(identity), Some(registry)) = (identity(path), registry()) else { return false };
-    registry.databases.lock().get(&identity).is_some_and(|database| database.handles.load(Ordering::Acquire) > 0)
+    registry.databases.lock().get(&(identity, Which::First)).is_some_and(|database| database.handles.load(Ordering::Acquire) > 0)
 }
 
-fn join(database: &Arc<Database>, url: &ReplicaUrl) -> Result<Arc<Database>, OpenError> {
+fn join(database: &Arc<Database>, which: Which, url: &ReplicaUrl) -> Result<Arc<Database>, OpenError> {
     let second = url.to_string();
     if database.store.url() != second {
         let first = database.store.url().to_owned();
-        return Err(OpenError::OtherUrl { database: database.paths.database.display().to_string(), first, second });
+        let option = which.option();
+        return Err(OpenError::OtherUrl { option, database: database.paths.database.display().to_string(), first, second });
     }
     if database.handles.fetch_add(1, Ordering::AcqRel) == 0 {
         database.reopened();
@@ -248,52 +372,69 @@ fn join(database: &Arc<Database>, url: &ReplicaUrl) -> Result<Arc<Database>, Ope
 }
 
 /// Gives a handle back. The last one flushes, for a bounded time.
-pub(crate) fn close(database: &Arc<Database>) {
+pub(crate) fn close(replicas: &Replicas) {
     let Some(process) = PROCESSES.get(generation()).and_then(|slot| slot.process.get()) else { return };
-    {
+    let last = {
         let _registry = process.registry.databases.lock();
-        if database.handles.fetch_sub(1, Ordering::AcqRel) != 1 {
-            return;
+        let is_last = |database: &&Arc<Database>| database.handles.fetch_sub(1, Ordering::AcqRel) == 1;
+        let databases: Vec<_> = replicas.iter().filter(is_last).collect();
+        for database in &databases {
+            database.flushing.fetch_add(1, Ordering::AcqRel);
         }
-        database.flushing.fetch_add(1, Ordering::AcqRel);
+        // Also where the flush panics: else nobody could ever open the database afresh.
+        Flushing { databases, process }
+    };
+    if last.databases.is_empty() {
+        return;
     }
-    // Also where the flush panics: else nobody could ever open the database afresh.
-    let _flushing = Flushing { database, process };
     fault_point!("close.flush");
-    let limit = database.options.close_timeout;
+    let limit = replicas.first.options.close_timeout;
+    let deadline = Instant::now() + limit;
     // What another process uploads need not be waited for: that one goes on. Where it has just gone, this one is about to take over.
-    if (database.is_owner() || database.is_alone())
-        && database.is_known()
-        && !limit.is_zero()
-        && let Err(error @ WaitError::Timeout(..)) = database.sync_at_close(limit)
-    {
-        log::warn!(
-            target: "replicated",
-            "{}: closed with commits that are not in the bucket ({error}); they are kept beside the database, and the next open goes on from there",
-            database.paths.database.display()
-        );
+    let sends = |database: &&&Arc<Database>| !limit.is_zero() && (database.is_owner() || database.is_alone()) && database.is_known();
+    // Both are asked before one is waited for.
+    let asked: Vec<_> =
+        last.databases.iter().filter(sends).filter_map(|database| Some((database, database.ask_at_close().ok()?))).collect();
+    for (database, sequence) in asked {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        if let Err(WaitError::Timeout(_, why)) = database.wait_at_close(sequence, rest) {
+            let error = WaitError::Timeout(limit, why);
+            log::warn!(
+                target: "replicated",
+                "{}: closed with commits that are not in the bucket{} ({error}); they are kept beside the database, and the next open goes on from there",
+                database.paths.database.display(),
+                database.paths.of_second()
+            );
+        }
     }
     fault_point!("close.flushed");
 }
 
 /// The last handle is being closed.
 struct Flushing<'a> {
-    database: &'a Arc<Database>,
+    databases: Vec<&'a Arc<Database>>,
     process: &'a Process,
 }
 
 impl Drop for Flushing<'_> {
     fn drop(&mut self) {
-        let database = self.database;
         {
             let _registry = self.process.registry.databases.lock();
             // Opened again meanwhile, or closed by another who is still flushing: then it is theirs.
-            if database.flushing.fetch_sub(1, Ordering::AcqRel) != 1 || database.handles.load(Ordering::Acquire) > 0 {
-                return;
-            }
-            database.closing.store(true, Ordering::Release);
+            self.databases.retain(|database| {
+                let is_over = database.flushing.fetch_sub(1, Ordering::AcqRel) == 1 && database.handles.load(Ordering::Acquire) == 0;
+                if is_over {
+                    database.closing.store(true, Ordering::Release);
+                }
+                is_over
+            });
         }
-        database.wait_forgotten();
+        for database in &self.databases {
+            database.have_forgotten();
+        }
+        for database in &self.databases {
+            database.wait_forgotten();
+        }
     }
 }
 
@@ -306,7 +447,8 @@ pub(crate) fn unless_open<T>(path: &Path, body: impl FnOnce() -> T) -> Option<T>
 
 /// Whether this process replicates that file.
 pub(crate) fn replicates(identity: &Identity) -> bool {
-    registry().is_some_and(|registry| registry.databases.lock().contains_key(identity))
+    let is_it = |(of, _): &(Identity, Which)| of == identity;
+    registry().is_some_and(|registry| registry.databases.lock().keys().any(is_it))
 }
 
 fn registry() -> Option<&'static Registry> {
@@ -338,19 +480,30 @@ pub(crate) fn forget_main(file: usize) {
 }
 
 /// The database whose WAL that is, if it is replicated by this process.
-pub(crate) fn find_by_wal(path: &Path) -> Option<Arc<Database>> {
+pub(crate) fn find_by_wal(path: &Path) -> Option<Replicas> {
     let name = path.as_os_str().as_encoded_bytes();
     if !name.ends_with(b"-wal") {
         return None;
     }
-    registry()?.databases.lock().values().find(|d| d.paths.wal == path).cloned()
+    let databases = registry()?.databases.lock();
+    let (identity, first) =
+        databases.iter().find(|((_, which), d)| *which == Which::First && d.paths.wal == path).map(|((i, _), d)| (*i, d))?;
+    let second = databases.get(&(identity, Which::Second)).filter(|d| d.paths.wal == path);
+    Some(Replicas { first: Arc::clone(first), second: second.cloned() })
 }
 
 /// How long to wait for another process that is about to open the database as well.
 const OPENING_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens what is beside the database, or joins the processes that have it open.
-fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options, host: &dyn Host) -> Result<OpenedTail, OpenError> {
+fn open_tail(
+    paths: &Paths,
+    identity: Identity,
+    url: &str,
+    second: Option<&ReplicaUrl>,
+    options: &Options,
+    host: &dyn Host,
+) -> Result<OpenedTail, OpenError> {
     let database = paths.database.display().to_string();
     let local = |path: &Path, source| OpenError::Local { database: database.clone(), path: path.display().to_string(), source };
     let refused = |why| OpenError::OtherProcess { database: database.clone(), why };
@@ -364,7 +517,8 @@ fn open_tail(paths: &Paths, identity: Identity, url: &str, options: &Options, ho
     }
     let is_first = locks.try_lock(Range::Present, true).map_err(on_control)?;
     fault_io!("control.locked").map_err(on_control)?;
-    let beside = Beside { paths, identity, url, options, owner, database: database.clone() };
+    let second_hash = second.map_or(0, |url| replica_hash(url.as_str()));
+    let beside = Beside { paths, identity, url, second_hash, options, owner, database: database.clone() };
     let file = control.file();
     let (tail, shared, is_shared) = if is_first {
         let tail = beside.first(control, |file| host.map_shared(file))?;
@@ -394,6 +548,8 @@ struct Beside<'a> {
     paths: &'a Paths,
     identity: Identity,
     url: &'a str,
+    /// Of the second replica's URL, where this is the first of two.
+    second_hash: u64,
     options: &'a Options,
     owner: OwnerMode,
     database: String,
@@ -415,6 +571,7 @@ impl Beside<'_> {
         let is_shared = mapped.is_ok();
         let shared = Shared::new(mapped.unwrap_or_else(|_| Box::new(Private::default())));
         shared.begin();
+        shared.second_hash.store(self.second_hash, Ordering::Release);
         let mut state = saved_for(saved, self.identity, self.url, &self.database);
         if self.options.adopt.is_some() {
             state.adopt = self.options.adopt;
@@ -454,8 +611,11 @@ impl Beside<'_> {
         if state.identity != Some(self.identity) {
             return Err(refused("it has another file open, which had this name before; close it there first"));
         }
-        if state.replica_hash != super::control::replica_hash(self.url) {
+        if state.replica_hash != replica_hash(self.url) {
             return Err(refused("it replicates to another URL, and all processes must name the same one"));
+        }
+        if shared.second_hash.load(Ordering::Acquire) != self.second_hash {
+            return Err(refused("it has another replica2, or one of the two has none, and all processes must name the same one"));
         }
         if shared.in_memory.load(Ordering::Acquire) != 0 {
             return Err(refused("the disk is full, and what waits to be sent is in the memory of that process; make room and try again"));
@@ -493,7 +653,7 @@ impl Beside<'_> {
 
 /// What was saved, if it was saved for this very file and this replica.
 fn saved_for(saved: Option<State>, identity: Identity, url: &str, database: &str) -> State {
-    let replica_hash = crate::replicator::control::replica_hash(url);
+    let replica_hash = replica_hash(url);
     let fresh = State { identity: Some(identity), replica_hash, node_id: fastrand::u64(1..), ..State::default() };
     let Some(saved) = saved else { return fresh };
     if saved.identity != Some(identity) {

@@ -197,6 +197,29 @@ impl ReplicaUrl {
         &self.options
     }
 
+    /// Whether one of the two lies in the other, as far as the URLs tell. `endpoint` is that of a URL which names none.
+    pub(crate) fn meets(&self, other: &Self, endpoint: Option<&str>) -> bool {
+        let within = |a: &str, b: &str| {
+            let segments = |path: &str| path.split('/').map(ToOwned::to_owned).filter(|s| !s.is_empty()).collect::<Vec<_>>();
+            let (a, b) = (segments(a), segments(b));
+            a.starts_with(&b) || b.starts_with(&a)
+        };
+        let endpoint = endpoint.map(|text| self::endpoint(text).unwrap_or_else(|_| text.to_owned()));
+        let endpoint_of = |url: &Self| url.options.endpoint.clone().or_else(|| endpoint.clone());
+        match (&self.location, &other.location) {
+            (Location::Folder { path: a }, Location::Folder { path: b }) => a.starts_with(b) || b.starts_with(a),
+            (Location::S3 { bucket: a, path }, Location::S3 { bucket: b, path: other_path })
+            | (Location::Gcs { bucket: a, path }, Location::Gcs { bucket: b, path: other_path }) => {
+                a == b && endpoint_of(self) == endpoint_of(other) && within(path, other_path)
+            }
+            (
+                Location::Azure { account: a, container, path },
+                Location::Azure { account: b, container: other_container, path: other_path },
+            ) => a == b && container == other_container && endpoint_of(self) == endpoint_of(other) && within(path, other_path),
+            _ => false,
+        }
+    }
+
     /// The URL as it was given. It holds no secret.
     #[must_use]
     pub fn as_str(&self) -> &str {

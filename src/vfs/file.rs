@@ -1,9 +1,7 @@
 //! Open files of ours: the database and its WAL. Everything is forwarded; the few methods with a behaviour of their own are `main_*` and `wal_*`.
 
-use std::any::Any;
 use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::abi::{File, IoMethods, SQLITE_IOERR, SQLITE_NOTFOUND, SQLITE_OK};
@@ -13,9 +11,9 @@ use super::main_file::{
     MainFile, main_file_control, main_lock, main_shm_lock, main_shm_map, main_shm_unmap, main_sync, main_truncate, main_unlock, main_write,
 };
 use super::wal_file::{WalSide, super_journal_write, wal_sync, wal_truncate, wal_write};
-use crate::replicator::database::Database;
 use crate::replicator::durability::Policy;
 use crate::replicator::process;
+use crate::replicator::replicas::Replicas;
 use crate::replicator::step::panic_text;
 
 /// What SQLite allocates for a file of ours; the base's file follows at once.
@@ -37,22 +35,16 @@ enum FileState {
 ///
 /// # Safety
 /// `file` points to the memory that SQLite passed to `xOpen` of our VFS, with an open base file behind our part.
-pub(crate) unsafe fn become_main(
-    file: *mut File,
-    api: &'static SqliteApi,
-    name: FileName,
-    database: Option<Arc<Database>>,
-    policy: Policy,
-) {
-    if database.is_some() {
+pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, name: FileName, replicas: Option<Replicas>, policy: Policy) {
+    if replicas.is_some() {
         process::note_main(name as usize, file as usize);
     }
-    let main = MainFile::new(api, name, database, policy);
+    let main = MainFile::new(api, name, replicas, policy);
     // SAFETY: passed on; what has become ours has its state.
     unsafe {
         become_ours(file, FileState::Main(main), &MAIN);
         if let Some(FileState::Main(main)) = state_of(file)
-            && main.database.is_some()
+            && main.replicas.is_some()
         {
             group::opened(main);
         }
@@ -78,7 +70,7 @@ pub(crate) unsafe fn become_super_journal(file: *mut File) {
 pub(crate) unsafe fn become_wal(file: *mut File, main: *mut File) -> bool {
     // SAFETY: `main` is null or an open file.
     let Some(FileState::Main(main)) = (unsafe { state_of(main) }) else { return false };
-    if main.database.is_none() {
+    if main.replicas.is_none() {
         return false;
     }
     main.in_wal_mode.store(true, Ordering::Relaxed);
@@ -133,17 +125,12 @@ pub(super) unsafe fn base_of(file: *mut File) -> (*mut File, &'static IoMethods)
     (base, unsafe { &*(*base).methods })
 }
 
-/// A panic was caught.
-pub(crate) fn poison(database: &Database, panic: &(dyn Any + Send)) {
-    // Should the panic repeat here, it is caught as well; there is nothing left to do.
-    let _ = catch_unwind(AssertUnwindSafe(|| database.poison(&panic_text(panic))));
-}
-
-/// Runs a callback's own part. A panic ends the replication of the database and nothing else.
+/// Runs a callback's own part. A panic ends the replication of the database and nothing else. What concerns one replica or the other is guarded by
+/// `Replicas::each`.
 pub(super) fn guarded<T>(main: &MainFile, after_panic: T, body: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        if let Some(database) = &main.database {
-            poison(database, &*panic);
+        if let Some(replicas) = &main.replicas {
+            replicas.poison(&panic_text(&*panic));
         }
         after_panic
     })
@@ -211,12 +198,12 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
     // SAFETY: see above; the state is freed once, and the methods are cleared so that nobody comes back.
     let (rc, state) = unsafe {
         match state_of(file) {
-            Some(FileState::Main(main)) if main.database().is_some() => group::closes(main),
+            Some(FileState::Main(main)) if main.replicas().is_some() => group::closes(main),
             // SQLite deletes it next.
             Some(FileState::Wal(wal)) => {
                 let main = &*wal.main;
-                if let Some(database) = main.database() {
-                    guarded(main, (), || main.before_unlocked_end(database));
+                if let Some(replicas) = main.replicas() {
+                    guarded(main, (), || main.before_unlocked_end(replicas));
                 }
             }
             _ => {}
@@ -229,11 +216,11 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
     };
     match *state {
         FileState::Main(main) => {
-            let database = main.database().cloned();
-            if let Some(database) = database {
+            let replicas = main.replicas().cloned();
+            if let Some(replicas) = replicas {
                 process::forget_main(file as usize);
-                guarded(&main, (), || process::close(&database));
-            } else if main.database.is_some() {
+                guarded(&main, (), || process::close(&replicas));
+            } else if main.replicas.is_some() {
                 // Opened before a fork: what the parent's thread shares with us is left alone for ever.
                 std::mem::forget(main);
             }

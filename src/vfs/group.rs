@@ -24,7 +24,6 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
@@ -32,8 +31,8 @@ use parking_lot::Mutex;
 use super::abi::{File, SQLITE_AUTH, SQLITE_LOCK_RESERVED, SQLITE_OK};
 use super::api::Schema;
 use super::main_file::MainFile;
-use crate::replicator::database::Database;
 use crate::replicator::process;
+use crate::replicator::replicas::Replicas;
 use crate::wal::IndexHeader;
 
 /// The open files of each process of a chain of forks: a lock that is inherited may be held by nobody.
@@ -67,10 +66,11 @@ pub(super) fn wal_index(path: &Path) -> Option<IndexHeader> {
         let main = unsafe { &*open.0 };
         // Of a WAL that was cut to nothing at the last close the index still says what was there.
         // And one that is let go of had that name before.
-        let is_it = |database: &&Arc<Database>| {
-            database.paths.database == path && !database.shared.has_left() && !main.wal_is_cut.load(Ordering::Relaxed)
+        let is_it = |replicas: &&Replicas| {
+            let stays = replicas.iter().any(|database| !database.shared.has_left());
+            replicas.first.paths.database == path && stays && !main.wal_is_cut.load(Ordering::Relaxed)
         };
-        main.database().filter(is_it)?;
+        main.replicas().filter(is_it)?;
         main.index_header()
     })
 }

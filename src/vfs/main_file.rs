@@ -20,6 +20,7 @@ use crate::replicator::database::outside::{FileChange, Writer};
 use crate::replicator::durability::{self, NotAcknowledged, Policy};
 use crate::replicator::frames::WrittenFrames;
 use crate::replicator::process;
+use crate::replicator::replicas::{Each, Replicas};
 use crate::wal::{FrameHeader, INDEX_HEADER_BYTES, IndexHeader};
 
 use super::file::{file_control, file_size, guarded, lock, main_of, read, shm_lock, shm_map, shm_unmap, sync, truncate, unlock, write};
@@ -27,7 +28,7 @@ use super::file::{file_control, file_size, guarded, lock, main_of, read, shm_loc
 pub(super) struct MainFile {
     pub(super) api: &'static SqliteApi,
     /// `None`: opened read-only, everything passes through.
-    pub(super) database: Option<Arc<Database>>,
+    pub(super) replicas: Option<Replicas>,
     /// As SQLite passed it.
     pub(super) name: FileName,
     /// Where SQLite keeps the connection that works with the file.
@@ -36,8 +37,9 @@ pub(super) struct MainFile {
     pub(super) told_of_group: AtomicBool,
     /// What this connection's commits wait for.
     pub(super) policy: Policy,
-    /// The sequence number of the commit that this connection has published and that `COMMIT_PHASETWO` has not come for; 0 for none.
-    own_commit: AtomicU64,
+    /// The sequence number, for the first replica and the second, of the commit that this connection has published and that `COMMIT_PHASETWO` has not
+    /// come for; 0 for none.
+    own_commit: [AtomicU64; 2],
     /// The process of a chain of forks that opened it.
     pub(super) generation: usize,
     /// The WAL-index's first region, while it is mapped.
@@ -77,15 +79,15 @@ pub(super) struct MainFile {
 }
 
 impl MainFile {
-    pub(super) fn new(api: &'static SqliteApi, name: FileName, database: Option<Arc<Database>>, policy: Policy) -> Self {
+    pub(super) fn new(api: &'static SqliteApi, name: FileName, replicas: Option<Replicas>, policy: Policy) -> Self {
         Self {
             api,
-            database,
+            replicas,
             name,
             connection: AtomicPtr::new(std::ptr::null_mut()),
             told_of_group: AtomicBool::new(false),
             policy,
-            own_commit: AtomicU64::new(0),
+            own_commit: [const { AtomicU64::new(0) }; 2],
             generation: process::generation(),
             index: AtomicPtr::new(std::ptr::null_mut()),
             holds_write: AtomicBool::new(false),
@@ -108,8 +110,27 @@ impl MainFile {
     }
 
     /// The replicated database, unless this is the child of a fork that happened since: SQLite forbids using the connection there.
+    pub(super) fn replicas(&self) -> Option<&Replicas> {
+        self.replicas.as_ref().filter(|_| self.generation == process::generation())
+    }
+
+    /// That database, for what its replicas have in common: the files.
     pub(super) fn database(&self) -> Option<&Arc<Database>> {
-        self.database.as_ref().filter(|_| self.generation == process::generation())
+        self.replicas().map(|replicas| &replicas.first)
+    }
+
+    fn note_own_commit(&self, own: Each<u64>) {
+        let [first, second] = &self.own_commit;
+        first.store(own.first, Ordering::Relaxed);
+        if let Some(own) = own.second {
+            second.store(own, Ordering::Relaxed);
+        }
+    }
+
+    /// What was noted, which is over with that.
+    fn take_own_commit(&self) -> Each<Option<u64>> {
+        let [first, second] = self.own_commit.each_ref().map(|own| Some(own.swap(0, Ordering::Relaxed)).filter(|own| *own > 0));
+        Each { first, second: Some(second) }
     }
 
     /// The WAL-index header as it is; `None` where it is not mapped, not initialised or being written.
@@ -139,20 +160,22 @@ impl MainFile {
     /// # Safety
     /// `file` is this file, open.
     unsafe fn before_change(&self, file: *mut File, change: FileChange) {
-        let Some(database) = self.database() else { return };
+        let Some(replicas) = self.replicas() else { return };
         // SAFETY: passed on.
         let read = &mut |page: &mut [u8], at| unsafe { read_base(file, page, at) };
-        guarded(self, (), || {
+        let outruns_wal = self.checkpoints_unsynced.swap(false, Ordering::Relaxed);
+        let is_outside = !self.in_wal_mode.load(Ordering::Relaxed);
+        if is_outside {
+            self.writes_file.store(true, Ordering::Relaxed);
+        }
+        let writer =
+            Writer { rolls_back: self.rolls_back.load(Ordering::Relaxed), has_committed: self.has_committed.load(Ordering::Relaxed) };
+        replicas.each((), |database| {
             database.note_synced(false);
-            if self.checkpoints_unsynced.swap(false, Ordering::Relaxed) {
+            if outruns_wal {
                 database.checkpoint_outruns_wal();
             }
-            if !self.in_wal_mode.load(Ordering::Relaxed) {
-                self.writes_file.store(true, Ordering::Relaxed);
-                let writer = Writer {
-                    rolls_back: self.rolls_back.load(Ordering::Relaxed),
-                    has_committed: self.has_committed.load(Ordering::Relaxed),
-                };
+            if is_outside {
                 database.changes_file(change, writer, read);
             }
             if database.is_preserved_elsewhere() {
@@ -170,33 +193,37 @@ impl MainFile {
     ///
     /// # Safety
     /// `file` is this file, open.
-    unsafe fn committed(&self, file: *mut File, database: &Arc<Database>) -> Option<u64> {
-        let published = self.own_commit.swap(0, Ordering::Relaxed);
+    unsafe fn committed(&self, file: *mut File, replicas: &Replicas) -> Each<Option<u64>> {
+        let published = self.take_own_commit();
         if self.wrote_unlocked.swap(false, Ordering::Relaxed) {
             let written_bytes = self.unlocked_end.swap(0, Ordering::Relaxed);
             let mut frames = self.frames.lock();
             if self.wal_failed.swap(false, Ordering::Relaxed) {
                 frames.clear();
-                return None;
+                return Each::default();
             }
-            match self.index_header() {
-                Some(index) => database.commits_in_wal(&index, &mut frames),
-                None => database.commits_exclusively(written_bytes, &mut frames),
-            }
+            let index = self.index_header();
+            let own = replicas.each(Some(durability::UNSEEN), |database| match &index {
+                Some(index) => database.commits_in_wal(index, &frames),
+                None => database.commits_exclusively(written_bytes, &frames),
+            });
+            frames.clear();
+            own
         } else if !self.in_wal_mode.load(Ordering::Relaxed) {
             // SAFETY: passed on.
-            let own = database.commits_file(&mut |page, at| unsafe { read_base(file, page, at) });
+            let read = &mut |page: &mut [u8], at| unsafe { read_base(file, page, at) };
+            let own = replicas.each(Some(durability::UNSEEN), |database| database.commits_file(read));
             if self.writes_file.swap(false, Ordering::Relaxed) {
                 self.has_committed.store(true, Ordering::Relaxed);
             }
             own
         } else {
-            (published > 0).then_some(published)
+            published
         }
     }
 
     /// Looks for commits of processes without the extension, which nobody tells of.
-    pub(super) fn look_at_index(&self, database: &Database) {
+    pub(super) fn look_at_index(&self, replicas: &Replicas) {
         const TRIES: usize = 1000;
         // One that is being written is whole again a moment later.
         let read = || {
@@ -209,23 +236,31 @@ impl MainFile {
         };
         // SQLite leaves the WAL-index as it is where it cuts a WAL to nothing that it keeps after the last close.
         if !self.index.load(Ordering::Acquire).is_null() && !self.wal_is_cut.load(Ordering::Relaxed) {
-            database.look_at_index(read);
+            replicas.each((), |database| database.look_at_index(read));
         }
     }
 
     /// The WAL is about to be destroyed, under exclusive locking. A transaction over several databases of which another one has failed is committed in
     /// this one all the same, and no `COMMIT_PHASETWO` has told so.
-    pub(super) fn before_unlocked_end(&self, database: &Arc<Database>) {
+    pub(super) fn before_unlocked_end(&self, replicas: &Replicas) {
         if self.wrote_unlocked.load(Ordering::Relaxed) && !self.wal_failed.load(Ordering::Relaxed) && self.index_header().is_none() {
+            let mut frames = self.frames.lock();
+            let written_bytes = self.unlocked_end.load(Ordering::Relaxed);
             // Its number is for those who wait for it, and nobody does.
-            let _ = database.commits_exclusively(self.unlocked_end.load(Ordering::Relaxed), &mut self.frames.lock());
+            replicas.each(None, |database| database.commits_exclusively(written_bytes, &frames));
+            frames.clear();
         }
+    }
+
+    /// The replica that another writer has gone on with, where that refuses writes: one is enough, as it is one database.
+    fn refuses_writes(&self) -> Option<&Arc<Database>> {
+        self.replicas()?.iter().find(|database| database.shared.refuses_writes.load(Ordering::Acquire) != 0)
     }
 
     /// Refuses a write transaction before it has changed anything, where `on_conflict=readonly` and another writer has gone on. What applications
     /// handle as they do a database that they may only read.
     pub(super) fn refusal_of_writes(&self) -> Option<c_int> {
-        let database = self.database().filter(|database| database.shared.refuses_writes.load(Ordering::Acquire) != 0)?;
+        let database = self.refuses_writes()?;
         guarded(self, (), || {
             let why = database.progress.facts().last_error.unwrap_or_default();
             super::note_refusal(&format!("on_conflict=readonly: nothing can be committed: {why}"));
@@ -239,7 +274,7 @@ impl MainFile {
     fn answer_of_change(&self, is_there: impl FnOnce() -> bool) -> Option<c_int> {
         let is = |state: &AtomicBool| state.load(Ordering::Relaxed);
         let may_be_refused = is(&self.has_committed) && !is(&self.in_wal_mode) && !is(&self.rolls_back) && !is(&self.writes_file);
-        if !may_be_refused || self.database().is_none_or(|database| database.shared.refuses_writes.load(Ordering::Acquire) == 0) {
+        if !may_be_refused || self.refuses_writes().is_none() {
             return None;
         }
         if guarded(self, false, is_there) { Some(SQLITE_OK) } else { self.refusal_of_writes() }
@@ -273,8 +308,8 @@ impl MainFile {
     ///
     /// An I/O error, since a busy one would have the application make the transaction again, and this one among them because an application that
     /// asks for extended codes sees it for nothing else.
-    fn await_acknowledgement(&self, database: &Database, own_commit: Option<u64>) -> c_int {
-        let waited = guarded(self, Err(NotAcknowledged), || durability::after_commit(database, &self.policy, own_commit));
+    fn await_acknowledgement(&self, replicas: &Replicas, own_commit: Each<Option<u64>>) -> c_int {
+        let waited = guarded(self, Err(NotAcknowledged), || durability::after_commit(replicas, &self.policy, own_commit));
         if waited.is_ok() { SQLITE_OK } else { SQLITE_IOERR_COMMIT_ATOMIC }
     }
 }
@@ -315,12 +350,15 @@ pub(super) unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_in
     // SAFETY: see above.
     let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
     if rc == SQLITE_OK
-        && let Some(database) = main.database()
+        && let Some(replicas) = main.replicas()
     {
-        database.note_synced(true);
-        if main.ends_alone.swap(false, Ordering::Relaxed) {
-            guarded(main, (), || database.ends_with_sync());
-        }
+        let ends_alone = main.ends_alone.swap(false, Ordering::Relaxed);
+        replicas.each((), |database| {
+            database.note_synced(true);
+            if ends_alone {
+                database.ends_with_sync();
+            }
+        });
     }
     rc
 }
@@ -382,11 +420,12 @@ pub(super) unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_in
 pub(super) unsafe extern "C" fn main_unlock(file: *mut File, level: c_int) -> c_int {
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
-    if let Some(database) = main.database() {
+    if let Some(replicas) = main.replicas() {
         // SAFETY: see above.
         let read = &mut |page: &mut [u8], at| unsafe { read_base(file, page, at) };
-        guarded(main, (), || {
-            if main.writes_file.swap(false, Ordering::Relaxed) {
+        let writes_file = main.writes_file.swap(false, Ordering::Relaxed);
+        replicas.each((), |database| {
+            if writes_file {
                 database.leaves_file(read);
             }
             if level == SQLITE_LOCK_NONE {
@@ -421,9 +460,9 @@ pub(super) unsafe extern "C" fn main_shm_unmap(file: *mut File, delete: c_int) -
     // SAFETY: see above.
     unsafe {
         let main = main_of(file);
-        if let Some(database) = main.database() {
+        if let Some(replicas) = main.replicas() {
             // The last that this connection can tell of other processes' commits: SQLite may delete the WAL next.
-            guarded(main, (), || main.look_at_index(database));
+            guarded(main, (), || main.look_at_index(replicas));
         }
         if main.generation != process::generation() {
             // The child of a fork: the list is the parent's.
@@ -452,18 +491,26 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
     const GIVE_READ: c_int = SQLITE_SHM_UNLOCK | SQLITE_SHM_SHARED;
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
-    let Some(database) = main.database() else {
+    let Some(replicas) = main.replicas() else {
         // SAFETY: see above.
         return unsafe { shm_lock(file, offset, n, flags) };
     };
-    let observe = || match main.index_header() {
-        Some(index) => database.commits_in_wal(&index, &mut main.frames.lock()).unwrap_or_default(),
-        None => durability::UNSEEN,
+    let observe = || {
+        let index = main.index_header();
+        let mut frames = main.frames.lock();
+        let own = replicas.each(durability::UNSEEN, |database| match &index {
+            Some(index) => database.commits_in_wal(index, &frames).unwrap_or_default(),
+            None => durability::UNSEEN,
+        });
+        if index.is_some() {
+            frames.clear();
+        }
+        own
     };
     match (flags, offset, n) {
         (GIVE, WAL_WRITE_LOCK, 1) => {
             main.holds_write.store(false, Ordering::Relaxed);
-            main.own_commit.store(guarded(main, durability::UNSEEN, observe), Ordering::Relaxed);
+            main.note_own_commit(observe());
         }
         // Recovery takes the lock without a read transaction, and so does a checkpoint.
         (TAKE, WAL_WRITE_LOCK, 1) if main.holds_read.load(Ordering::Relaxed) && !main.holds_checkpoint.load(Ordering::Relaxed) => {
@@ -475,14 +522,16 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
         (GIVE, WAL_CHECKPOINT_LOCK, 1) => {
             main.holds_checkpoint.store(false, Ordering::Relaxed);
             if main.checkpoints.swap(false, Ordering::Relaxed) {
-                guarded(main, (), || database.checkpoint_ended());
-                guarded(main, (), || database.writes_file(false));
+                replicas.each((), |database| database.checkpoint_ended());
+                replicas.each((), |database| database.writes_file(false));
             }
         }
         (TAKE, 4, 4) => {
             let asked_for = main.holds_checkpoint.load(Ordering::Relaxed);
-            let allowed = guarded(main, false, || main.index_header().is_some_and(|index| database.may_restart(&index, asked_for)));
-            if !allowed {
+            let index = main.index_header();
+            // Also the one that comes second makes safe what it has, whatever the first one says.
+            let allowed = replicas.each(false, |database| index.as_ref().is_some_and(|index| database.may_restart(index, asked_for)));
+            if !allowed.all() {
                 return SQLITE_BUSY;
             }
         }
@@ -498,15 +547,17 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
             (TAKE, WAL_WRITE_LOCK) => {
                 main.holds_write.store(true, Ordering::Relaxed);
                 main.frames.lock().clear();
-                main.own_commit.store(0, Ordering::Relaxed);
-                if !database.has_seen_index() {
-                    guarded(main, 0, observe);
+                main.note_own_commit(Each { first: 0, second: Some(0) });
+                if !replicas.iter().all(|database| database.has_seen_index()) {
+                    observe();
                 }
             }
-            (TAKE, 4) if n == 4 => guarded(main, (), || database.wal_is_empty()),
+            (TAKE, 4) if n == 4 => drop(replicas.each((), |database| database.wal_is_empty())),
             (TAKE, WAL_CHECKPOINT_LOCK) if n == 1 => main.holds_checkpoint.store(true, Ordering::Relaxed),
-            (READ, WAL_READ_LOCK_0..) if !database.has_seen_index() => {
-                guarded(main, (), || database.observe_first(|| main.index_header()));
+            (READ, WAL_READ_LOCK_0..) => {
+                for database in replicas.iter().filter(|database| !database.has_seen_index()) {
+                    guarded(main, (), || database.observe_first(|| main.index_header()));
+                }
             }
             _ => {}
         }
@@ -523,8 +574,8 @@ pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_
             return rc;
         }
     }
-    let mut own_commit = None;
-    if let Some(database) = main.database() {
+    let mut own_commit = Each::default();
+    if let Some(replicas) = main.replicas() {
         match operation {
             SQLITE_FCNTL_PDB => main.connection.store(argument.cast(), Ordering::Release),
             // The name of a super-journal that is not ours.
@@ -534,13 +585,13 @@ pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_
             SQLITE_FCNTL_CKPT_START => guarded(main, (), || {
                 main.checkpoints.store(true, Ordering::Relaxed);
                 main.checkpoints_unsynced.store(true, Ordering::Relaxed);
-                database.checkpoint_begins();
+                replicas.each((), |database| database.checkpoint_begins());
             }),
             SQLITE_FCNTL_CKPT_DONE => {
                 main.checkpoints_unsynced.store(false, Ordering::Relaxed);
                 // What it cuts off and syncs comes after this. Without shared memory no lock tells of the end.
                 if !main.holds_checkpoint.load(Ordering::Relaxed) {
-                    guarded(main, (), || {
+                    replicas.each((), |database| {
                         database.leave_unknown();
                         database.writes_file(false);
                     });
@@ -550,13 +601,13 @@ pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_
             SQLITE_FCNTL_SYNC => {
                 main.rolls_back.store(false, Ordering::Relaxed);
                 // SAFETY: see above.
-                let alone = guarded(main, false, || database.is_unprotected() && unsafe { main.changes_alone() });
+                let alone = guarded(main, false, || replicas.iter().any(|d| d.is_unprotected()) && unsafe { main.changes_alone() });
                 main.ends_alone.store(alone, Ordering::Relaxed);
             }
             // SAFETY: see above.
             SQLITE_FCNTL_COMMIT_PHASETWO => {
                 // SAFETY: see above.
-                own_commit = guarded(main, Some(durability::UNSEEN), || unsafe { main.committed(file, database) });
+                own_commit = guarded(main, Each::of(Some(durability::UNSEEN)), || unsafe { main.committed(file, replicas) });
             }
             _ => {}
         }
@@ -565,9 +616,9 @@ pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_
     let rc = unsafe { file_control(file, operation, argument) };
     if operation == SQLITE_FCNTL_COMMIT_PHASETWO
         && matches!(rc, SQLITE_OK | SQLITE_NOTFOUND)
-        && let Some(database) = main.database()
+        && let Some(replicas) = main.replicas()
     {
-        return main.await_acknowledgement(database, own_commit);
+        return main.await_acknowledgement(replicas, own_commit);
     }
     if operation == SQLITE_FCNTL_VFSNAME && rc == SQLITE_OK {
         let name = argument.cast::<*mut c_char>();
@@ -580,7 +631,7 @@ pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_
 /// # Safety
 /// `strings` is the argument of `SQLITE_FCNTL_PRAGMA`.
 unsafe fn answer_pragma(main: &MainFile, strings: *mut *mut c_char) -> Option<c_int> {
-    let database = main.database()?;
+    let replicas = main.replicas()?;
     // SAFETY: the second is the pragma's name, the third its value or null.
     let (name, value) = unsafe {
         let value = *strings.add(2);
@@ -588,9 +639,9 @@ unsafe fn answer_pragma(main: &MainFile, strings: *mut *mut c_char) -> Option<c_
     };
     let answer = guarded(main, None, || {
         if name.to_bytes().starts_with(b"replicated_") {
-            main.look_at_index(database);
+            main.look_at_index(replicas);
         }
-        pragma::answer(database, &main.policy, &name.to_string_lossy(), value.map(CStr::to_string_lossy).as_deref())
+        pragma::answer(replicas, &main.policy, &name.to_string_lossy(), value.map(CStr::to_string_lossy).as_deref())
     });
     let (rc, text) = match answer? {
         Answer::Text(text) => (SQLITE_OK, text),

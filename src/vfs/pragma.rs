@@ -1,11 +1,13 @@
 //! The PRAGMAs of ours.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::Durability;
 use crate::replicator::database::Database;
 use crate::replicator::durability::Policy;
+use crate::replicator::progress::WaitError;
+use crate::replicator::replicas::Replicas;
 use crate::types::Txid;
 
 /// What a PRAGMA gets.
@@ -18,12 +20,12 @@ pub(crate) enum Answer {
 }
 
 /// Answers a PRAGMA of a connection with that policy; `None` where it is SQLite's own business.
-pub(crate) fn answer(database: &Arc<Database>, policy: &Policy, name: &str, value: Option<&str>) -> Option<Answer> {
+pub(crate) fn answer(replicas: &Replicas, policy: &Policy, name: &str, value: Option<&str>) -> Option<Answer> {
     let bare = value.map(|text| text.trim_matches(['\'', '"']));
     match name.to_ascii_lowercase().as_str() {
-        "replicated_sync" => Some(sync(database, value)),
-        "replicated_wait" => Some(wait(database, bare)),
-        "replicated_status" => Some(Answer::Text(status(database, policy))),
+        "replicated_sync" => Some(sync(replicas, value)),
+        "replicated_wait" => Some(wait(&replicas.first, bare)),
+        "replicated_status" => Some(Answer::Text(status(replicas, policy))),
         "replicated_durability" => Some(durability(policy, bare)),
         unknown if unknown.starts_with("replicated") => {
             let names = "replicated_durability, replicated_status, replicated_sync and replicated_wait";
@@ -33,19 +35,38 @@ pub(crate) fn answer(database: &Arc<Database>, policy: &Policy, name: &str, valu
     }
 }
 
-/// `PRAGMA replicated_sync` waits for `sync_timeout`; `PRAGMA replicated_sync='10s'` for that long.
-fn sync(database: &Arc<Database>, value: Option<&str>) -> Answer {
+/// `PRAGMA replicated_sync` waits for `sync_timeout`; `PRAGMA replicated_sync='10s'` for that long. With two replicas it waits for both, and tells the first
+/// one's TXID.
+fn sync(replicas: &Replicas, value: Option<&str>) -> Answer {
     let limit = match value.map(|text| (text, crate::config::parse_duration(text.trim_matches(['\'', '"'])))) {
-        None => database.options.sync_timeout,
+        None => replicas.first.options.sync_timeout,
         Some((_, Ok(limit))) if limit <= Duration::from_secs(3600) => limit,
         Some((text, _)) => {
             return Answer::Error(format!("replicated_sync: got {text:?}; allowed is a time up to 1h, such as 500ms, 10s or 2m"));
         }
     };
-    match database.sync(limit) {
-        Ok(txid) => Answer::Text(txid.map(|t| t.to_string()).unwrap_or_default()),
-        Err(error) => Answer::Error(format!("replicated_sync: {error}")),
+    let deadline = Instant::now() + limit;
+    // Both are asked before one is waited for.
+    let asked: Vec<_> = replicas.iter().map(|database| (database, database.ask_for_all())).collect();
+    let waited = asked.into_iter().map(|(database, sequence)| {
+        let rest = deadline.saturating_duration_since(Instant::now()).min(limit);
+        let synced = sequence.and_then(|sequence| database.wait_synced(sequence, rest));
+        synced.map_err(|error| match error {
+            WaitError::Timeout(_, why) => (database, WaitError::Timeout(limit, why)),
+            error => (database, error),
+        })
+    });
+    let waited: Vec<Result<Option<Txid>, _>> = waited.collect();
+    let failed: Vec<String> = waited
+        .iter()
+        .filter_map(|waited| waited.as_ref().err())
+        .map(|(database, error)| format!("{}{error}", if database.paths.is_second() { "replica2: " } else { "" }))
+        .collect();
+    if !failed.is_empty() {
+        return Answer::Error(format!("replicated_sync: {}", failed.join("; ")));
     }
+    let txid = waited.into_iter().next().and_then(Result::ok).flatten();
+    Answer::Text(txid.map(|t| t.to_string()).unwrap_or_default())
 }
 
 /// `PRAGMA replicated_wait='000000000000001c'` waits until the bucket has that TXID, and makes no request for it.
@@ -73,8 +94,18 @@ fn durability(policy: &Policy, value: Option<&str>) -> Answer {
     Answer::Text(policy.durability().to_string())
 }
 
-/// A line for each item: its name, a blank, its value.
-fn status(database: &Arc<Database>, policy: &Policy) -> String {
-    let lines: Vec<String> = database.status(policy).into_iter().map(|(name, value)| format!("{name} {value}")).collect();
+/// A line for each item: its name, a blank, its value. Those of the second replica come last, with its name before theirs.
+fn status(replicas: &Replicas, policy: &Policy) -> String {
+    /// What is the connection's, and no replica's.
+    const OF_CONNECTION: [&str; 2] = ["durability", "max_lag_ms"];
+    let lines = replicas.first.status(policy).into_iter().map(|(name, value)| format!("{name} {value}"));
+    let mut lines: Vec<String> = lines.collect();
+    if let Some(second) = &replicas.second {
+        lines.push(format!("wait_for {}", policy.wait_for));
+        let rows = second.status(policy).into_iter().filter(|(name, _)| !OF_CONNECTION.contains(name));
+        lines.extend(
+            rows.map(|(name, value)| if name == "replica" { format!("replica2 {value}") } else { format!("replica2_{name} {value}") }),
+        );
+    }
     lines.join("\n")
 }

@@ -14,11 +14,12 @@ use super::api::{ApiError, ApiRoutines, SqliteApi};
 use super::base::BaseVfs;
 use super::{file, host};
 use crate::config::Options;
-use crate::replicator::database::Database;
+use crate::replicator::database::Host;
 use crate::replicator::durability::Policy;
 use crate::replicator::if_missing::restore_if_missing;
 use crate::replicator::lease::{Taken, take_at_open};
 use crate::replicator::process;
+use crate::replicator::replicas::{Each, Replicas};
 
 /// The name in `vfs=replicated`.
 const NAME: &CStr = c"replicated";
@@ -252,8 +253,8 @@ unsafe fn open_main(
 ) -> c_int {
     // SAFETY: the name is a C string.
     let path = unsafe { path_of(name) };
-    let lease = match lease_first(path, options) {
-        Ok(lease) => lease,
+    let leases = match leases_first(path, options) {
+        Ok(leases) => leases,
         Err(error) => return refuse(&error),
     };
     if let Err(error) = restore_first(path, options) {
@@ -269,11 +270,11 @@ unsafe fn open_main(
     if rc != SQLITE_OK {
         return rc;
     }
-    let database = if base_flags & SQLITE_OPEN_READONLY != 0 { Ok(None) } else { attach(registered, path, options, lease).map(Some) };
-    match database {
-        Ok(database) => {
+    let replicas = if base_flags & SQLITE_OPEN_READONLY != 0 { Ok(None) } else { attach(registered, path, options, leases).map(Some) };
+    match replicas {
+        Ok(replicas) => {
             // SAFETY: the base's file is open behind our part.
-            unsafe { file::become_main(out, &registered.api, name, database, Policy::of(options)) };
+            unsafe { file::become_main(out, &registered.api, name, replicas, Policy::of(options)) };
             SQLITE_OK
         }
         Err(error) => {
@@ -304,9 +305,9 @@ fn restore_first(path: &Path, options: &Options) -> Result<(), String> {
 }
 
 /// With `lease`: before anything else.
-fn lease_first(path: &Path, options: &Options) -> Result<Option<Taken>, String> {
+fn leases_first(path: &Path, options: &Options) -> Result<Each<Option<Taken>>, String> {
     if options.lease.is_zero() {
-        return Ok(None);
+        return Ok(Each::default());
     }
     catch_unwind(AssertUnwindSafe(|| {
         crate::logging::configure(options);
@@ -315,11 +316,11 @@ fn lease_first(path: &Path, options: &Options) -> Result<Option<Taken>, String> 
     .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
 }
 
-fn attach(registered: &'static Registered, path: &Path, options: &Options, lease: Option<Taken>) -> Result<Arc<Database>, String> {
-    let host = Arc::new(registered.base);
+fn attach(registered: &'static Registered, path: &Path, options: &Options, leases: Each<Option<Taken>>) -> Result<Replicas, String> {
+    let host: Arc<dyn Host> = Arc::new(registered.base);
     catch_unwind(AssertUnwindSafe(|| {
         crate::logging::configure(options);
-        process::open(path, options, host, host::start_thread, lease).map_err(|error| error.to_string())
+        process::open(path, options, &host, host::start_thread, leases).map_err(|error| error.to_string())
     }))
     .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
 }
@@ -363,12 +364,10 @@ unsafe fn close_base(base: *mut File) {
 unsafe extern "C" fn delete(vfs: *mut Vfs, name: *const c_char, sync_directory: c_int) -> c_int {
     // SAFETY: SQLite passes a C string.
     let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(name) }.to_bytes()));
-    let database = catch_unwind(|| process::find_by_wal(path)).unwrap_or_default();
-    if let Some(database) = &database {
+    let replicas = catch_unwind(|| process::find_by_wal(path)).unwrap_or_default();
+    if let Some(replicas) = &replicas {
         // A panic leaves the database poisoned; the deletion goes on, as SQLite must be able to.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| database.wal_vanishes())) {
-            file::poison(database, &*panic);
-        }
+        replicas.each((), |database| database.wal_vanishes());
     }
     // SAFETY: passed on.
     unsafe {

@@ -19,7 +19,7 @@ pub(super) struct WalSide {
 pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, bytes: c_int, offset: i64) -> c_int {
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
-    let Some(database) = main.database() else {
+    let Some(replicas) = main.replicas() else {
         // SAFETY: see above.
         return unsafe { write(file, from, bytes, offset) };
     };
@@ -32,10 +32,14 @@ pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, 
         let salts = [u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])];
         guarded(main, (), || {
             if unlocked {
-                main.before_unlocked_end(database);
-                database.restarts_exclusively(salts);
+                main.before_unlocked_end(replicas);
             }
-            database.generation_begins(salts);
+            replicas.each((), |database| {
+                if unlocked {
+                    database.restarts_exclusively(salts);
+                }
+                database.generation_begins(salts);
+            });
             main.wal_is_cut.store(false, Ordering::Relaxed);
             main.frames.lock().clear();
         });
@@ -52,7 +56,7 @@ pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, 
     if unlocked {
         main.wrote_unlocked.store(true, Ordering::Relaxed);
         main.unlocked_end.fetch_max(offset.cast_unsigned() + content.len() as u64, Ordering::Relaxed);
-        if guarded(main, false, || database.begins_in_wal(offset.cast_unsigned())) {
+        if replicas.each(false, |database| database.begins_in_wal(offset.cast_unsigned())).any() {
             main.wal_failed.store(false, Ordering::Relaxed);
             main.frames.lock().clear();
         }
@@ -73,9 +77,9 @@ pub(super) unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int
     let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
-    } else if let Some(database) = main.database() {
+    } else if let Some(replicas) = main.replicas() {
         main.checkpoints_unsynced.store(false, Ordering::Relaxed);
-        guarded(main, (), || database.wal_synced());
+        replicas.each((), |database| database.wal_synced());
     }
     rc
 }
@@ -97,14 +101,14 @@ pub(super) unsafe extern "C" fn super_journal_write(file: *mut File, from: *cons
 pub(super) unsafe extern "C" fn wal_truncate(file: *mut File, bytes: i64) -> c_int {
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
-    if let Some(database) = main.database() {
+    if let Some(replicas) = main.replicas() {
         guarded(main, (), || {
             if bytes == 0 {
-                main.before_unlocked_end(database);
-                main.look_at_index(database);
+                main.before_unlocked_end(replicas);
+                main.look_at_index(replicas);
                 main.wal_is_cut.store(true, Ordering::Relaxed);
             }
-            database.wal_shrinks(bytes.cast_unsigned());
+            replicas.each((), |database| database.wal_shrinks(bytes.cast_unsigned()));
         });
     }
     // SAFETY: see above.

@@ -157,19 +157,24 @@ impl Database {
         self.hub.notify(Notice::Look(self.id));
     }
 
-    /// Waits until everything committed so far is in the bucket; the newest TXID, if there is one.
-    pub(crate) fn sync(&self, limit: Duration) -> Result<Option<Txid>, WaitError> {
-        self.progress.wait(self.ask_for_all()?, limit)
+    /// Waits until everything up to a commit is in the bucket; the newest TXID, if there is one.
+    pub(crate) fn wait_synced(&self, sequence: u64, limit: Duration) -> Result<Option<Txid>, WaitError> {
+        self.progress.wait(sequence, limit)
     }
 
-    /// The same for the last handle, which is being closed: nothing is waited for that only the next open can bring on its way.
-    pub(crate) fn sync_at_close(&self, limit: Duration) -> Result<(), WaitError> {
+    /// As `ask_for_all`, for the last handle, which is being closed.
+    pub(crate) fn ask_at_close(&self) -> Result<u64, WaitError> {
         self.progress.update(|f| f.awaits_open = false);
-        self.progress.wait_at_close(self.ask_for_all()?, limit)
+        self.ask_for_all()
+    }
+
+    /// As `wait_synced`, but nothing is waited for that only the next open can bring on its way.
+    pub(crate) fn wait_at_close(&self, sequence: u64, limit: Duration) -> Result<(), WaitError> {
+        self.progress.wait_at_close(sequence, limit)
     }
 
     /// Has the uploader send everything committed so far at once. Returns the newest commit's number.
-    fn ask_for_all(&self) -> Result<u64, WaitError> {
+    pub(crate) fn ask_for_all(&self) -> Result<u64, WaitError> {
         if !self.is_known() {
             self.observe_without_index();
         }
@@ -231,10 +236,14 @@ impl Database {
         self.locks.lock().clone()
     }
 
-    /// Has the uploader forget the database, which is `closing`, and waits until it has, for a moment.
+    /// Has the uploader forget the database, which is `closing`.
+    pub(crate) fn have_forgotten(&self) {
+        self.hub.notify(Notice::Look(self.id));
+    }
+
+    /// Waits until it has, for a moment.
     pub(crate) fn wait_forgotten(&self) {
         const PATIENCE: Duration = Duration::from_secs(1);
-        self.hub.notify(Notice::Look(self.id));
         self.progress.wait_released(PATIENCE + if self.lease.is_some() { RELEASE_LIMIT } else { Duration::ZERO });
     }
 

@@ -388,17 +388,15 @@ impl Database {
     }
 
     /// `COMMIT_PHASETWO` after writes to the first `written_bytes` of a WAL that has no shared memory: its own frames tell. Returns the commit's
-    /// number, where something was committed.
-    pub(crate) fn commits_exclusively(&self, written_bytes: u64, written: &mut WrittenFrames) -> Option<u64> {
+    /// number, where something was committed. The frames are forgotten then.
+    pub(crate) fn commits_exclusively(&self, written_bytes: u64, written: &WrittenFrames) -> Option<u64> {
         let published = self.published();
         if !published.known {
-            written.clear();
             return self.observe_without_index();
         }
         if let Some(index) = published.page_size.and_then(|size| written.as_committed(&published.end, size)) {
             return self.commits_in_wal(&index, written);
         }
-        written.clear();
         let mut file = self.exclusive_wal.lock();
         if file.as_ref().is_none_or(|wal| !wal.is_current()) {
             *file = WalFile::open(&self.paths.wal).ok();

@@ -181,15 +181,14 @@ impl Database {
         self.publish(Board(&self.shared).read(), index, Source::Writer, Put::Commit)
     }
 
-    /// As `observe`, after this connection has written these frames.
-    pub(crate) fn commits_in_wal(&self, index: &IndexHeader, written: &mut WrittenFrames) -> Option<u64> {
+    /// As `observe`, after this connection has written these frames, which it forgets then.
+    pub(crate) fn commits_in_wal(&self, index: &IndexHeader, written: &WrittenFrames) -> Option<u64> {
         if written.is_empty() {
             return self.observe(index);
         }
         // Before it is published: whoever captures up to this commit finds them noted.
         self.frames.append(index, written);
         let committed = written.are_in(index);
-        written.clear();
         // Somebody who asked may have found it in the WAL-index, and published it, already.
         self.observe(index).or_else(|| committed.then(|| self.published().sequence))
     }

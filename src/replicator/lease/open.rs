@@ -15,7 +15,8 @@ use super::record::Record;
 use super::{Lease, LeaseError, Standing, Whose};
 use crate::config::Options;
 use crate::replicator::local::Paths;
-use crate::replicator::process::{self, StartThread};
+use crate::replicator::process::{self, StartThread, Which};
+use crate::replicator::replicas::Each;
 use crate::store::{self, ReplicaUrl, StoreError, UrlError};
 
 /// How often a lease of somebody else's is looked at: one that is let go is taken soon.
@@ -52,6 +53,8 @@ pub(crate) enum LeaseOpenError {
     Thread(io::Error),
     #[error("option lease: a fault in the extension")]
     Fault,
+    #[error("replica2: {0}")]
+    Second(#[source] Box<Self>),
 }
 
 /// The lease, taken and renewed until it is handed over. Let go where it is dropped instead.
@@ -71,14 +74,31 @@ impl Taken {
     }
 }
 
-/// Waits until the lease is ours, where the option asks for one and this process does not have the database open already.
-pub(crate) fn take_at_open(path: &Path, options: &Options, start_thread: StartThread) -> Result<Option<Taken>, LeaseOpenError> {
+/// Waits until the lease of each replica is ours, where the option asks for one and this process does not have the database open already.
+///
+/// In this order: of two hosts that open it at once one waits for the other, and not each for one of the two. The second one's store may be away, or that would be
+/// one more that an open cannot do without: then its lease is taken when it is back, and nothing is sent there before.
+pub(crate) fn take_at_open(path: &Path, options: &Options, start_thread: StartThread) -> Result<Each<Option<Taken>>, LeaseOpenError> {
     if options.lease.is_zero() || process::has_handles(path) {
-        return Ok(None);
+        return Ok(Each::default());
     }
+    let first = take(path, Which::First, options.clone(), start_thread)?;
+    let Some(second) = options.second() else { return Ok(Each { first: Some(first), second: None }) };
+    let second = match take(path, Which::Second, second, start_thread) {
+        Ok(taken) => Some(taken),
+        Err(LeaseOpenError::Lease(error)) if error.passes() => {
+            log::warn!(target: "replicated", "{}: opened without the lease of replica2, which is taken later: {error}", path.display());
+            None
+        }
+        Err(error) => return Err(LeaseOpenError::Second(Box::new(error))),
+    };
+    Ok(Each { first: Some(first), second: Some(second) })
+}
+
+fn take(path: &Path, which: Which, options: Options, start_thread: StartThread) -> Result<Taken, LeaseOpenError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let url = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
-    let (paths, options) = (Paths::of(path), options.clone());
+    let paths = which.paths(path);
     let (to, from) = mpsc::sync_channel(1);
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -89,7 +109,7 @@ pub(crate) fn take_at_open(path: &Path, options: &Options, start_thread: StartTh
         }
     };
     start_thread(Box::new(body)).map_err(LeaseOpenError::Thread)?;
-    from.recv().unwrap_or(Err(LeaseOpenError::Fault)).map(Some)
+    from.recv().unwrap_or(Err(LeaseOpenError::Fault))
 }
 
 type Answer = mpsc::SyncSender<Result<Taken, LeaseOpenError>>;
@@ -180,7 +200,9 @@ async fn wait(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<Leas
                 }
                 waits_for = Some(record);
             }
-            Err(error) if is_over || !error.passes() => return Err(error.into()),
+            Err(error) if is_over || !error.passes() || paths.is_second() && began.elapsed() >= limit.min(NOT_LONG) => {
+                return Err(error.into());
+            }
             Err(error) => {
                 log::debug!(target: "replicated", "{}: {error}", paths.database.display());
                 next = error.retry_after().unwrap_or(pause);

@@ -29,7 +29,7 @@ pub(crate) const PAGE_OFFSET: u64 = 65536;
 pub(crate) const PAGE_BYTES: usize = 4096;
 const ERROR_WORDS: usize = 120;
 /// What `Page::layout` says.
-const LAYOUT: u64 = 0x5250_4c53_4841_5201;
+const LAYOUT: u64 = 0x5250_4c53_4841_5202;
 
 /// A page that is there as long as this is.
 pub(crate) trait Mapped: Send + Sync + Debug {
@@ -99,6 +99,8 @@ pub(crate) struct Page {
     layout: AtomicU64,
     /// Another process has joined.
     pub(crate) joined: AtomicU64,
+    /// Of the URL of the second replica that all of them have; 0 where they have none.
+    pub(crate) second_hash: AtomicU64,
     /// Something that waits is in the memory of a process and not on the disk, which is full.
     pub(crate) in_memory: AtomicU64,
 

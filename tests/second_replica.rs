@@ -1,0 +1,434 @@
+//! Two replicas of one database: each is what the database is, whatever happens to the other.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+
+use replicated::store::{Level, SNAPSHOT_LEVEL};
+use replicated_testkit::bucket::{Bucket, flattened};
+use replicated_testkit::host::{Host, Program, eventually};
+use replicated_testkit::net::{Mode, Proxy};
+use replicated_testkit::place::{Place, Worker};
+use replicated_testkit::s3::{Options, Server};
+use replicated_testkit::sqlite::{integrity_check, page_compare, same_but_for_free_pages};
+
+/// A database with a replica in a folder and one on a server, behind a network that can fail.
+struct Pair {
+    place: Place,
+    second: Bucket,
+    proxy: Proxy,
+    server: Server,
+    /// The second one's URL as the application is given it.
+    url: String,
+}
+
+impl Pair {
+    /// The first one is the folder, the second the server, which is reached with keys of its own.
+    fn new() -> Self {
+        Self::with(false)
+    }
+
+    fn with_faults() -> Self {
+        Self::with(true)
+    }
+
+    fn with(faults: bool) -> Self {
+        let options = Options { access_key: "SECOND".to_owned(), secret_key: "of-another-provider".to_owned(), ..Options::default() };
+        let server = Server::with_options(options).unwrap();
+        let proxy = Proxy::start(&server.endpoint()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = dir.path().join("credentials");
+        std::fs::write(
+            &credentials,
+            format!("[backup]\naws_access_key_id = {}\naws_secret_access_key = {}\n", server.access_key(), server.secret_key()),
+        )
+        .unwrap();
+        let mut first = Bucket::folder(&dir.path().join("bucket"));
+        // Those in the environment are the first one's.
+        first.env = [("AWS_ACCESS_KEY_ID", "FIRST"), ("AWS_SECRET_ACCESS_KEY", "nobody-s"), ("AWS_EC2_METADATA_DISABLED", "true")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec();
+        first.env.push(("AWS_SHARED_CREDENTIALS_FILE".to_owned(), credentials.display().to_string()));
+        let second = Bucket::s3(&server, "apps/second");
+        let url = format!("{}?endpoint={}&profile=backup&region=us-east-1", second.url, proxy.endpoint());
+        let place = Place::with(dir, first, None);
+        Self { place: if faults { place.with_faults() } else { place }, second, proxy, server, url }
+    }
+
+    fn more<'a>(&'a self, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+        let mut all = vec![("replica2", self.url.as_str())];
+        all.extend_from_slice(more);
+        all
+    }
+
+    fn start(&self, which: Program, faults: &str, more: &[(&str, &str)]) -> Worker {
+        self.place.start_with(which, faults, &self.more(more))
+    }
+
+    fn first(&self, mode: &str, which: Program, faults: &str, more: &[(&str, &str)]) -> Worker {
+        self.place.first_with(mode, which, faults, &self.more(more))
+    }
+
+    /// Each of them has the database, and every TXID of both is a state that was committed.
+    fn check(&self) {
+        self.check_by(page_compare);
+    }
+
+    fn check_by(&self, same: fn(&Path, &Path) -> Result<(), String>) {
+        let dir = tempfile::tempdir().unwrap();
+        let flat = flattened(&self.place.path(), dir.path());
+        for (name, bucket) in [("first", &self.place.bucket), ("second", &self.second)] {
+            let restored = dir.path().join(format!("{name}.db"));
+            bucket.restore(&restored);
+            same(&flat, &restored).unwrap_or_else(|error| panic!("{name}: {error}\n{}", self.place.log()));
+            let replayed = dir.path().join(format!("{name}-replayed.db"));
+            let whole = |txid, state: &Path| integrity_check(state).unwrap_or_else(|error| panic!("{name}: {txid}: {error}"));
+            bucket.replay(&replayed, whole).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+
+    fn full_states(&self) -> [usize; 2] {
+        [self.place.full_states(), self.second.full_states()]
+    }
+
+    fn directory(&self, second: bool) -> PathBuf {
+        self.place.dir.path().join(if second { "app.db-replicated2" } else { "app.db-replicated" })
+    }
+}
+
+#[test]
+fn both_are_the_database_in_every_journal_mode() {
+    for mode in ["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"] {
+        for locking in ["NORMAL", "EXCLUSIVE"] {
+            let pair = Pair::new();
+            let mut worker = pair.start(Program::Python, "", &[]);
+            worker.host.run(worker.db, &format!("PRAGMA locking_mode={locking}; PRAGMA journal_mode={mode}; CREATE TABLE still(x)"));
+            worker.host.query(worker.db, "INSERT INTO still SELECT zeroblob(200000)");
+            worker.host.query(worker.db, "CREATE TABLE t(a INTEGER PRIMARY KEY, who, x)");
+            worker.sync();
+            for n in 0..20 {
+                worker.write("both");
+                match n {
+                    5 => worker.host.run(worker.db, "PRAGMA wal_checkpoint(TRUNCATE)"),
+                    8 if mode != "OFF" => worker.host.run(worker.db, "BEGIN; DELETE FROM t; ROLLBACK"),
+                    12 => worker.host.run(worker.db, "DELETE FROM t WHERE a % 3 = 0"),
+                    _ => {}
+                }
+            }
+            worker.sync();
+            assert_eq!(
+                (worker.status("state"), worker.status("replica2_state")),
+                ("idle".to_owned(), "idle".to_owned()),
+                "{mode} {locking}"
+            );
+            worker.leave();
+            pair.check();
+            // They go on where they were.
+            let mut worker = pair.start(Program::Python, "", &[]);
+            worker.write("again");
+            worker.sync();
+            worker.leave();
+            assert_eq!(pair.full_states(), [1, 1], "{mode} {locking}: {}", pair.place.log());
+            pair.check();
+        }
+    }
+}
+
+/// An outage of one neither stops nor slows the other, and costs no full state.
+#[test]
+fn one_that_is_away_for_long_catches_up() {
+    for mode in ["WAL", "DELETE"] {
+        let pair = Pair::new();
+        let mut worker = pair.first(mode, Program::Python, "", &[("wait_for", "first"), ("close_timeout", "100ms")]);
+        worker.host.query(worker.db, "PRAGMA wal_autocheckpoint=50");
+        pair.proxy.set(Mode::Refuse).unwrap();
+        let before = pair.second.level(Level::ZERO).len();
+        for _ in 0..300 {
+            worker.write("away");
+        }
+        worker.host.query(worker.db, "PRAGMA wal_checkpoint(TRUNCATE)");
+        eventually("the first one has them all", || worker.status("waiting_commits") == "0");
+        eventually("it is seen that the second one is away", || worker.status("replica2_state") == "offline");
+        assert_eq!(pair.second.level(Level::ZERO).len(), before);
+        let told = worker.host.try_query(worker.db, "PRAGMA replicated_sync='200ms'").unwrap_err();
+        assert!(told.contains("replica2: not in the bucket"), "{told}");
+        // Over a close, which waits for neither for long.
+        worker.leave();
+        let mut worker = pair.start(Program::Python, "", &[]);
+        worker.write("back");
+        pair.proxy.set(Mode::Forward).unwrap();
+        worker.sync();
+        worker.leave();
+        assert_eq!(pair.full_states(), [1, 1], "{mode}: {}", pair.place.log());
+        pair.check();
+    }
+}
+
+#[test]
+fn the_status_tells_of_each() {
+    let pair = Pair::new();
+    let mut worker = pair.first("WAL", Program::Python, "", &[]);
+    let status = worker.host.value(worker.db, "PRAGMA replicated_status").as_str().unwrap().to_owned();
+    let names: Vec<&str> = status.lines().filter_map(|line| line.split(' ').next()).collect();
+    for name in ["state", "remote_txid", "replica", "wait_for", "replica2_state", "replica2_remote_txid", "replica2", "replica2_lease"] {
+        assert_eq!(names.iter().filter(|found| **found == name).count(), 1, "{name}: {status}");
+    }
+    assert!(!names.contains(&"replica2_durability"), "{status}");
+    assert_eq!(worker.status("replica2"), pair.url);
+    // The full state goes to one of them once more: from here on they count differently.
+    worker.leave();
+    std::fs::remove_dir_all(pair.place.dir.path().join("bucket")).unwrap();
+    std::fs::remove_dir_all(pair.directory(false)).unwrap();
+    let mut worker = pair.start(Program::Python, "", &[]);
+    worker.write("after");
+    let synced = worker.sync();
+    assert_eq!(synced, worker.status("remote_txid"));
+    assert_ne!(synced, worker.status("replica2_remote_txid"));
+    worker.leave();
+    pair.check();
+}
+
+#[test]
+fn a_second_one_comes_and_goes() {
+    let pair = Pair::new();
+    let mut worker = pair.place.first("WAL", Program::Python);
+    for _ in 0..20 {
+        worker.write("one");
+    }
+    let status = worker.host.value(worker.db, "PRAGMA replicated_status").as_str().unwrap().to_owned();
+    assert!(!status.contains("replica2") && !status.contains("wait_for"), "{status}");
+    worker.leave();
+    assert!(!pair.directory(true).exists());
+    let mut worker = pair.start(Program::Python, "", &[]);
+    worker.write("two");
+    worker.sync();
+    worker.leave();
+    assert_eq!(pair.full_states(), [1, 1], "{}", pair.place.log());
+    pair.check();
+    // While it is away, nothing of it is touched; when it comes back, it finds out what it has missed.
+    let listed = pair.second.list();
+    let mut worker = pair.place.start(Program::Python);
+    worker.write("one again");
+    worker.sync();
+    worker.leave();
+    assert_eq!(pair.second.list(), listed);
+    let mut worker = pair.start(Program::Python, "", &[]);
+    worker.write("two again");
+    worker.sync();
+    assert_eq!(worker.status("replica2_state"), "idle", "{}", pair.place.log());
+    worker.leave();
+    assert_eq!(pair.place.full_states(), 1);
+    pair.check();
+}
+
+#[test]
+fn all_who_have_it_open_name_the_same() {
+    let pair = Pair::new();
+    let mut worker = pair.first("WAL", Program::Python, "", &[]);
+    let same_process = worker.host.try_open(&pair.place.uri(&[])).and_then(|db| worker.host.try_query(db, "SELECT 1 FROM t"));
+    assert!(same_process.unwrap_err().contains("unable to open database file"));
+    let mut other = Host::start(Program::Python, &pair.place.bucket.env);
+    let other_process = other.try_open(&pair.place.uri(&[])).and_then(|db| other.try_query(db, "SELECT 1 FROM t"));
+    assert!(other_process.unwrap_err().contains("unable to open database file"));
+    let log = pair.place.log();
+    assert!(log.contains("option replica2: ") && log.contains("it has another replica2"), "{log}");
+    // Those who name the same share it, and what one commits the other's uploader sends to both.
+    let mut joined = pair.start(Program::Python, "", &[]);
+    joined.write("joined");
+    joined.sync();
+    worker.leave();
+    joined.write("takes over");
+    joined.sync();
+    joined.leave();
+    assert_eq!(pair.full_states(), [1, 1], "{}", pair.place.log());
+    pair.check();
+}
+
+#[test]
+fn two_in_one_place_are_refused() {
+    let (dir, mut host) = (tempfile::tempdir().unwrap(), Host::start(Program::Python, &[]));
+    let log = dir.path().join("log");
+    let refused = |host: &mut Host, first: &str, second: &str| {
+        let more = [("replica2", second), ("log", log.to_str().unwrap())];
+        let uri = replicated_testkit::host::replicated(&dir.path().join("app.db"), first, &more);
+        host.try_open(&uri).and_then(|db| host.try_query(db, "CREATE TABLE t(x)")).is_err()
+    };
+    let bucket = format!("file://{}", dir.path().join("bucket").display());
+    for (first, second) in [
+        (bucket.clone(), bucket.clone()),
+        (bucket.clone(), format!("{bucket}/")),
+        (bucket.clone(), format!("{bucket}/second")),
+        (format!("{bucket}/first"), bucket.clone()),
+        ("s3://b/app".to_owned(), "s3://b/app?region=eu-west-1".to_owned()),
+        ("s3://b/app/x".to_owned(), "s3://b/app".to_owned()),
+    ] {
+        assert!(refused(&mut host, &first, &second), "{first} {second}");
+    }
+    assert_eq!(std::fs::read_to_string(&log).unwrap().matches("option replica2: ").count(), 6);
+    // Of names that begin alike neither lies in the other.
+    assert!(!refused(&mut host, &bucket, &format!("{bucket}2")));
+    host.quit();
+}
+
+/// One replica costs what it did: no directory, no thread and no request more.
+#[test]
+fn one_replica_costs_nothing_more() {
+    let server = Server::start().unwrap();
+    let place = Place::with(tempfile::tempdir().unwrap(), Bucket::s3(&server, "app"), None);
+    let mut worker = place.first("WAL", Program::Rust);
+    for _ in 0..3 {
+        worker.write("one");
+        worker.sync();
+    }
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", worker.host.id())).unwrap().count();
+    let before = server.requests();
+    worker.write("one");
+    worker.sync();
+    let now = server.requests();
+    assert_eq!((now.put - before.put, now.get - before.get, now.list - before.list, now.head - before.head), (1, 0, 0, 0));
+    worker.leave();
+    let beside: Vec<_> = std::fs::read_dir(place.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(beside.iter().any(|name| name == "app.db-replicated") && !beside.iter().any(|name| name == "app.db-replicated2"), "{beside:?}");
+    // The application's, and ours: a second replica has none of its own either.
+    let pair = Pair::new();
+    let worker = pair.first("WAL", Program::Rust, "", &[]);
+    assert_eq!(std::fs::read_dir(format!("/proc/{}/task", worker.host.id())).unwrap().count(), tasks);
+    worker.leave();
+}
+
+#[test]
+fn commit_waits_for_whom_it_is_told_to() {
+    for mode in ["WAL", "DELETE"] {
+        let pair = Pair::new();
+        let mut worker = pair.first(mode, Program::Rust, "", &[]);
+        worker.leave();
+        let open = |wait_for: &str, durability: &str| {
+            let mut worker = pair.start(Program::Rust, "", &[("wait_for", wait_for), ("ack_timeout", "300ms"), ("close_timeout", "100ms")]);
+            worker.host.query(worker.db, &format!("PRAGMA replicated_durability={durability}"));
+            worker.host.query(worker.db, "PRAGMA busy_timeout=60000");
+            worker
+        };
+        // With both there, a COMMIT that has returned is in both.
+        worker = open("both", "remote");
+        worker.write("both");
+        assert_eq!((worker.status("waiting_commits"), worker.status("replica2_waiting_commits")), ("0".to_owned(), "0".to_owned()));
+        pair.check();
+        worker.leave();
+        pair.proxy.set(Mode::Refuse).unwrap();
+        worker = open("both", "remote");
+        assert!(worker.try_write("both, one is away").unwrap_err().contains("disk I/O error"));
+        worker.leave();
+        for wait_for in ["first", "any"] {
+            worker = open(wait_for, "remote");
+            worker.write(wait_for);
+            assert_eq!(worker.status("waiting_commits"), "0", "{wait_for}");
+            worker.leave();
+        }
+        // The same with the first one away.
+        pair.proxy.set(Mode::Forward).unwrap();
+        let bucket = pair.place.dir.path().join("bucket");
+        worker = open("any", "remote");
+        worker.sync();
+        std::fs::rename(&bucket, bucket.with_extension("away")).unwrap();
+        // A file where the folder was: nothing can be made in it.
+        std::fs::write(&bucket, "").unwrap();
+        worker.write("any, the first one is away");
+        assert_eq!(worker.status("replica2_waiting_commits"), "0");
+        worker.leave();
+        worker = open("first", "remote");
+        assert!(worker.try_write("first, which is away").unwrap_err().contains("disk I/O error"));
+        worker.leave();
+        std::fs::remove_file(&bucket).unwrap();
+        std::fs::rename(bucket.with_extension("away"), &bucket).unwrap();
+        worker = open("both", "bounded");
+        worker.write("bounded");
+        worker.sync();
+        worker.leave();
+        assert_eq!(pair.full_states(), [1, 1], "{mode}: {}", pair.place.log());
+        pair.check();
+    }
+}
+
+#[test]
+fn a_process_that_is_killed_goes_on_with_both() {
+    let points = [
+        "open.saved",
+        "commit.publish",
+        "gate.asked",
+        "seal.saved",
+        "generation.saved",
+        "wal.vanishes",
+        "capture.spooled",
+        "attempt.saved",
+        "send.put",
+        "send.done",
+        "ack.saved",
+        "resend",
+        "close.flush",
+        "stamp.saved",
+        "forget.release",
+    ];
+    for (n, point) in points.into_iter().enumerate() {
+        let mode = if n % 2 == 0 { "WAL" } else { "DELETE" };
+        let pair = Pair::with_faults();
+        let mut worker = pair.first(mode, Program::Faulty, "", &[]);
+        worker.write("before");
+        worker.leave();
+        // At its second time in each of several processes, in one of the two.
+        for nth in [1, 2, 3] {
+            let faults = format!("{point}=kill@{nth}");
+            let mut worker = start_or_die(&pair, &faults);
+            if let Some(worker) = &mut worker {
+                for _ in 0..10 {
+                    if worker.try_write("at the point").is_err() {
+                        break;
+                    }
+                }
+                let _ = worker.host.try_query(worker.db, "PRAGMA wal_checkpoint(TRUNCATE)");
+                let _ = worker.host.try_query(worker.db, "PRAGMA replicated_sync");
+            }
+            drop(worker);
+        }
+        let mut worker = pair.start(Program::Faulty, "", &[]);
+        worker.write("after");
+        worker.sync();
+        worker.leave();
+        pair.check_by(same_but_for_free_pages);
+    }
+}
+
+fn start_or_die(pair: &Pair, faults: &str) -> Option<Worker> {
+    let mut env = pair.place.bucket.env.clone();
+    env.push(("REPLICATED_TEST_FAULT".to_owned(), faults.to_owned()));
+    let mut host = Host::start(Program::Faulty, &env);
+    let db = host.try_open(&pair.place.uri(&pair.more(&[]))).ok()?;
+    host.try_query(db, "PRAGMA busy_timeout=60000").ok()?;
+    Some(Worker { host, db })
+}
+
+/// Snapshots of both at once, while the application writes over what they read and checkpoints it.
+#[test]
+fn full_states_of_both_at_once() {
+    let pair = Pair::new();
+    let path = pair.place.path();
+    let plain = rusqlite::Connection::open(&path).unwrap();
+    plain.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(a INTEGER PRIMARY KEY, who, x); CREATE TABLE churn(x)").unwrap();
+    let numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<4000)";
+    plain.execute_batch(&format!("{numbers} INSERT INTO churn SELECT randomblob(3500) FROM n")).unwrap();
+    plain.close().unwrap();
+    let mut worker = pair.start(Program::Rust, "", &[]);
+    for n in 0..40 {
+        worker.write("meanwhile");
+        worker.host.query(worker.db, &format!("UPDATE churn SET x = randomblob(3500) WHERE rowid % 40 = {n}"));
+        if n % 8 == 0 {
+            worker.host.query(worker.db, "PRAGMA wal_checkpoint(TRUNCATE)");
+        }
+    }
+    worker.sync();
+    worker.leave();
+    for bucket in [&pair.place.bucket, &pair.second] {
+        assert_eq!(bucket.level(SNAPSHOT_LEVEL).len(), 1);
+    }
+    pair.check();
+    assert!(pair.server.requests().put > 0);
+}
