@@ -432,3 +432,262 @@ fn full_states_of_both_at_once() {
     pair.check();
     assert!(pair.server.requests().put > 0);
 }
+
+/// Another disk: what lay beside the database is gone with it.
+impl Pair {
+    fn lose_disk(&self) {
+        for entry in std::fs::read_dir(self.place.dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            match path.file_name().unwrap().to_str().unwrap() {
+                "app.db-replicated" | "app.db-replicated2" => std::fs::remove_dir_all(path).unwrap(),
+                name if name.starts_with("app.db") => std::fs::remove_file(path).unwrap(),
+                _ => {}
+            }
+        }
+    }
+
+    fn bucket(&self) -> PathBuf {
+        self.place.dir.path().join("bucket")
+    }
+
+    /// The first one's provider is out of reach: a file is where the folder was.
+    fn first_is_away(&self, away: bool) {
+        let (here, there) = (self.bucket(), self.bucket().with_extension("away"));
+        if away {
+            std::fs::rename(&here, &there).unwrap();
+            std::fs::write(&here, "").unwrap();
+        } else {
+            std::fs::remove_file(&here).unwrap();
+            std::fs::rename(&there, &here).unwrap();
+        }
+    }
+
+    fn newest(bucket: &Bucket) -> replicated::types::Txid {
+        bucket.list().iter().map(|listed| listed.name.max_txid).max().unwrap()
+    }
+}
+
+const IF_MISSING: (&str, &str) = ("restore", "if-missing");
+const FROM_ANY: (&str, &str) = ("restore_from", "any");
+
+/// A container with an empty disk: it is restored from the first one, and the second one goes on as well.
+#[test]
+fn after_a_restore_both_go_on() {
+    for mode in ["WAL", "DELETE"] {
+        let pair = Pair::new();
+        let mut worker = pair.first(mode, Program::Python, "", &[]);
+        for _ in 0..3 {
+            worker.write("before");
+            worker.sync();
+        }
+        worker.leave();
+        for round in 0..2 {
+            pair.lose_disk();
+            let mut worker = pair.start(Program::Python, "", &[IF_MISSING]);
+            worker.write("after");
+            worker.sync();
+            worker.write("after");
+            worker.leave();
+            pair.check();
+            // In WAL mode the second one's last file proves that it ended with the same commit.
+            if mode == "WAL" {
+                assert_eq!(pair.full_states(), [1, 1], "{round}: {}", pair.place.log());
+            }
+        }
+        assert_eq!(pair.place.full_states(), 1, "{mode}");
+    }
+}
+
+#[test]
+fn after_a_restore_one_that_was_behind_is_sent_the_full_state() {
+    let pair = Pair::new();
+    let mut worker = pair.first("WAL", Program::Python, "", &[("wait_for", "first"), ("close_timeout", "100ms")]);
+    worker.write("both");
+    worker.sync();
+    pair.proxy.set(Mode::Refuse).unwrap();
+    worker.write("the first one only");
+    eventually("the first one has it", || worker.status("waiting_commits") == "0");
+    worker.leave();
+    pair.lose_disk();
+    // It is found out when it is back.
+    let mut worker = pair.start(Program::Python, "", &[IF_MISSING]);
+    worker.write("after");
+    eventually("it is seen that the second one is away", || worker.status("replica2_state") == "offline");
+    pair.proxy.set(Mode::Forward).unwrap();
+    worker.sync();
+    worker.leave();
+    assert_eq!(pair.full_states(), [1, 2], "{}", pair.place.log());
+    assert!(pair.place.log().contains("restored from its other replica, which had all that this one has"));
+    pair.check();
+}
+
+/// What the second one has and the first one has not is never passed over in silence.
+#[test]
+fn after_a_restore_one_that_was_ahead_is_not_written_over() {
+    let pair = Pair::new();
+    let mut worker = pair.first("WAL", Program::Python, "", &[("close_timeout", "100ms")]);
+    worker.write("both");
+    worker.sync();
+    pair.first_is_away(true);
+    worker.write("the second one only");
+    eventually("the second one has it", || worker.status("replica2_waiting_commits") == "0");
+    worker.leave();
+    pair.first_is_away(false);
+    pair.lose_disk();
+    let before = pair.second.list();
+    let mut worker = pair.start(Program::Python, "", &[IF_MISSING]);
+    worker.write("after");
+    eventually("the second one stops", || worker.status("replica2_state") == "diverged");
+    let told = worker.status("replica2_last_error");
+    assert!(told.contains("was restored from the database's other replica"), "{told}");
+    eventually("the first one goes on", || worker.status("waiting_commits") == "0");
+    worker.leave();
+    assert_eq!(pair.second.list(), before);
+    // The user decides.
+    let newest = Pair::newest(&pair.second).to_string();
+    let mut worker = pair.start(Program::Python, "", &[("adopt2", &newest)]);
+    worker.write("adopted");
+    worker.sync();
+    worker.leave();
+    pair.check();
+}
+
+/// The first one's bucket is gone with all that it had.
+#[test]
+fn the_second_one_is_restored_where_the_first_is_lost() {
+    for mode in ["WAL", "DELETE"] {
+        let pair = Pair::new();
+        let mut worker = pair.first(mode, Program::Python, "", &[]);
+        worker.write("both");
+        worker.sync();
+        worker.leave();
+        pair.lose_disk();
+        std::fs::remove_dir_all(pair.bucket()).unwrap();
+        let mut host = Host::start(Program::Python, &pair.place.bucket.env);
+        let refused =
+            |host: &mut Host| host.try_open(&pair.place.uri(&pair.more(&[IF_MISSING]))).and_then(|db| host.try_query(db, "SELECT 1"));
+        assert!(refused(&mut host).is_err());
+        let log = pair.place.log();
+        assert!(log.contains("has nothing to restore, and") && log.contains("goes up to TXID"), "{log}");
+        // Whether it has something is not known.
+        pair.proxy.set(Mode::Refuse).unwrap();
+        assert!(refused(&mut host).is_err());
+        assert!(pair.place.log().contains("cannot be asked"), "{}", pair.place.log());
+        pair.proxy.set(Mode::Forward).unwrap();
+        host.quit();
+        assert!(!pair.place.path().exists());
+        let mut worker = pair.start(Program::Python, "", &[IF_MISSING, FROM_ANY]);
+        assert_eq!(worker.rows(), 2);
+        worker.write("after");
+        worker.sync();
+        worker.leave();
+        assert_eq!(pair.full_states(), [1, 1], "{mode}: {}", pair.place.log());
+        pair.check();
+        let mut worker = pair.start(Program::Python, "", &[IF_MISSING, FROM_ANY]);
+        worker.write("again");
+        worker.sync();
+        worker.leave();
+        assert_eq!(pair.full_states(), [1, 1], "{mode}: {}", pair.place.log());
+        pair.check();
+    }
+}
+
+/// The first one cannot be reached, and may have more.
+#[test]
+fn the_second_one_is_restored_where_the_first_is_away_and_that_is_allowed() {
+    for ahead in [false, true] {
+        let pair = Pair::new();
+        let mut worker = pair.first("WAL", Program::Python, "", &[("wait_for", "first"), ("close_timeout", "100ms")]);
+        worker.write("both");
+        worker.sync();
+        if ahead {
+            pair.proxy.set(Mode::Refuse).unwrap();
+            worker.write("the first one only");
+            eventually("the first one has it", || worker.status("waiting_commits") == "0");
+        }
+        worker.leave();
+        pair.proxy.set(Mode::Forward).unwrap();
+        pair.lose_disk();
+        pair.first_is_away(true);
+        let mut host = Host::start(Program::Python, &pair.place.bucket.env);
+        let refused = host.try_open(&pair.place.uri(&pair.more(&[IF_MISSING]))).and_then(|db| host.try_query(db, "SELECT 1"));
+        assert!(refused.is_err());
+        host.quit();
+        let mut worker = pair.start(Program::Python, "", &[IF_MISSING, FROM_ANY, ("close_timeout", "100ms")]);
+        assert_eq!(worker.rows(), 2);
+        worker.write("after");
+        eventually("the second one has it", || worker.status("replica2_waiting_commits") == "0");
+        worker.leave();
+        pair.first_is_away(false);
+        let before = pair.place.bucket.list();
+        let mut worker = pair.start(Program::Python, "", &[IF_MISSING, FROM_ANY]);
+        worker.write("and after");
+        if ahead {
+            eventually("the first one stops", || worker.status("state") == "diverged");
+            worker.leave();
+            assert_eq!(pair.place.bucket.list(), before);
+        } else {
+            worker.sync();
+            worker.leave();
+            assert_eq!(pair.place.full_states(), 2, "{}", pair.place.log());
+            pair.check();
+        }
+    }
+}
+
+/// The tool restores from a URL, and knows nothing of options.
+#[test]
+fn what_the_tool_has_restored_goes_on_with_both() {
+    for from_second in [false, true] {
+        let pair = Pair::new();
+        let mut worker = pair.first("WAL", Program::Python, "", &[]);
+        worker.write("both");
+        worker.sync();
+        worker.leave();
+        pair.lose_disk();
+        let env: replicated::store::Env = pair.place.bucket.env.iter().cloned().collect();
+        let url = if from_second { &pair.url } else { &pair.place.bucket.url };
+        let url = replicated::store::ReplicaUrl::parse(url).unwrap();
+        let store = replicated::store::open_with_env(&url, &replicated::store::StoreOptions::default(), &env).unwrap();
+        replicated::restore::restore(&*store, &replicated::restore::RestoreOptions::latest(pair.place.path())).unwrap();
+        let mut worker = pair.start(Program::Python, "", &[]);
+        worker.write("after");
+        worker.sync();
+        worker.leave();
+        assert_eq!(pair.full_states(), [1, 1], "{from_second}: {}", pair.place.log());
+        pair.check();
+    }
+}
+
+/// The first provider is given up: the second replica becomes the only one, and then the first of two.
+#[test]
+fn the_second_one_becomes_the_first() {
+    let pair = Pair::new();
+    let mut worker = pair.first("WAL", Program::Python, "", &[]);
+    worker.write("both");
+    worker.sync();
+    worker.leave();
+    let mut place = Place::with(tempfile::tempdir().unwrap(), pair.place.bucket.clone(), None);
+    place.bucket.url.clone_from(&pair.url);
+    let log = pair.place.dir.path().join("log").display().to_string();
+    let mut host = Host::start(Program::Python, &pair.place.bucket.env);
+    let third = Bucket::folder(&pair.place.dir.path().join("third"));
+    for (n, more) in [&[][..], &[("replica2", third.url.as_str())][..]].into_iter().enumerate() {
+        let mut options = vec![("sync_interval", "10ms"), ("log", log.as_str())];
+        options.extend_from_slice(more);
+        let db = host.open(&replicated_testkit::host::replicated(&pair.place.path(), &pair.url, &options));
+        host.query(db, "INSERT INTO t(who, x) VALUES ('promoted', randomblob(3000))");
+        host.sync(db);
+        assert_eq!(host.status(db, "state"), "idle", "{n}: {}", pair.place.log());
+        host.close(db);
+    }
+    host.quit();
+    assert_eq!((pair.second.full_states(), third.full_states()), (1, 1), "{}", pair.place.log());
+    let dir = tempfile::tempdir().unwrap();
+    let flat = flattened(&pair.place.path(), dir.path());
+    for (name, bucket) in [("second", &pair.second), ("third", &third)] {
+        let restored = dir.path().join(format!("{name}.db"));
+        bucket.restore(&restored);
+        page_compare(&flat, &restored).unwrap();
+    }
+}

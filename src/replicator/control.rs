@@ -135,6 +135,8 @@ pub(crate) enum FullReason {
     Fault = 11,
     /// The WAL is the one that was there, the database file under it is not.
     Exchanged = 12,
+    /// The database was restored from its other replica, which has all that this one has.
+    Restored = 13,
 }
 
 impl FullReason {
@@ -152,6 +154,7 @@ impl FullReason {
             10 => Self::Unprotected,
             11 => Self::Fault,
             12 => Self::Exchanged,
+            13 => Self::Restored,
             _ => return None,
         })
     }
@@ -170,6 +173,7 @@ impl FullReason {
             Self::PageSize => "the page size changed",
             Self::Unprotected => "a transaction without a journal on disk (journal_mode OFF or MEMORY, or exclusive locking) was cut off",
             Self::Fault => "a fault in the extension had ended replication",
+            Self::Restored => "the database was restored from its other replica, which had all that this one has",
             Self::Exchanged => "the database file is not the one that the WAL beside it belongs to: was a copy put in its place?",
         }
     }
@@ -248,6 +252,13 @@ pub(crate) struct State {
     pub(crate) to_compare: Option<Stamp>,
 }
 
+/// The newest state in a control file, without a lock: each slot has a checksum.
+pub(crate) fn peek(file: &File) -> Option<State> {
+    let mut page = [0; FILE_BYTES];
+    file.read_exact_at(&mut page, 0).ok()?;
+    (page.get(..MAGIC.len())? == MAGIC.as_slice()).then(|| newest_slot(&page))?.map(|(_, state)| state)
+}
+
 /// The open control file.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -262,6 +273,12 @@ impl Control {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         fault_io!("control.opened")?;
+        Ok(Self { file: Arc::new(file), sequence: 0, mark: None })
+    }
+
+    /// The same where it is there.
+    pub(crate) fn open_existing(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
         Ok(Self { file: Arc::new(file), sequence: 0, mark: None })
     }
 

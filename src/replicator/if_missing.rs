@@ -16,7 +16,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::control::Identity;
@@ -27,7 +27,7 @@ use super::stamp;
 use crate::config::Options;
 use crate::fault::fault_point;
 use crate::restore::{self, Plan, Progress, RestoreError, RestoreOptions};
-use crate::store::{self, ReplicaUrl, StoreError, UrlError};
+use crate::store::{self, ReplicaUrl, Store, StoreError, UrlError};
 use crate::types::{PageSize, Txid};
 /// A note is a line of numbers.
 const MOST_NOTE_BYTES: usize = 512;
@@ -67,6 +67,16 @@ pub(crate) enum IfMissingError {
     Thread(io::Error),
     #[error("restore=if-missing: a fault in the extension")]
     Fault,
+    #[error("option replica2: {0}")]
+    SecondUrl(UrlError),
+    #[error("option replica2: {0}")]
+    SecondStore(StoreError),
+    /// The first replica has nothing, and the second one may be all that is left.
+    #[error(
+        "restore=if-missing: {database} is not there, {first} has nothing to restore, and {second} (replica2) {has}. No empty database is made in its place, and \
+         the second replica is restored only where restore_from=any allows it; restore=never makes an empty one"
+    )]
+    SecondMayHave { database: String, first: String, second: String, has: String },
 }
 
 fn advice(error: &RestoreError) -> String {
@@ -84,14 +94,16 @@ pub(crate) fn restore_if_missing(path: &Path, options: &Options, start_thread: S
         return Ok(());
     }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let url = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
+    let parsed = |options: &Options| ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default());
+    let second = options.second().map(|options| parsed(&options).map_err(IfMissingError::SecondUrl)).transpose()?;
+    let places = Places { first: parsed(options)?, second };
     let options = options.clone();
     // On a thread of its own: the application's may be one of a runtime that does not let itself be blocked by another, and has its own signal
     // handlers and stack.
     let (to, from) = mpsc::sync_channel(1);
     let body = move || {
         // Nobody listens any more where the caller is gone.
-        let _ = to.send(restore_alone(&paths, &url, &options));
+        let _ = to.send(restore_alone(&paths, &places, &options));
     };
     start_thread(Box::new(body)).map_err(IfMissingError::Thread)?;
     from.recv().unwrap_or(Err(IfMissingError::Fault))
@@ -100,17 +112,10 @@ pub(crate) fn restore_if_missing(path: &Path, options: &Options, start_thread: S
 /// Whether there is no database: no file, or one that was made and never written to.
 fn is_missing(paths: &Paths) -> Result<bool, IfMissingError> {
     match std::fs::metadata(&paths.database) {
-        Ok(metadata) => Ok(metadata.is_file() && metadata.len() == 0 && !has_log(paths)),
+        Ok(metadata) => Ok(metadata.is_file() && metadata.len() == 0 && !paths.has_log()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(source) => Err(local("look at", &paths.database)(source)),
     }
-}
-
-/// Whether a WAL or a journal has what the file does not.
-fn has_log(paths: &Paths) -> bool {
-    let mut journal = paths.database.clone().into_os_string();
-    journal.push("-journal");
-    [paths.wal.as_path(), Path::new(&journal)].iter().any(|log| log.symlink_metadata().is_ok())
 }
 
 fn lock_path(paths: &Paths) -> PathBuf {
@@ -126,12 +131,28 @@ fn local(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> IfMi
     move |source| IfMissingError::Local { operation, path, source }
 }
 
-fn restore_alone(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<(), IfMissingError> {
+/// Where it may be restored from.
+struct Places {
+    first: ReplicaUrl,
+    second: Option<ReplicaUrl>,
+}
+
+/// What came of a restore.
+enum Done {
+    Restored,
+    /// The replica has nothing.
+    Nothing,
+    /// Somebody has made it by other means.
+    IsThere,
+}
+
+fn restore_alone(paths: &Paths, places: &Places, options: &Options) -> Result<(), IfMissingError> {
     let lock = Lock::take(paths, options.restore_wait)?;
     let database = &paths.database;
-    let url_text = url.to_string();
     if let Some(note) = lock.read() {
-        note.finish(paths, &url_text)?;
+        let url = if note.is_second { places.second.as_ref() } else { Some(&places.first) };
+        // Another second one than before, or none: then what was restored is nobody's.
+        url.map_or(Ok(()), |url| note.finish(paths, url.as_str()))?;
         lock.empty().map_err(local("write", &lock.path))?;
     }
     // Somebody else may have restored it while this one waited. Who has an empty database open for replication is about to fill it.
@@ -142,27 +163,78 @@ fn restore_alone(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<(
     if remember::is_in_use(paths) {
         return Ok(());
     }
-    let store = store::open(url, &options.store_options())?;
-    log::info!(target: "replicated", "{}: is not there, and is restored from {url_text} first", database.display());
     let _restorer = Restorer::tell(paths);
+    let restored = restore_one(paths, &lock, &places.first, options, false);
+    let Some(second) = &places.second else { return restored.map(|done| tell_of_nothing(&done, database, &places.first)) };
+    match restored {
+        Ok(Done::Restored | Done::IsThere) => Ok(()),
+        Err(error) if !options.restore_from_any => Err(error),
+        Ok(Done::Nothing) if !options.restore_from_any => {
+            let store = second_store(second, options)?;
+            let has = match restore::catalogue(&*store) {
+                Ok(listed) => listed.iter().map(|l| l.name.max_txid).max().map(|newest| format!("goes up to TXID {newest}")),
+                Err(error) if error.is_empty_bucket() => None,
+                Err(error) => Some(format!("cannot be asked: {error}")),
+            };
+            let Some(has) = has else {
+                tell_of_nothing(&Done::Nothing, database, &places.first);
+                return Ok(());
+            };
+            let (first, second) = (places.first.to_string(), second.to_string());
+            Err(IfMissingError::SecondMayHave { database: database.display().to_string(), first, second, has })
+        }
+        failed => {
+            let why = failed.as_ref().err().map_or_else(|| "it has nothing".to_owned(), ToString::to_string);
+            log::warn!(
+                target: "replicated",
+                "{}: {} (replica) cannot be restored: {why}. It is restored from {second} (replica2), as restore_from=any allows: what only the first one \
+                 has is missing, and nothing is sent over it then",
+                database.display(), places.first
+            );
+            match (restore_one(paths, &lock, second, options, true)?, failed) {
+                // What the first one has is not known.
+                (Done::Nothing, Err(error)) => Err(error),
+                (done, _) => {
+                    tell_of_nothing(&done, database, second);
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+fn tell_of_nothing(done: &Done, database: &Path, url: &ReplicaUrl) {
+    if matches!(done, Done::Nothing) {
+        log::info!(target: "replicated", "{}: {url} has nothing to restore: it begins here", database.display());
+    }
+}
+
+fn second_store(url: &ReplicaUrl, options: &Options) -> Result<Arc<dyn Store>, IfMissingError> {
+    store::open(url, &options.store_options()).map_err(IfMissingError::SecondStore)
+}
+
+fn restore_one(paths: &Paths, lock: &Lock, url: &ReplicaUrl, options: &Options, is_second: bool) -> Result<Done, IfMissingError> {
+    let database = &paths.database;
+    let store = if is_second { second_store(url, options)? } else { store::open(url, &options.store_options())? };
+    log::info!(target: "replicated", "{}: is not there, and is restored from {url} first", database.display());
     let watcher = Watcher::default();
     let check = |draft: &Path| {
-        let note = Note::of(draft, &watcher).map_err(|error| error.to_string())?;
+        let note = Note { is_second, ..Note::of(draft, &watcher).map_err(|error| error.to_string())? };
         lock.write(&note).map_err(|error| format!("{}: {error}", lock.path.display()))?;
         paths.sync_directories();
         fault_point!("if-missing.noted");
         Ok(())
     };
     let max_memory_bytes = options.max_memory_bytes;
-    let how = RestoreOptions { max_memory_bytes, progress: Some(&watcher), check: Some(&check), ..RestoreOptions::latest(database) };
+    let how =
+        RestoreOptions { max_memory_bytes, progress: Some(&watcher), check: Some(&check), is_second, ..RestoreOptions::latest(database) };
     let report = match restore::restore(&*store, &how) {
         Ok(report) => report,
-        Err(error) if error.is_empty_bucket() => {
-            log::info!(target: "replicated", "{}: {url_text} has nothing to restore: it begins here", database.display());
-            return Ok(());
+        Err(error) if error.is_empty_bucket() => return Ok(Done::Nothing),
+        Err(RestoreError::OutputExists { .. }) if !is_missing(paths)? => {
+            lock.empty().map_err(local("write", &lock.path))?;
+            return Ok(Done::IsThere);
         }
-        // Somebody has made it by other means.
-        Err(RestoreError::OutputExists { .. }) if !is_missing(paths)? => return lock.empty().map_err(local("write", &lock.path)),
         Err(error) => {
             let source = Box::new(error);
             return Err(IfMissingError::Restore { database: database.display().to_string(), source });
@@ -175,10 +247,10 @@ fn restore_alone(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<(
     lock.empty().map_err(local("write", &lock.path))?;
     log::info!(
         target: "replicated",
-        "{}: restored from {url_text} to TXID {}, {} pages of {} bytes",
+        "{}: restored from {url} to TXID {}, {} pages of {} bytes",
         database.display(), report.txid, report.commit_pages, report.page_size
     );
-    Ok(())
+    Ok(Done::Restored)
 }
 
 /// What the plan said, for the note.
@@ -297,10 +369,13 @@ struct Note {
     txid: Txid,
     newest: Txid,
     page_size: PageSize,
+    /// From the second replica.
+    is_second: bool,
 }
 
 impl Note {
     const BEGINNING: &str = "restored-1";
+    const BEGINNING_OF_SECOND: &str = "restored2-1";
 
     /// Reads the temporary file, which nobody has open as a database.
     fn of(draft: &Path, watcher: &Watcher) -> io::Result<Self> {
@@ -314,15 +389,17 @@ impl Note {
             return Err(io::ErrorKind::InvalidData.into());
         };
         let (size_bytes, mtime_ns) = looks(draft)?;
-        Ok(Self { identity: identity(draft)?, size_bytes, mtime_ns, txid, newest, page_size })
+        Ok(Self { identity: identity(draft)?, size_bytes, mtime_ns, txid, newest, page_size, is_second: false })
     }
 
     fn parse(text: &str) -> Option<Self> {
         // A line that was cut off says nothing.
         let mut words = text.strip_suffix('\n')?.split(' ');
-        if words.next() != Some(Self::BEGINNING) {
-            return None;
-        }
+        let is_second = match words.next() {
+            Some(Self::BEGINNING) => false,
+            Some(Self::BEGINNING_OF_SECOND) => true,
+            _ => return None,
+        };
         let mut number = || words.next()?.parse::<u64>().ok();
         Some(Self {
             identity: Identity { device: number()?, inode: number()?, born_ns: number()? },
@@ -331,6 +408,7 @@ impl Note {
             txid: Txid::new(number()?)?,
             newest: Txid::new(number()?)?,
             page_size: PageSize::new(u32::try_from(number()?).ok()?)?,
+            is_second,
         })
     }
 
@@ -339,12 +417,14 @@ impl Note {
         let database = &paths.database;
         let is_it = identity(database).is_ok_and(|now| now == self.identity)
             && looks(database).is_ok_and(|now| now == (self.size_bytes, self.mtime_ns))
-            && !has_log(paths)
+            && !paths.has_log()
             && !process::has_open(database);
         if !is_it {
             return Ok(());
         }
-        let restored = Restored { txid: self.txid, newest: self.newest, page_size: self.page_size };
+        let Self { txid, newest, page_size, is_second, .. } = *self;
+        // Nothing tells the other replica where this one ended.
+        let restored = Restored { txid, newest, page_size, origin: None, is_second };
         match remember::restored_unless_known(database, url, &restored) {
             // Then it is open, and known to who has it.
             Ok(()) | Err(RememberError::InUse(_)) => Ok(()),
@@ -357,7 +437,8 @@ impl std::fmt::Display for Note {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Identity { device, inode, born_ns } = self.identity;
         let (txid, newest, page_size) = (self.txid.get(), self.newest.get(), self.page_size.get());
-        writeln!(f, "{} {device} {inode} {born_ns} {} {} {txid} {newest} {page_size}", Self::BEGINNING, self.size_bytes, self.mtime_ns)
+        let beginning = if self.is_second { Self::BEGINNING_OF_SECOND } else { Self::BEGINNING };
+        writeln!(f, "{beginning} {device} {inode} {born_ns} {} {} {txid} {newest} {page_size}", self.size_bytes, self.mtime_ns)
     }
 }
 
@@ -380,12 +461,15 @@ mod tests {
             txid: Txid::FIRST,
             newest: Txid::FIRST.next(),
             page_size: PageSize::new(65536).unwrap(),
+            is_second: false,
         };
-        let text = note.to_string();
-        assert!(text.len() <= MOST_NOTE_BYTES);
-        assert_eq!(Note::parse(&text), Some(note));
-        for end in 0..text.len() {
-            assert_eq!(Note::parse(&text[..end]), None);
+        for note in [note, Note { is_second: true, ..note }] {
+            let text = note.to_string();
+            assert!(text.len() <= MOST_NOTE_BYTES);
+            assert_eq!(Note::parse(&text), Some(note));
+            for end in 0..text.len() {
+                assert_eq!(Note::parse(&text[..end]), None);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use super::batch::WalFile;
 use super::control::{Acked, Attempt, Conflict, FullReason, FullSent, State};
 use super::database::Database;
+use super::origin::Relation;
 use super::step::{StepError, stop};
 use super::tail::{Mode, StopKind};
 use super::{looks, send};
@@ -380,6 +381,14 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
         }
         return Ok(());
     }
+    let origin = database.origin.map(|found| (found, found.origin.relation_of(&header)));
+    if let Some((found, Relation::Same)) = origin
+        && found.is_unchanged
+        && settled
+        && continue_restored(database, reach)?
+    {
+        return Ok(());
+    }
     let mut tail = database.lock_tail();
     let ours = header.node_id != 0 && header.node_id == tail.state.node_id;
     let reason = if tail.state.adopt.is_some_and(|adopt| adopt >= reach) {
@@ -388,12 +397,21 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
         FullReason::Unfinished
     } else if litestream_position(database) == Some(reach) {
         FullReason::TakenOver
+    } else if matches!(origin, Some((_, Relation::Same | Relation::NotAhead))) {
+        FullReason::Restored
     } else {
         drop(tail);
-        let message = format!(
-            "the bucket holds a database up to TXID {reach}, and nothing shows that this file continues it. Nothing is sent over it. Restore it with \
-             `replicated restore`, or use another replica URL, or declare this file the truth with `replicated adopt`"
-        );
+        let message = match origin {
+            Some((found, Relation::Ahead)) => format!(
+                "the bucket goes on to TXID {reach} (of {}), and this file was restored from the database's other replica at TXID {} (of {}), which had less. \
+                 Nothing is sent over it. Restore this one instead with `replicated restore`, or declare this file the truth with `replicated adopt`",
+                header.timestamp, found.origin.txid, found.origin.timestamp
+            ),
+            _ => format!(
+                "the bucket holds a database up to TXID {reach}, and nothing shows that this file continues it. Nothing is sent over it. Restore it with \
+                 `replicated restore`, or use another replica URL, or declare this file the truth with `replicated adopt`"
+            ),
+        };
         stop(database, StopKind::Diverged, message);
         // For the status, now that nobody waits for it.
         database.progress.update(|f| f.remote_txid = Some(reach));
@@ -401,6 +419,24 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
     };
     database.lose(&mut tail, reason);
     Ok(())
+}
+
+/// The file was restored from the other replica, which ended with the same commit, and nobody had written to it when it was opened: what is captured since
+/// follows on what this one has. False where something of that is lost, so that the full state is due.
+fn continue_restored(database: &Database, txid: Txid) -> Result<bool, StepError> {
+    let mut tail = database.lock_tail();
+    if tail.has_failed() || tail.exchanged || tail.mode != Mode::Running || tail.state.full.is_some() {
+        return Ok(false);
+    }
+    (tail.state.acked, tail.state.witness, tail.state.full_sent) = (Some(Acked { txid, end: WalPos::default() }), Some(txid), None);
+    tail.save()?;
+    log::info!(
+        target: "replicated",
+        "{}: goes on after TXID {txid} of the bucket{}, with what was restored from the other one",
+        database.paths.database.display(),
+        database.paths.of_second()
+    );
+    Ok(true)
 }
 
 /// The WAL holds what the bucket's newest file ends with: go on from there.

@@ -36,6 +36,13 @@ impl Paths {
         self.directory.as_os_str().as_encoded_bytes().ends_with(SECOND.as_bytes())
     }
 
+    /// Whether a WAL or a journal has what the file does not.
+    pub(crate) fn has_log(&self) -> bool {
+        let mut journal = self.database.clone().into_os_string();
+        journal.push("-journal");
+        [self.wal.as_path(), Path::new(&journal)].iter().any(|log| log.symlink_metadata().is_ok())
+    }
+
     /// Where a message speaks of the bucket.
     pub(crate) fn of_second(&self) -> &'static str {
         if self.is_second() { " of replica2" } else { "" }

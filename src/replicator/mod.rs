@@ -16,8 +16,10 @@
 //! | `compare` | the same, page by page, where nothing else tells |
 //! | `progress`, `durability` | how far it is, for those who wait, and which commits do |
 //! | `stamp`, `remember` | what is told of a file that nobody has open |
+//! | `origin` | what it was restored from, for its other replica |
 //! | `lease` | which host may write to the replica, and how it hands over |
 //! | `if_missing` | a database that is restored before it is opened |
+//! | `roles` | which of the directories beside it is whose |
 //! | `replicas` | the one or two replicas of an open database |
 //! | `process` | what a process has one of |
 
@@ -42,6 +44,7 @@ pub(crate) mod local;
 mod looks;
 mod lost_tail;
 mod mark;
+pub(crate) mod origin;
 mod outage;
 mod pages;
 pub(crate) mod preserve;
@@ -49,6 +52,7 @@ pub(crate) mod process;
 pub(crate) mod progress;
 pub(crate) mod remember;
 pub(crate) mod replicas;
+mod roles;
 mod send;
 pub(crate) mod shared;
 mod snapshot;

@@ -19,11 +19,13 @@ use super::database::{Database, Host, OpenedTail};
 use super::hub::{Hub, Notice};
 use super::lease::{self, Lease, LeasedStore};
 use super::local::{OwnerMode, Paths, identity};
+use super::origin;
 use super::progress::WaitError;
+use super::remember::peek;
 use super::replicas::{Each, Replicas};
 use super::shared::{Mapped, Private, Range, Shared};
 use super::tail::{StopKind, Tail};
-use super::{dispatcher, step};
+use super::{dispatcher, roles, step};
 use crate::config::Options;
 use crate::fault::{fault_io, fault_point};
 use crate::spool::{Limits, Spool, SpoolError};
@@ -174,8 +176,9 @@ pub(crate) fn open(
     let urls = Urls::of(path, options)?;
     let mut databases = process.registry.databases.lock();
     agree(&databases, identity, path, &urls)?;
-    if !databases.contains_key(&(identity, Which::First)) {
-        let_go(&mut databases, path);
+    let_go(&mut databases, path, Some(identity));
+    if ![Which::First, Which::Second].iter().any(|which| databases.contains_key(&(identity, *which))) {
+        roles::settle(&Paths::of(path), &Paths::second_of(path), &urls);
     }
     let mut open = |which, url: &ReplicaUrl, options: &Options, second: Option<&ReplicaUrl>, taken| {
         let new = New { process, path, identity, which, options, url, second };
@@ -281,7 +284,7 @@ impl New<'_> {
         })?;
         let paths = which.paths(path);
         let store = with_lease(store, options, &paths, taken);
-        let opened = open_tail(&paths, identity, &url_text, self.second, options, host.as_ref())?;
+        let opened = self.open_tail(databases, &paths, host.as_ref())?;
         let conflict = opened.tail.conflict();
         let id = process.next_id.fetch_add(1, Ordering::Relaxed);
         let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), Arc::clone(host), opened));
@@ -293,6 +296,34 @@ impl New<'_> {
         databases.insert((identity, which), Arc::clone(&database));
         Ok((database, true))
     }
+
+    /// With the number that the other replica has: what both have written is of one host. And with what it was restored from, if that was the other one.
+    fn open_tail(&self, databases: &Databases, paths: &Paths, host: &dyn Host) -> Result<OpenedTail, OpenError> {
+        const NODE_PATIENCE: Duration = Duration::from_secs(1);
+        let Self { identity, options, .. } = *self;
+        let other = match self.which {
+            Which::First => self.second.is_some().then_some(Which::Second),
+            Which::Second => Some(Which::First),
+        };
+        let other_paths = other.map(|other| other.paths(self.path));
+        let node_id = other.and_then(|other| match databases.get(&(identity, other)) {
+            Some(database) => Some(database.try_lock_tail_for(NODE_PATIENCE)?.state.node_id),
+            None => Some(peek(other_paths.as_ref()?)?).filter(|state| state.identity == Some(identity)).map(|state| state.node_id),
+        });
+        let second_hash = self.second.map_or(0, |url| replica_hash(url.as_str()));
+        let opened = open_tail(paths, identity, &Place { url: self.url.as_str(), second_hash, node_id }, options, host)?;
+        Ok(OpenedTail { origin: other_paths.and_then(|paths| origin::find(&paths)), ..opened })
+    }
+}
+
+/// What a control file is to say of a replica.
+#[derive(Clone, Copy, Debug)]
+struct Place<'a> {
+    url: &'a str,
+    /// Of the second replica's URL, where this is the first of two.
+    second_hash: u64,
+    /// The other replica's: what both have written is of one host.
+    node_id: Option<u64>,
 }
 
 impl Which {
@@ -328,8 +359,9 @@ fn with_lease(
 }
 
 /// SQLite lets an application delete or replace a file that it still has open; what is beside it now belongs to the new one.
-fn let_go(databases: &mut Databases, path: &Path) {
-    let gone: Vec<_> = databases.values().filter(|d| d.paths.database == path).cloned().collect();
+fn let_go(databases: &mut Databases, path: &Path, stays: Option<Identity>) {
+    let is_gone = |(of, d): &((Identity, Which), &Arc<Database>)| d.paths.database == path && Some(of.0) != stays;
+    let gone: Vec<_> = databases.iter().map(|(of, d)| (*of, d)).filter(is_gone).map(|(_, d)| Arc::clone(d)).collect();
     for gone in gone {
         let message = "the file was deleted or replaced while a connection had it open: what that connection commits is not replicated";
         // First of all: what it would tell the others is told in the page that the new one uses.
@@ -343,7 +375,7 @@ fn let_go(databases: &mut Databases, path: &Path) {
 /// The file of that name is about to be another one: whoever has the one before open is let go of.
 pub(crate) fn let_go_of_replaced(path: &Path) {
     if let Some(registry) = registry() {
-        let_go(&mut registry.databases.lock(), path);
+        let_go(&mut registry.databases.lock(), path, None);
     }
 }
 
@@ -496,29 +528,28 @@ pub(crate) fn find_by_wal(path: &Path) -> Option<Replicas> {
 const OPENING_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens what is beside the database, or joins the processes that have it open.
-fn open_tail(
-    paths: &Paths,
-    identity: Identity,
-    url: &str,
-    second: Option<&ReplicaUrl>,
-    options: &Options,
-    host: &dyn Host,
-) -> Result<OpenedTail, OpenError> {
+fn open_tail(paths: &Paths, identity: Identity, place: &Place<'_>, options: &Options, host: &dyn Host) -> Result<OpenedTail, OpenError> {
     let database = paths.database.display().to_string();
     let local = |path: &Path, source| OpenError::Local { database: database.clone(), path: path.display().to_string(), source };
     let refused = |why| OpenError::OtherProcess { database: database.clone(), why };
     let on_control = |source| local(&paths.control(), source);
     let owner = OwnerMode::of(&paths.database).map_err(|e| local(&paths.database, e))?;
     paths.create_directory(&owner).map_err(|e| local(&paths.directory, e))?;
-    let control = Control::open(&paths.control()).map_err(on_control)?;
-    let locks = control.locks();
-    if !locks.try_lock_for(Range::Opening, true, OPENING_PATIENCE).map_err(on_control)? {
-        return Err(refused("it has been opening it for a long time"));
-    }
+    let (control, locks) = loop {
+        let control = Control::open(&paths.control()).map_err(on_control)?;
+        let locks = control.locks();
+        if !locks.try_lock_for(Range::Opening, true, OPENING_PATIENCE).map_err(on_control)? {
+            return Err(refused("it has been opening it for a long time"));
+        }
+        if roles::is_in_place(&control.file(), paths).map_err(on_control)? {
+            break (control, locks);
+        }
+        // It has become the other replica's meanwhile.
+        paths.create_directory(&owner).map_err(|e| local(&paths.directory, e))?;
+    };
     let is_first = locks.try_lock(Range::Present, true).map_err(on_control)?;
     fault_io!("control.locked").map_err(on_control)?;
-    let second_hash = second.map_or(0, |url| replica_hash(url.as_str()));
-    let beside = Beside { paths, identity, url, second_hash, options, owner, database: database.clone() };
+    let beside = Beside { paths, identity, place: *place, options, owner, database: database.clone() };
     let file = control.file();
     let (tail, shared, is_shared) = if is_first {
         let tail = beside.first(control, |file| host.map_shared(file))?;
@@ -540,16 +571,14 @@ fn open_tail(
         locks.lock(Range::Present, false).map_err(on_control)?;
     }
     locks.unlock(Range::Opening);
-    Ok(OpenedTail { tail, shared, locks, owns })
+    Ok(OpenedTail { tail, shared, locks, owns, origin: None })
 }
 
 /// What is beside a database that is opened.
 struct Beside<'a> {
     paths: &'a Paths,
     identity: Identity,
-    url: &'a str,
-    /// Of the second replica's URL, where this is the first of two.
-    second_hash: u64,
+    place: Place<'a>,
     options: &'a Options,
     owner: OwnerMode,
     database: String,
@@ -571,8 +600,8 @@ impl Beside<'_> {
         let is_shared = mapped.is_ok();
         let shared = Shared::new(mapped.unwrap_or_else(|_| Box::new(Private::default())));
         shared.begin();
-        shared.second_hash.store(self.second_hash, Ordering::Release);
-        let mut state = saved_for(saved, self.identity, self.url, &self.database);
+        shared.second_hash.store(self.place.second_hash, Ordering::Release);
+        let mut state = saved_for(saved, self.identity, &self.place, &self.database);
         if self.options.adopt.is_some() {
             state.adopt = self.options.adopt;
         }
@@ -611,10 +640,10 @@ impl Beside<'_> {
         if state.identity != Some(self.identity) {
             return Err(refused("it has another file open, which had this name before; close it there first"));
         }
-        if state.replica_hash != replica_hash(self.url) {
+        if state.replica_hash != replica_hash(self.place.url) {
             return Err(refused("it replicates to another URL, and all processes must name the same one"));
         }
-        if shared.second_hash.load(Ordering::Acquire) != self.second_hash {
+        if shared.second_hash.load(Ordering::Acquire) != self.place.second_hash {
             return Err(refused("it has another replica2, or one of the two has none, and all processes must name the same one"));
         }
         if shared.in_memory.load(Ordering::Acquire) != 0 {
@@ -652,9 +681,10 @@ impl Beside<'_> {
 }
 
 /// What was saved, if it was saved for this very file and this replica.
-fn saved_for(saved: Option<State>, identity: Identity, url: &str, database: &str) -> State {
-    let replica_hash = replica_hash(url);
-    let fresh = State { identity: Some(identity), replica_hash, node_id: fastrand::u64(1..), ..State::default() };
+fn saved_for(saved: Option<State>, identity: Identity, place: &Place<'_>, database: &str) -> State {
+    let replica_hash = replica_hash(place.url);
+    let node_id = place.node_id.unwrap_or_else(|| fastrand::u64(1..));
+    let fresh = State { identity: Some(identity), replica_hash, node_id, ..State::default() };
     let Some(saved) = saved else { return fresh };
     if saved.identity != Some(identity) {
         log::warn!(target: "replicated", "{database}: the control file beside it belongs to another file; its position is not used");

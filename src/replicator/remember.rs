@@ -4,8 +4,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::control::{Acked, Control, RestoredEarlier, State, replica_hash};
+use super::control::{self, Acked, Control, RestoredEarlier, State, replica_hash};
 use super::local::{OwnerMode, Paths, identity};
+use super::origin::{self, Origin};
 use super::shared::Range;
 use super::stamp;
 use crate::types::{PageSize, Txid, WalPos};
@@ -34,6 +35,10 @@ pub(crate) struct Restored {
     /// The newest TXID that the bucket had.
     pub(crate) newest: Txid,
     pub(crate) page_size: PageSize,
+    /// The newest file that was restored, where it is known.
+    pub(crate) origin: Option<Origin>,
+    /// From the second replica. Else what is remembered of its URL tells.
+    pub(crate) is_second: bool,
 }
 
 /// A restored database goes on replicating from its TXID, if that was the newest; else nothing is sent until the user has decided.
@@ -74,7 +79,9 @@ fn remember(database: &Path, replica_url: &str, restored: &Restored, unless_know
         restored_earlier: earlier,
         ..State::default()
     };
-    write(database, |saved, identity| saved.filter(|saved| is_known(saved, identity)).unwrap_or_else(|| fresh(identity)))
+    write(database, replica_url, restored.is_second, restored.origin.as_ref(), |saved, identity| {
+        saved.filter(|saved| is_known(saved, identity)).unwrap_or_else(|| fresh(identity))
+    })
 }
 
 /// Declares a database file the truth over what its bucket holds up to `newest`: at its next open the full state is sent as the TXID after
@@ -83,7 +90,7 @@ fn remember(database: &Path, replica_url: &str, restored: &Restored, unless_know
 /// # Errors
 /// Where the database is open in a process that replicates it, or the directory beside it cannot be written.
 pub fn adopt(database: &Path, replica_url: &str, newest: Txid) -> Result<(), RememberError> {
-    write(database, |saved, identity| {
+    write(database, replica_url, false, None, |saved, identity| {
         let fresh =
             State { identity: Some(identity), replica_hash: replica_hash(replica_url), node_id: fastrand::u64(1..), ..State::default() };
         let saved = saved.filter(|s| s.identity == fresh.identity && s.replica_hash == fresh.replica_hash);
@@ -91,9 +98,16 @@ pub fn adopt(database: &Path, replica_url: &str, newest: Txid) -> Result<(), Rem
     })
 }
 
-fn write(database: &Path, state: impl FnOnce(Option<State>, super::control::Identity) -> State) -> Result<(), RememberError> {
+fn write(
+    database: &Path,
+    replica_url: &str,
+    is_second: bool,
+    origin: Option<&Origin>,
+    state: impl FnOnce(Option<State>, super::control::Identity) -> State,
+) -> Result<(), RememberError> {
     let absolute = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
-    let paths = Paths::of(&absolute);
+    let (first, second) = (Paths::of(&absolute), Paths::second_of(&absolute));
+    let mut paths = first;
     let error = |path: &Path| {
         let path = path.to_owned();
         move |source| RememberError::Io { path, source }
@@ -106,8 +120,21 @@ fn write(database: &Path, state: impl FnOnce(Option<State>, super::control::Iden
         return Err(in_use());
     }
     // One that had this name before.
-    super::process::let_go_of_replaced(&paths.database);
-    super::process::unless_open(&paths.database, || write_alone(&paths, &owner, |saved| state(saved, identity))).ok_or_else(in_use)?
+    super::process::let_go_of_replaced(&absolute);
+    let write = || {
+        // Where it is the second replica's URL its control file says so.
+        if is_second || peek(&second).is_some_and(|saved| saved.replica_hash == replica_hash(replica_url)) {
+            paths = second;
+        }
+        write_alone(&paths, &owner, |saved| state(saved, identity))?;
+        origin.map_or(Ok(()), |origin| origin::write(&paths, &owner, origin).map_err(error(&paths.directory)))
+    };
+    super::process::unless_open(&absolute, write).ok_or_else(in_use)?
+}
+
+/// What a control file says that this process does not have open: closing it gives up all locks on it.
+pub(crate) fn peek(paths: &Paths) -> Option<State> {
+    control::peek(&std::fs::File::open(paths.control()).ok()?)
 }
 
 /// While this process does not have it open.

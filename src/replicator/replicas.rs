@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::database::Database;
+use super::database::{Database, at_one_moment};
 use super::step::panic_text;
 
 /// See the module.
@@ -48,8 +48,13 @@ impl Replicas {
 
     /// Does something with each. A panic ends the replication by that one, and harms nothing else.
     pub(crate) fn each<T: Copy>(&self, after_panic: T, mut body: impl FnMut(&Arc<Database>) -> T) -> Each<T> {
-        let first = guarded(&self.first, after_panic, || body(&self.first));
-        Each { first, second: self.second.as_ref().map(|second| guarded(second, after_panic, || body(second))) }
+        let Some(second) = &self.second else {
+            return Each { first: guarded(&self.first, after_panic, || body(&self.first)), second: None };
+        };
+        at_one_moment(|| {
+            let first = guarded(&self.first, after_panic, || body(&self.first));
+            Each { first, second: Some(guarded(second, after_panic, || body(second))) }
+        })
     }
 
     /// A fault that is neither's.

@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::fault::fault_point;
+use crate::replicator::origin::Origin;
 use crate::replicator::remember::{self, Restored};
 use crate::store::{Listed, LtxName, Store};
 use crate::types::{PageSize, TimestampMs, Txid, WalPos};
@@ -63,6 +64,8 @@ pub struct RestoreOptions<'a> {
     pub progress: Option<&'a dyn Progress>,
     /// Looks at the complete database, by its temporary name, before it gets its own; an error refuses it.
     pub check: Option<&'a Check<'a>>,
+    /// The database's second replica is what it is restored from.
+    pub is_second: bool,
 }
 
 /// Looks at a restored database; an error says why it is refused.
@@ -83,6 +86,7 @@ impl RestoreOptions<'_> {
             skip_superseded: false,
             progress: None,
             check: None,
+            is_second: false,
         }
     }
 }
@@ -214,7 +218,14 @@ pub async fn restore_to_path(store: &dyn Store, options: &RestoreOptions<'_>) ->
     draft.publish()?;
     fault_point!("if-missing.placed");
     // After the rename, which changes the file's ctime. After a crash in between the user has to say that this file goes on.
-    let restored = Restored { txid: report.txid, newest: report.max_txid_in_bucket, page_size: report.page_size };
+    let origin = Origin { txid: report.txid, node_id: report.node_id, timestamp: report.timestamp, wal_end: report.wal_end };
+    let restored = Restored {
+        txid: report.txid,
+        newest: report.max_txid_in_bucket,
+        page_size: report.page_size,
+        origin: Some(origin),
+        is_second: options.is_second,
+    };
     let remembered = remember::restored(&target, store.url(), &restored);
     Ok(Report { not_resumable: remembered.err().map(|error| error.to_string()), ..report })
 }

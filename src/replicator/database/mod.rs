@@ -8,6 +8,7 @@ pub(crate) mod outside;
 mod published;
 mod status;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -30,6 +31,7 @@ use crate::replicator::frames::FrameLog;
 use crate::replicator::hub::{Hub, Notice};
 use crate::replicator::lease::{Lease, RELEASE_LIMIT};
 use crate::replicator::local::Paths;
+use crate::replicator::origin::Found;
 use crate::replicator::preserve::DatabaseFile;
 use crate::replicator::progress::{Progress, WaitError};
 use crate::replicator::shared::{Locks, Mapped, Range, Shared};
@@ -56,6 +58,7 @@ pub(crate) struct OpenedTail {
     pub(crate) locks: Locks,
     /// This process uploads.
     pub(crate) owns: bool,
+    pub(crate) origin: Option<Found>,
 }
 
 /// See the module.
@@ -68,6 +71,8 @@ pub(crate) struct Database {
     /// Where the option asks for one. `store` writes nothing without it.
     pub(crate) lease: Option<Arc<Lease>>,
     pub(crate) progress: Progress,
+    /// What it was restored from, where that was another replica of the database.
+    pub(crate) origin: Option<Found>,
     hub: Arc<Hub>,
     host: Arc<dyn Host>,
     /// What all processes have in common that have the database open.
@@ -113,7 +118,7 @@ impl Database {
         host: Arc<dyn Host>,
         opened: OpenedTail,
     ) -> Self {
-        let OpenedTail { tail, shared, locks, owns } = opened;
+        let OpenedTail { tail, shared, locks, owns, origin } = opened;
         Self {
             id,
             paths,
@@ -121,6 +126,7 @@ impl Database {
             store,
             lease,
             progress: Progress::new(Arc::clone(&shared)),
+            origin,
             hub,
             host,
             shared,
@@ -347,6 +353,24 @@ impl Database {
             && tail.mode == Mode::Running
             && self.is_captured(tail)
     }
+}
+
+thread_local! {
+    /// Without a destructor, so that it may be looked at in any thread at any time.
+    static MOMENT: Cell<Option<i64>> = const { Cell::new(None) };
+}
+
+/// Does something during which `commit_ms` stands still: what both replicas are told of has one time, by which their histories are compared later.
+pub(crate) fn at_one_moment<T>(body: impl FnOnce() -> T) -> T {
+    let before = MOMENT.with(|moment| moment.replace(Some(now_ms())));
+    let result = body();
+    MOMENT.with(|moment| moment.set(before));
+    result
+}
+
+/// When what is committed now was committed.
+pub(super) fn commit_ms() -> i64 {
+    MOMENT.with(Cell::get).unwrap_or_else(now_ms)
 }
 
 /// Milliseconds since the epoch.

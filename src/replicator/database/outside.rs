@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use super::published::LOOK_PATIENCE;
-use super::{Database, now_ms};
+use super::{Database, commit_ms};
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::{FullReason, OpenTransaction, Stamp};
 use crate::replicator::durability::UNSEEN;
@@ -224,7 +224,7 @@ impl Database {
             change.shortest_bytes.map_or(u32::MAX, |bytes| u32::try_from(bytes / u64::from(page_size.get())).unwrap_or(u32::MAX));
         let grown_from = before.database_pages.min(shortest);
         let page_set = change.pages.iter().take_while(|&page| page <= grown_from).chain(grown_from.saturating_add(1)..=pages);
-        let commit = FileCommit { page_size, pages, committed_ms: now_ms(), sequence, stamp };
+        let commit = FileCommit { page_size, pages, committed_ms: commit_ms(), sequence, stamp };
         let captured = tail.commits_in_file(&commit, page_set, &mut |page, content| read(content, page_size.offset_of(page)));
         if let Err(error) = captured {
             log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());

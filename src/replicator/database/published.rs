@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
-use super::{Database, now_ms};
+use super::{Database, commit_ms};
 
 use crate::fault::fault_point;
 use crate::replicator::batch::WalFile;
@@ -297,7 +297,7 @@ impl Database {
             database_pages: state.pages,
             page_size: state.page_size,
             sequence: before.sequence + 1,
-            committed_ms: now_ms(),
+            committed_ms: commit_ms(),
         };
         note_waiting(shared);
         if state.weight_frames > 0 {
