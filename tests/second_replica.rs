@@ -168,6 +168,10 @@ fn one_that_is_away_for_long_catches_up() {
 fn the_status_tells_of_each() {
     let pair = Pair::new();
     let mut worker = pair.first("WAL", Program::Python, "", &[]);
+    for _ in 0..5 {
+        worker.write("before");
+        worker.sync();
+    }
     let status = worker.host.value(worker.db, "PRAGMA replicated_status").as_str().unwrap().to_owned();
     let names: Vec<&str> = status.lines().filter_map(|line| line.split(' ').next()).collect();
     for name in ["state", "remote_txid", "replica", "wait_for", "replica2_state", "replica2_remote_txid", "replica2", "replica2_lease"] {
@@ -690,4 +694,98 @@ fn the_second_one_becomes_the_first() {
         bucket.restore(&restored);
         page_compare(&flat, &restored).unwrap();
     }
+}
+
+/// Who has the lease of one has that of the other; the second one's store may be away.
+#[test]
+fn each_has_a_lease() {
+    let pair = Pair::new();
+    let lease = [("lease", "2s"), ("lease_wait", "0s"), IF_MISSING];
+    let mut worker = pair.first("WAL", Program::Python, "", &lease);
+    assert_eq!((worker.status("lease"), worker.status("replica2_lease")), ("ours".to_owned(), "ours".to_owned()));
+    // Another host, with a disk of its own.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let path = elsewhere.path().join("app.db");
+    let uri = replicated_testkit::host::replicated(&path, &pair.place.bucket.url, &pair.more(&lease));
+    let mut other = Host::start(Program::Python, &pair.place.bucket.env);
+    assert!(other.try_open(&uri).and_then(|db| other.try_query(db, "SELECT 1 FROM t")).is_err());
+    worker.write("the first host");
+    worker.leave();
+    // It goes on where the other one has ended, in both.
+    let db = other.open(&uri);
+    assert_eq!(other.value(db, "SELECT count(*) FROM t"), 2);
+    other.query(db, "INSERT INTO t(who, x) VALUES ('the other host', 'x')");
+    other.sync(db);
+    assert_eq!((other.status(db, "state"), other.status(db, "replica2_state")), ("idle".to_owned(), "idle".to_owned()));
+    other.close(db);
+    pair.proxy.set(Mode::Refuse).unwrap();
+    let db = other.open(&uri);
+    other.query(db, "INSERT INTO t(who, x) VALUES ('without the second one', 'x')");
+    eventually("the first one has it", || other.status(db, "waiting_commits") == "0");
+    assert_ne!(other.status(db, "replica2_lease"), "ours");
+    pair.proxy.set(Mode::Forward).unwrap();
+    eventually("its lease is taken later", || other.status(db, "replica2_lease") == "ours");
+    other.sync(db);
+    other.close(db);
+    assert_eq!(pair.full_states(), [1, 1]);
+    for bucket in [&pair.place.bucket, &pair.second] {
+        let restored = elsewhere.path().join("restored.db");
+        bucket.restore(&restored);
+        page_compare(&path, &restored).unwrap();
+    }
+}
+
+/// Another writer goes on with the second one's bucket: what `on_conflict` says counts for either.
+#[test]
+fn another_writer_in_one_of_them() {
+    for readonly in [false, true] {
+        let pair = Pair::new();
+        let more = [("on_conflict", if readonly { "readonly" } else { "continue" }), ("close_timeout", "100ms")];
+        let mut worker = pair.first("WAL", Program::Python, "", &more);
+        // The next name is taken.
+        let newest = Pair::newest(&pair.second);
+        let folder = pair.server.root().join(pair.server.bucket()).join("apps/second/0000");
+        let name = |txid| folder.join(replicated::store::LtxName::level0(txid).file_name());
+        std::fs::copy(name(newest), name(newest.next())).unwrap();
+        worker.write("meets it");
+        eventually("it is found", || worker.status("replica2_state") == "fenced");
+        if readonly {
+            assert!(worker.try_write("refused").unwrap_err().contains("readonly database"));
+        } else {
+            worker.write("goes on with the first");
+        }
+        eventually("the first one has it", || worker.status("waiting_commits") == "0");
+        worker.leave();
+        let dir = tempfile::tempdir().unwrap();
+        pair.place.bucket.restore(&dir.path().join("restored.db"));
+        page_compare(&flattened(&pair.place.path(), dir.path()), &dir.path().join("restored.db")).unwrap();
+    }
+}
+
+/// A fault of ours in what is done for one of them leaves the other as it is.
+#[test]
+fn a_panic_with_one_harms_the_other_not() {
+    let pair = Pair::with_faults();
+    // The uploader's second task comes to its first batch.
+    let mut worker = pair.first("WAL", Program::Faulty, "", &[("wait_for", "first"), ("close_timeout", "100ms")]);
+    worker.leave();
+    for nth in 1..=2 {
+        let mut worker = pair.start(Program::Faulty, &format!("send.put=panic@{nth}"), &[("close_timeout", "100ms")]);
+        worker.write("one of them fails");
+        let states = |worker: &mut Worker| [worker.status("state"), worker.status("replica2_state")];
+        eventually("one has failed and the other is idle", || {
+            let mut states = states(&mut worker);
+            states.sort();
+            states == ["failed", "idle"]
+        });
+        worker.write("and the other goes on");
+        let waits = |worker: &mut Worker| [worker.status("waiting_commits"), worker.status("replica2_waiting_commits")];
+        eventually("it has both", || waits(&mut worker).iter().filter(|waiting| *waiting == "0").count() == 1);
+        worker.leave();
+    }
+    let mut worker = pair.start(Program::Faulty, "", &[]);
+    worker.write("after");
+    worker.sync();
+    worker.leave();
+    pair.check();
 }

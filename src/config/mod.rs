@@ -174,6 +174,15 @@ impl Options {
                 options.set(spec, text).map_err(|why| invalid(spec, Source::Env, text, why))?;
             }
         }
+        if options.replica.is_none()
+            && let Some(text) = options.replica2.take()
+            // One that is switched off is both.
+            && !given.contains("replica")
+            && let Some(spec) = table::find("replica2")
+        {
+            let source = if given.contains(spec.name) { Source::Uri } else { Source::Env };
+            return Err(invalid(spec, source, &text, "there is no replica beside it".to_owned()));
+        }
         Ok(options)
     }
 

@@ -39,9 +39,11 @@ fn every_option_of_the_table_can_be_set_both_ways() {
             Kind::WaitFor => "any",
             Kind::OneOf(words) => words.last().unwrap(),
         };
-        let by_uri = resolve(&[(spec.name, text)], &[]).unwrap();
-        let by_env = resolve(&[], &[(&spec.env_name(), text)]).unwrap();
-        assert_ne!(by_uri, Options::default(), "{}", spec.name);
+        // Not by itself.
+        let first = if spec.name == "replica2" { Some(("REPLICATED_REPLICA", "s3://bucket/first")) } else { None };
+        let by_uri = resolve(&[(spec.name, text)], &Vec::from_iter(first)).unwrap();
+        let by_env = resolve(&[], &first.into_iter().chain([(spec.env_name().as_str(), text)]).collect::<Vec<_>>()).unwrap();
+        assert_ne!(by_uri, resolve(&[], &Vec::from_iter(first)).unwrap(), "{}", spec.name);
         assert_eq!(by_uri, by_env, "{}", spec.name);
     }
 }
@@ -80,7 +82,7 @@ fn unknown_names_are_refused_with_a_suggestion_and_without_their_value() {
     let far_off = message(&[("secret_access_key", "hunter2")], &[]);
     assert!(
         far_off.starts_with(
-            "unknown parameter secret_access_key; allowed are replica, restore, restore_wait, on_conflict, lease, lease_wait, sync_interval"
+            "unknown parameter secret_access_key; allowed are replica, replica2, restore, restore_wait, on_conflict, lease, lease_wait, sync_interval"
         ),
         "{far_off}"
     );
@@ -171,6 +173,21 @@ fn the_name_of_the_database_stands_in_for_the_placeholder() {
     assert!(message(&[], &[("REPLICATED_REPLICA", "s3://b/{nmae}")]).contains("unknown placeholder"));
     assert!(message(&[], &[("REPLICATED_REPLICA", "s3://b/{name")]).contains("brace"));
     assert!(message(&[], &[("REPLICATED_REPLICA", "s3://b/name}")]).contains("brace"));
+}
+
+#[test]
+fn the_second_replica_is_an_option_of_one_that_has_a_first() {
+    let both = resolve(&[("replica2", "s3://b2/{name}")], &[("REPLICATED_REPLICA", "s3://b/{name}"), ("REPLICATED_ADOPT2", "1c")]).unwrap();
+    let second = both.second().unwrap();
+    assert_eq!(second.replica_for("app.db").as_deref(), Some("s3://b2/app.db"));
+    assert_eq!((second.adopt, second.replica2, both.adopt), (Txid::from_hex("1c"), None, None));
+    assert_eq!(resolve(&[], &[("REPLICATED_REPLICA", "s3://b/p")]).unwrap().second(), None);
+    // Switched off: the second one by itself, or both.
+    let env = [("REPLICATED_REPLICA", "s3://b/p"), ("REPLICATED_REPLICA2", "s3://b2/p")];
+    assert_eq!(resolve(&[("replica2", "")], &env).unwrap().second(), None);
+    assert_eq!(resolve(&[("replica", "")], &env), Ok(Options::default()));
+    assert!(message(&[("replica2", "s3://b2/p")], &[]).contains("there is no replica beside it"));
+    assert!(message(&[], &[("REPLICATED_REPLICA2", "s3://b2/p")]).starts_with("environment variable REPLICATED_REPLICA2"));
 }
 
 #[test]

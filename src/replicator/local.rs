@@ -43,6 +43,11 @@ impl Paths {
         [self.wal.as_path(), Path::new(&journal)].iter().any(|log| log.symlink_metadata().is_ok())
     }
 
+    /// Where a message speaks of what is sent.
+    pub(crate) fn to_second(&self) -> &'static str {
+        if self.is_second() { " to replica2" } else { "" }
+    }
+
     /// Where a message speaks of the bucket.
     pub(crate) fn of_second(&self) -> &'static str {
         if self.is_second() { " of replica2" } else { "" }

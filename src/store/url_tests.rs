@@ -13,6 +13,39 @@ fn s3(bucket: &str, path: &str) -> Location {
 }
 
 #[test]
+fn two_that_lie_in_each_other_are_told() {
+    let meet = |a: &str, b: &str, endpoint: Option<&str>| {
+        let (a, b) = (ReplicaUrl::parse(a).unwrap(), ReplicaUrl::parse(b).unwrap());
+        assert_eq!(a.meets(&b, endpoint), b.meets(&a, endpoint));
+        a.meets(&b, endpoint)
+    };
+    for (a, b) in [
+        ("s3://b/app", "s3://b/app"),
+        ("s3://b/app", "s3://b/app/?profile=other&region=eu-1"),
+        ("s3://b/app", "s3://b/app/second"),
+        ("s3://b/", "s3://b/app"),
+        ("gs://b/app", "gs://b"),
+        ("abs://a@c/app", "abs://a@c/app/x"),
+        ("file:///srv/bucket", "file:///srv/bucket/app"),
+        ("s3://b/app?endpoint=http://h:1", "s3://b/app?endpoint=http://h:1/"),
+    ] {
+        assert!(meet(a, b, None), "{a} {b}");
+    }
+    for (a, b) in [
+        ("s3://b/app", "s3://b/app2"),
+        ("s3://b/app", "s3://c/app"),
+        ("s3://b/app", "gs://b/app"),
+        ("s3://b/app", "s3://b/app?endpoint=http://h:1"),
+        ("abs://a@c/app", "abs://b@c/app"),
+        ("file:///srv/bucket", "file:///srv/bucket2"),
+    ] {
+        assert!(!meet(a, b, None), "{a} {b}");
+    }
+    // The option is that of the URL which names none.
+    assert!(meet("s3://b/app", "s3://b/app?endpoint=http://h:1", Some("http://h:1")));
+}
+
+#[test]
 fn paths_are_cleaned_as_litestream_cleans_them() {
     assert_eq!(location("s3://bkt/app/db"), s3("bkt", "app/db"));
     assert_eq!(location("s3://bkt/app/db/"), s3("bkt", "app/db"));

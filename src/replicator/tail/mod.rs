@@ -291,7 +291,7 @@ impl Tail {
         if self.has_failed() && kind != StopKind::Failed {
             return;
         }
-        log::error!(target: "replicated", "{}: replication stopped: {message}", self.paths.database.display());
+        log::error!(target: "replicated", "{}: replication{} stopped: {message}", self.paths.database.display(), self.paths.to_second());
         self.mode = Mode::Stopped(kind, message);
     }
 
