@@ -82,7 +82,7 @@ fn unknown_names_are_refused_with_a_suggestion_and_without_their_value() {
     let far_off = message(&[("secret_access_key", "hunter2")], &[]);
     assert!(
         far_off.starts_with(
-            "unknown parameter secret_access_key; allowed are replica, replica2, restore, restore_wait, on_conflict, lease, lease_wait, sync_interval"
+            "unknown parameter secret_access_key; allowed are replica, replica2, restore, restore_from, restore_wait, on_conflict, lease, lease_wait, sync_interval"
         ),
         "{far_off}"
     );
