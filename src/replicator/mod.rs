@@ -19,13 +19,14 @@
 //! | `origin` | what it was restored from, for its other replica |
 //! | `lease` | which host may write to the replica, and how it hands over |
 //! | `if_missing` | a database that is restored before it is opened |
-//! | `roles` | which of the directories beside it is whose |
+//! | `roles` | which replica is which, and which directory is whose |
 //! | `replicas` | the one or two replicas of an open database |
-//! | `process` | what a process has one of |
+//! | `process`, `beside` | what a process has one of; what it finds beside a database |
 
 mod aside;
 mod base;
 mod batch;
+mod beside;
 mod budget;
 pub(crate) mod clock;
 mod compare;
@@ -52,7 +53,7 @@ pub(crate) mod process;
 pub(crate) mod progress;
 pub(crate) mod remember;
 pub(crate) mod replicas;
-mod roles;
+pub(crate) mod roles;
 mod send;
 pub(crate) mod shared;
 mod snapshot;

@@ -4,8 +4,6 @@
 //! inherited one is left alone for ever.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,21 +12,22 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::control::{Control, Identity, State, replica_hash};
+use super::beside::{OTHER_SECOND, Place, open_tail};
+use super::control::{Identity, replica_hash};
 use super::database::{Database, Host, OpenedTail};
 use super::hub::{Hub, Notice};
 use super::lease::{self, Lease, LeasedStore};
-use super::local::{OwnerMode, Paths, identity};
+use super::local::{Paths, identity};
 use super::origin;
 use super::progress::WaitError;
 use super::remember::peek;
 use super::replicas::{Each, Replicas};
-use super::shared::{Mapped, Private, Range, Shared};
-use super::tail::{StopKind, Tail};
+use super::roles::{Urls, Which};
+use super::tail::StopKind;
 use super::{dispatcher, roles, step};
 use crate::config::Options;
-use crate::fault::{fault_io, fault_point};
-use crate::spool::{Limits, Spool, SpoolError};
+use crate::fault::fault_point;
+use crate::spool::SpoolError;
 use crate::store::{self, Env, HttpClients, ReplicaUrl, Store, StoreError, UrlError};
 
 /// Why a database cannot be opened with replication.
@@ -80,13 +79,6 @@ pub(crate) enum OpenError {
 
 /// The databases of this process by what they are, not by what they are called, and each of their replicas.
 type Databases = HashMap<(Identity, Which), Arc<Database>>;
-
-/// Which replica of a database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Which {
-    First,
-    Second,
-}
 
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
@@ -212,26 +204,6 @@ pub(crate) fn open(
     }
 }
 
-/// Where the replicas of a database are.
-#[derive(Debug)]
-pub(crate) struct Urls {
-    pub(crate) first: ReplicaUrl,
-    pub(crate) second: Option<ReplicaUrl>,
-}
-
-impl Urls {
-    pub(crate) fn of(path: &Path, options: &Options) -> Result<Self, OpenError> {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let first = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
-        let Some(second) = options.second() else { return Ok(Self { first, second: None }) };
-        let second = ReplicaUrl::parse(&second.replica_for(name).unwrap_or_default()).map_err(OpenError::SecondUrl)?;
-        if first.meets(&second, options.endpoint.as_deref()) {
-            return Err(OpenError::SamePlace { first: first.to_string(), second: second.to_string() });
-        }
-        Ok(Self { first, second: Some(second) })
-    }
-}
-
 /// All connections of a process name the same replicas, while one of them has the database open.
 fn agree(databases: &Databases, identity: Identity, path: &Path, urls: &Urls) -> Result<(), OpenError> {
     let open = |which| databases.get(&(identity, which)).filter(|database| database.handles.load(Ordering::Acquire) > 0);
@@ -268,6 +240,9 @@ impl New<'_> {
         if let Some(database) = databases.get(&(identity, which)) {
             // It has the lease, whoever has written it last.
             taken.map(lease::Taken::hand_over);
+            if which == Which::First {
+                self.agree_with_others(database)?;
+            }
             return Ok((join(database, which, url)?, false));
         }
         let url_text = url.to_string();
@@ -297,6 +272,16 @@ impl New<'_> {
         Ok((database, true))
     }
 
+    /// It was closed, and not forgotten yet: it may have had another second replica than now, or none.
+    fn agree_with_others(&self, database: &Database) -> Result<(), OpenError> {
+        let (told, now) = (&database.shared.second_hash, self.second.map_or(0, |url| replica_hash(url.as_str())));
+        if told.load(Ordering::Acquire) != now && !database.is_alone() {
+            return Err(OpenError::OtherProcess { database: self.path.display().to_string(), why: OTHER_SECOND });
+        }
+        told.store(now, Ordering::Release);
+        Ok(())
+    }
+
     /// With the number that the other replica has: what both have written is of one host. And with what it was restored from, if that was the other one.
     fn open_tail(&self, databases: &Databases, paths: &Paths, host: &dyn Host) -> Result<OpenedTail, OpenError> {
         const NODE_PATIENCE: Duration = Duration::from_secs(1);
@@ -313,32 +298,6 @@ impl New<'_> {
         let second_hash = self.second.map_or(0, |url| replica_hash(url.as_str()));
         let opened = open_tail(paths, identity, &Place { url: self.url.as_str(), second_hash, node_id }, options, host)?;
         Ok(OpenedTail { origin: other_paths.and_then(|paths| origin::find(&paths)), ..opened })
-    }
-}
-
-/// What a control file is to say of a replica.
-#[derive(Clone, Copy, Debug)]
-struct Place<'a> {
-    url: &'a str,
-    /// Of the second replica's URL, where this is the first of two.
-    second_hash: u64,
-    /// The other replica's: what both have written is of one host.
-    node_id: Option<u64>,
-}
-
-impl Which {
-    const fn option(self) -> &'static str {
-        match self {
-            Self::First => "replica",
-            Self::Second => "replica2",
-        }
-    }
-
-    pub(crate) fn paths(self, database: &Path) -> Paths {
-        match self {
-            Self::First => Paths::of(database),
-            Self::Second => Paths::second_of(database),
-        }
     }
 }
 
@@ -522,179 +481,6 @@ pub(crate) fn find_by_wal(path: &Path) -> Option<Replicas> {
         databases.iter().find(|((_, which), d)| *which == Which::First && d.paths.wal == path).map(|((i, _), d)| (*i, d))?;
     let second = databases.get(&(identity, Which::Second)).filter(|d| d.paths.wal == path);
     Some(Replicas { first: Arc::clone(first), second: second.cloned() })
-}
-
-/// How long to wait for another process that is about to open the database as well.
-const OPENING_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Opens what is beside the database, or joins the processes that have it open.
-fn open_tail(paths: &Paths, identity: Identity, place: &Place<'_>, options: &Options, host: &dyn Host) -> Result<OpenedTail, OpenError> {
-    let database = paths.database.display().to_string();
-    let local = |path: &Path, source| OpenError::Local { database: database.clone(), path: path.display().to_string(), source };
-    let refused = |why| OpenError::OtherProcess { database: database.clone(), why };
-    let on_control = |source| local(&paths.control(), source);
-    let owner = OwnerMode::of(&paths.database).map_err(|e| local(&paths.database, e))?;
-    paths.create_directory(&owner).map_err(|e| local(&paths.directory, e))?;
-    let (control, locks) = loop {
-        let control = Control::open(&paths.control()).map_err(on_control)?;
-        let locks = control.locks();
-        if !locks.try_lock_for(Range::Opening, true, OPENING_PATIENCE).map_err(on_control)? {
-            return Err(refused("it has been opening it for a long time"));
-        }
-        if roles::is_in_place(&control.file(), paths).map_err(on_control)? {
-            break (control, locks);
-        }
-        // It has become the other replica's meanwhile.
-        paths.create_directory(&owner).map_err(|e| local(&paths.directory, e))?;
-    };
-    let is_first = locks.try_lock(Range::Present, true).map_err(on_control)?;
-    fault_io!("control.locked").map_err(on_control)?;
-    let beside = Beside { paths, identity, place: *place, options, owner, database: database.clone() };
-    let file = control.file();
-    let (tail, shared, is_shared) = if is_first {
-        let tail = beside.first(control, |file| host.map_shared(file))?;
-        fault_point!("open.saved");
-        tail
-    } else {
-        let mapped = host.map_shared(&file).map_err(|_| refused("the memory that they would share cannot be mapped"))?;
-        if !locks.try_lock_for(Range::Tail, true, OPENING_PATIENCE).map_err(on_control)? {
-            return Err(refused("it holds what they share and does not go on: was it stopped? Have it go on, or kill it"));
-        }
-        let joined = beside.join(control, Shared::new(mapped), refused);
-        locks.unlock(Range::Tail);
-        let (tail, shared) = joined?;
-        (tail, shared, true)
-    };
-    drop(file);
-    let owns = locks.try_lock(Range::Owner, true).map_err(on_control)?;
-    if is_shared {
-        locks.lock(Range::Present, false).map_err(on_control)?;
-    }
-    locks.unlock(Range::Opening);
-    Ok(OpenedTail { tail, shared, locks, owns, origin: None })
-}
-
-/// What is beside a database that is opened.
-struct Beside<'a> {
-    paths: &'a Paths,
-    identity: Identity,
-    place: Place<'a>,
-    options: &'a Options,
-    owner: OwnerMode,
-    database: String,
-}
-
-impl Beside<'_> {
-    /// Nobody else has it open.
-    fn first(
-        &self,
-        mut control: Control,
-        map: impl FnOnce(&File) -> std::io::Result<Box<dyn Mapped>>,
-    ) -> Result<(Tail, Arc<Shared>, bool), OpenError> {
-        let paths = self.paths;
-        let on_control = |source| OpenError::Local { database: self.database.clone(), path: paths.control().display().to_string(), source };
-        let saved = control.load(&self.owner).map_err(on_control)?;
-        let mapped = control.clear_page().and_then(|()| map(&control.file())).inspect_err(|error| {
-            log::warn!(target: "replicated", "{}: cannot be mapped ({error}): no other process can join", paths.control().display());
-        });
-        let is_shared = mapped.is_ok();
-        let shared = Shared::new(mapped.unwrap_or_else(|_| Box::new(Private::default())));
-        shared.begin();
-        shared.second_hash.store(self.place.second_hash, Ordering::Release);
-        let mut state = saved_for(saved, self.identity, &self.place, &self.database);
-        if self.options.adopt.is_some() {
-            state.adopt = self.options.adopt;
-        }
-        let whole = |spool: Spool| spool.check_node(state.node_id).map(|()| spool);
-        let opened = match self.spool(&state).and_then(whole) {
-            Err(error)
-                if error.is_lasting() || matches!(&error, SpoolError::Io { source, .. } if source.kind() == ErrorKind::UnexpectedEof) =>
-            {
-                log::warn!(target: "replicated", "{error}");
-                state.full = Some(super::control::FullReason::SpoolLost);
-                state.spool_first = state.spool_next;
-                self.spool(&state)
-            }
-            other => other,
-        };
-        let mut tail = self.tail(control, &shared, state, opened)?;
-        tail.save().map_err(|e| on_control(std::io::Error::other(e)))?;
-        Ok((tail, shared, is_shared))
-    }
-
-    /// Others have it open. With the tail's lock held.
-    fn join(
-        &self,
-        mut control: Control,
-        shared: Arc<Shared>,
-        refused: impl Fn(&'static str) -> OpenError,
-    ) -> Result<(Tail, Arc<Shared>), OpenError> {
-        let on_control =
-            |source| OpenError::Local { database: self.database.clone(), path: self.paths.control().display().to_string(), source };
-        if !shared.is_begun() {
-            return Err(refused("it is of another version, or shares nothing; close it there first"));
-        }
-        let Some(mut state) = control.load(&self.owner).map_err(on_control)? else {
-            return Err(refused("the control file beside it is damaged; close it there first"));
-        };
-        if state.identity != Some(self.identity) {
-            return Err(refused("it has another file open, which had this name before; close it there first"));
-        }
-        if state.replica_hash != replica_hash(self.place.url) {
-            return Err(refused("it replicates to another URL, and all processes must name the same one"));
-        }
-        if shared.second_hash.load(Ordering::Acquire) != self.place.second_hash {
-            return Err(refused("it has another replica2, or one of the two has none, and all processes must name the same one"));
-        }
-        if shared.in_memory.load(Ordering::Acquire) != 0 {
-            return Err(refused("the disk is full, and what waits to be sent is in the memory of that process; make room and try again"));
-        }
-        shared.joined.store(1, Ordering::Release);
-        let is_adopted = self.options.adopt.is_some() && state.adopt != self.options.adopt;
-        if is_adopted {
-            state.adopt = self.options.adopt;
-        }
-        let spool = self.spool(&state);
-        let mut tail = self.tail(control, &shared, state, spool)?;
-        if is_adopted {
-            tail.save().map_err(|e| on_control(std::io::Error::other(e)))?;
-            tail.look_again();
-        }
-        Ok((tail, shared))
-    }
-
-    fn spool(&self, state: &State) -> Result<Spool, SpoolError> {
-        let attempt = state.attempt.map(|a| a.txid);
-        // With one more that is being made, of what `max_memory` allows.
-        let limits = Limits { disk_bytes: self.options.max_local_bytes, memory_bytes: self.options.max_memory_bytes / 2 };
-        Spool::open(&self.paths.directory, self.owner, limits, state.spool_first, state.spool_next, attempt)
-    }
-
-    fn tail(&self, control: Control, shared: &Arc<Shared>, state: State, spool: Result<Spool, SpoolError>) -> Result<Tail, OpenError> {
-        let spool = spool.map_err(|source| OpenError::Spool { database: self.database.clone(), source })?;
-        let mut tail = Tail::new(self.paths.clone(), control, Arc::clone(shared), state, spool, self.options.max_memory_bytes / 8);
-        if self.options.refuse_lost_tail {
-            tail.refuse_lost_tail();
-        }
-        Ok(tail)
-    }
-}
-
-/// What was saved, if it was saved for this very file and this replica.
-fn saved_for(saved: Option<State>, identity: Identity, place: &Place<'_>, database: &str) -> State {
-    let replica_hash = replica_hash(place.url);
-    let node_id = place.node_id.unwrap_or_else(|| fastrand::u64(1..));
-    let fresh = State { identity: Some(identity), replica_hash, node_id, ..State::default() };
-    let Some(saved) = saved else { return fresh };
-    if saved.identity != Some(identity) {
-        log::warn!(target: "replicated", "{database}: the control file beside it belongs to another file; its position is not used");
-        return fresh;
-    }
-    if saved.replica_hash != replica_hash {
-        log::info!(target: "replicated", "{database}: has another replica URL than before");
-        return fresh;
-    }
-    saved
 }
 
 impl Registry {

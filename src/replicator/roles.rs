@@ -1,16 +1,62 @@
-//! Which of the two directories beside a database belongs to which of its replicas, where that is another than before.
+//! The two replicas that a database may have, and which of the two directories beside it belongs to which.
 //!
 //! What is remembered of a replica stays its own when the replica changes its place among the options: the second one becomes the first, where the first one's provider
 //! was given up, or `replicated restore` has taken the database from the second one, and knows of no options.
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use super::control::{Control, replica_hash};
 use super::local::Paths;
-use super::process::Urls;
+use super::process::OpenError;
 use super::remember::peek;
 use super::shared::Range;
+use crate::config::Options;
+use crate::store::ReplicaUrl;
+
+/// Which replica of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Which {
+    First,
+    Second,
+}
+
+impl Which {
+    pub(super) const fn option(self) -> &'static str {
+        match self {
+            Self::First => "replica",
+            Self::Second => "replica2",
+        }
+    }
+
+    pub(crate) fn paths(self, database: &Path) -> Paths {
+        match self {
+            Self::First => Paths::of(database),
+            Self::Second => Paths::second_of(database),
+        }
+    }
+}
+
+/// Where the replicas of a database are.
+#[derive(Debug)]
+pub(crate) struct Urls {
+    pub(crate) first: ReplicaUrl,
+    pub(crate) second: Option<ReplicaUrl>,
+}
+
+impl Urls {
+    pub(crate) fn of(path: &Path, options: &Options) -> Result<Self, OpenError> {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let first = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
+        let Some(second) = options.second() else { return Ok(Self { first, second: None }) };
+        let second = ReplicaUrl::parse(&second.replica_for(name).unwrap_or_default()).map_err(OpenError::SecondUrl)?;
+        if first.meets(&second, options.endpoint.as_deref()) {
+            return Err(OpenError::SamePlace { first: first.to_string(), second: second.to_string() });
+        }
+        Ok(Self { first, second: Some(second) })
+    }
+}
 
 /// Before any of it is opened by this process, which must not have it open: looking at a control file gives up all locks on it.
 pub(crate) fn settle(first: &Paths, second: &Paths, urls: &Urls) {

@@ -15,8 +15,9 @@ use super::record::Record;
 use super::{Lease, LeaseError, Standing, Whose};
 use crate::config::Options;
 use crate::replicator::local::Paths;
-use crate::replicator::process::{self, StartThread, Which};
+use crate::replicator::process::{self, StartThread};
 use crate::replicator::replicas::Each;
+use crate::replicator::roles::Which;
 use crate::store::{self, ReplicaUrl, StoreError, UrlError};
 
 /// How often a lease of somebody else's is looked at: one that is let go is taken soon.
