@@ -349,7 +349,7 @@ pub(crate) fn replica_hash(url: &str) -> u64 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64GoIso, bucket_and_path.as_bytes())
 }
 
-fn newest_slot(page: &[u8]) -> Option<(u64, State)> {
+pub(crate) fn newest_slot(page: &[u8]) -> Option<(u64, State)> {
     if page.get(..8) != Some(MAGIC.as_slice()) {
         return None;
     }
