@@ -112,11 +112,12 @@ pub(super) fn look(listings: &[Listed], scope: &Scope, now: TimestampMs, kept: &
     shape.reads = listings.iter().filter(|file| reads.contains(&file.name) && is_usable(file)).copied().collect();
     shape.reads.sort_unstable_by_key(|file| (file.name.max_txid, std::cmp::Reverse(file.name.min_txid), file.name.level));
 
-    shape.gaps(listings, reached);
+    let since = before(scope.exact.min(scope.history));
+    shape.gaps(listings, reached, since);
     for level in Level::all().filter(|level| *level != SNAPSHOT_LEVEL && *level != Level::ZERO) {
         shape.holes(listings, level, reached);
     }
-    shape.exact(listings, before(scope.exact.min(scope.history)), reached);
+    shape.exact(listings, since, reached);
     shape.end(listings, newest);
     shape
 }
@@ -144,7 +145,7 @@ impl Shape {
     }
 
     /// States that no files lead to.
-    fn gaps(&mut self, listings: &[Listed], from: u64) {
+    fn gaps(&mut self, listings: &[Listed], from: u64, since: TimestampMs) {
         let ends = ends(listings);
         self.states = ends.iter().filter(|(txid, leads)| **leads && txid.get() >= from.max(1)).map(|(txid, _)| *txid).collect();
         if !ends.values().any(|leads| *leads) {
@@ -164,45 +165,75 @@ impl Shape {
                 continue;
             }
             if let Some((first, last, count)) = run.take() {
-                self.gap(listings, last_good, (first, last, count), txid);
+                self.gap(listings, last_good, (first, last, count), txid, since);
             }
             last_good = txid;
         }
     }
 
-    fn gap(&mut self, listings: &[Listed], last_good: Option<Txid>, (first, last, count): (Txid, Txid, usize), next_good: Option<Txid>) {
+    fn gap(
+        &mut self,
+        listings: &[Listed],
+        last_good: Option<Txid>,
+        (first, last, count): (Txid, Txid, usize),
+        next_good: Option<Txid>,
+        since: TimestampMs,
+    ) {
         let states = if count == 1 { format!("TXID {first}") } else { format!("TXID {first} to {last} ({count} states)") };
-        let behind = listings.iter().filter(|file| is_usable(file) && file.name.max_txid == first).map(|file| file.name).min_by_key(|n| n.min_txid);
-        match (last_good, next_good, behind) {
-            (None, Some(next), _) => self.if_ours.push(Finding {
+        let usable = || listings.iter().filter(|file| is_usable(file));
+        let behind = usable().filter(|file| file.name.max_txid == first).map(|file| file.name).min_by_key(|name| name.min_txid);
+        let Some(good) = last_good else {
+            let next = next_good.map_or_else(String::new, |next| format!("; the oldest state that can be restored is TXID {next}"));
+            self.if_ours.push(Finding {
                 kind: Kind::NoBase,
                 object: behind,
-                what: format!("no snapshot leads to {states}, which the window promises; the oldest state that can be restored is TXID {next}"),
+                what: format!("no snapshot leads to {states}, which the window promises{next}"),
                 advice: "Bring the snapshot back from a mirror, a copy or an older version of the bucket. Where somebody deletes snapshots earlier on purpose, \
                          say how much history there is with --history"
                     .to_owned(),
-            }),
-            (Some(good), _, Some(behind)) if behind.min_txid > good.next() => {
-                let upto = Txid::new(behind.min_txid.get() - 1).unwrap_or(good);
-                let missing = if good.next() == upto { format!("TXID {upto} is") } else { format!("TXID {} to {upto} are", good.next()) };
-                let what = format!("{missing} in no file, so that {states} cannot be restored; the last good state before is TXID {good}");
-                let missing = LtxName { level: behind.level, min_txid: good.next(), max_txid: upto };
-                let advice = match next_good {
-                    Some(_) => "Bring the missing files back from a mirror, a copy or older versions of the bucket; the newest state is not concerned",
-                    None => {
-                        "Bring the missing files back from a mirror, a copy or older versions of the bucket; without them the newest state cannot be \
-                         restored. `replicated adopt` has the next open send the full state"
-                    }
-                };
-                self.wrong(Kind::Gap, missing, what, advice);
+            });
+            return;
+        };
+        let Some(behind) = behind.filter(|behind| behind.min_txid > good.next()) else {
+            let advice = "Bring the missing files back from a mirror, a copy or older versions of the bucket";
+            self.wrong(Kind::Gap, behind, format!("no files lead to {states}"), advice);
+            return;
+        };
+        let upto = Txid::new(behind.min_txid.get() - 1).unwrap_or(good);
+        let missing = LtxName { level: behind.level, min_txid: good.next(), max_txid: upto };
+        let which = if good.next() == upto { format!("TXID {upto} is") } else { format!("TXID {} to {upto} are", good.next()) };
+        // One that spans the missing ones and leads on: what is lost are the states in its midst.
+        let spanning = next_good.and_then(|next| {
+            let is_one = |file: &&Listed| file.name.max_txid == next && file.name.min_txid <= good.next() && file.name.min_txid != Txid::FIRST;
+            usable().find(is_one).map(|file| file.name)
+        });
+        if let Some(spanning) = spanning {
+            let newest_lost = usable().filter(|file| file.name.max_txid == last).map(|file| file.timestamp).min();
+            if newest_lost.is_some_and(|timestamp| timestamp <= since) {
+                return;
             }
-            _ => self.wrong(
-                Kind::Gap,
-                behind,
-                format!("no files lead to {states}"),
-                "Bring the missing files back from a mirror, a copy or older versions of the bucket",
-            ),
+            let finding = Finding {
+                kind: Kind::MissingFile,
+                object: Some(missing),
+                what: format!("{which} in {spanning} alone, so that {states} cannot be restored one by one"),
+                advice: "Where the bucket is maintained with a shorter --exact, give that one. Else something other than retention deletes from this bucket: \
+                         find out what, and bring the missing file back from a mirror, a copy or an older version of the bucket"
+                    .to_owned(),
+            };
+            // Litestream takes level 0 away from its beginning without regard to what spans it.
+            let is_beginning = !usable().any(|file| file.name.level == behind.level && file.name.max_txid <= good && file.timestamp > since);
+            if is_beginning { self.if_ours.push(finding) } else { self.findings.push(finding) }
+            return;
         }
+        let advice = match next_good {
+            Some(_) => "Bring the missing files back from a mirror, a copy or older versions of the bucket; the newest state is not concerned",
+            None => {
+                "Bring the missing files back from a mirror, a copy or older versions of the bucket; without them the newest state cannot be restored. \
+                 `replicated adopt` has the next open send the full state"
+            }
+        };
+        let what = format!("{which} in no file, so that {states} cannot be restored; the last good state before is TXID {good}");
+        self.wrong(Kind::Gap, missing, what, advice);
     }
 
     /// Files that are missing in the midst of a level above 0, where other files hold the same.
@@ -229,10 +260,10 @@ impl Shape {
     fn hole(&mut self, level: Level, reached: u64, next_min: u64) {
         let (Some(min_txid), Some(max_txid)) = (Txid::new(reached + 1), Txid::new(next_min - 1)) else { return };
         let is_lost = |finding: &Finding| {
-            finding.kind == Kind::Gap
+            matches!(finding.kind, Kind::Gap | Kind::MissingFile)
                 && finding.object.is_some_and(|gap| gap.level == level && gap.min_txid <= max_txid && min_txid <= gap.max_txid)
         };
-        if self.findings.iter().any(is_lost) {
+        if self.findings.iter().chain(&self.if_ours).any(is_lost) {
             return;
         }
         let which = if min_txid == max_txid { format!("TXID {min_txid}") } else { format!("TXID {min_txid} to {max_txid}") };
