@@ -14,6 +14,7 @@ mod list;
 mod live;
 mod maintain;
 mod moment;
+mod private;
 mod restore;
 mod store_flags;
 mod text;

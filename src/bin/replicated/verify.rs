@@ -16,6 +16,7 @@ use crate::Failure;
 use crate::against::{self, Against};
 use crate::integrity::IntegrityCheck;
 use crate::moment;
+use crate::private::PrivateFolder;
 use crate::store_flags::StoreFlags;
 use crate::text;
 
@@ -160,41 +161,23 @@ fn find(args: &Args, verifier: &Verifier, folder: &Path) -> Result<Found, Verify
     let mut report = if args.light { verify::light(verifier)? } else { verify::read(verifier, maintenance::now())? };
     let (mut points, mut compared) = (Vec::new(), None);
     if !args.light && !report.states.is_empty() {
-        match private_folder(folder) {
+        match PrivateFolder::make(folder) {
             Ok(private) => {
+                let private = private.path();
                 if let Some(database) = &args.against {
                     let most_bytes = args.max_memory_mib << 20;
-                    let (against, point) = against::compare(verifier, database, &private, most_bytes, args.integrity_check, &mut report);
+                    let (against, point) = against::compare(verifier, database, private, most_bytes, args.integrity_check, &mut report);
                     compared = Some(against);
                     points.extend(point);
                 }
                 let chosen = args.points(&report, !points.is_empty());
                 let look = |_: &Point, path: &Path| args.integrity_check.run(path);
-                points.extend(verify::restore_points(verifier, &chosen, &private, &look, &mut report)?);
-                // Another process may have something there.
-                let _ = std::fs::remove_dir(&private);
+                points.extend(verify::restore_points(verifier, &chosen, private, &look, &mut report)?);
             }
             Err(error) => report.not_checked.push(format!("no state was restored: {}: {error}; choose another --temp-dir", folder.display())),
         }
     }
     Ok(Found { report, points, against: compared, elapsed: started.elapsed() })
-}
-
-/// A folder that only this user sees into: a restored database is as secret as the database.
-fn private_folder(folder: &Path) -> std::io::Result<PathBuf> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    let user = rustix::process::geteuid().as_raw();
-    let path = folder.join(format!("replicated-verify-{user}"));
-    match std::fs::DirBuilder::new().mode(0o700).create(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let there = std::fs::symlink_metadata(&path)?;
-            if there.is_dir() && there.uid() == user && there.mode() & 0o077 == 0 {
-                return Ok(path);
-            }
-            Err(std::io::Error::other(format!("{} is not a folder of this user alone", path.display())))
-        }
-        made => made.map(|()| path),
-    }
 }
 
 fn not_checked(args: &Args, store: &dyn Store, error: &VerifyError) -> Failure {
