@@ -100,26 +100,31 @@ impl Verifier {
             files: listings.len(),
             bytes: listings.iter().map(|file| file.size_bytes).sum(),
             files_not_promised: listings.len().saturating_sub(shape.reads.len()),
-            floor: shape.floor,
-            newest: shape.newest,
-            states: std::mem::take(&mut shape.states),
             kept,
-            notes: std::mem::take(&mut shape.notes),
             ..Report::default()
         };
-        for finding in shape.findings.drain(..) {
-            report.add(finding);
-        }
         let mut reading = Reading::new(store, &listings, shape.floor, self.scope.max_memory_bytes / 2, &mut report);
         reading.read(&shape.reads, &self.scope, turn).await?;
-        let (vanished, is_ours) = (std::mem::take(&mut reading.vanished), reading.is_ours);
-        for finding in shape.if_ours.drain(..) {
+        let (vanished, is_ours, times) = (std::mem::take(&mut reading.vanished), reading.is_ours, std::mem::take(&mut reading.times));
+        if !times.is_empty() {
+            // The listing had the times of the uploads, or of a copy, which are later: less than it seemed may be promised.
+            for file in &mut listings {
+                file.timestamp = times.get(&file.name).copied().unwrap_or(file.timestamp);
+            }
+            shape = shape::look(&listings, &self.scope, now, &txids);
+        }
+        (report.floor, report.newest) = (shape.floor, shape.newest);
+        (report.states, report.notes) = (shape.states, shape.notes);
+        let of_objects = std::mem::take(&mut report.findings);
+        shape.findings.into_iter().for_each(|finding| report.add(finding));
+        for finding in shape.if_ours {
             if is_ours {
                 report.add(finding);
             } else {
                 report.notes.push(format!("{}, as Litestream keeps its buckets", finding.what));
             }
         }
+        of_objects.into_iter().for_each(|finding| report.add(finding));
         self.look_again(now, &txids, &vanished, &mut report).await?;
         Ok(report)
     }

@@ -1,5 +1,7 @@
 //! Reads a bucket's objects, each once, several requests at a time, and looks at each and at how they go together.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 
@@ -10,7 +12,7 @@ use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError, Summary, page_checksum
 use crate::maintenance::{MaintainError, Turn};
 use crate::restore::fetch::{self, CHUNK_BYTES, Chunk};
 use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreError, StoreErrorKind};
-use crate::types::{PageSize, Txid};
+use crate::types::{PageSize, TimestampMs, Txid};
 
 /// After so many objects that the store refuses to hand out the rest is not asked for.
 const MOST_REFUSED: usize = 20;
@@ -69,6 +71,8 @@ pub(super) struct Reading<'a> {
     /// Some file has a node id: it is of our making.
     pub(super) is_ours: bool,
     refused: usize,
+    /// When the last commit of each was, as they say themselves.
+    pub(super) times: BTreeMap<LtxName, TimestampMs>,
 }
 
 impl<'a> Reading<'a> {
@@ -85,6 +89,7 @@ impl<'a> Reading<'a> {
             vanished: Vec::new(),
             is_ours: false,
             refused: 0,
+            times: BTreeMap::new(),
         }
     }
 
@@ -205,6 +210,9 @@ impl<'a> Reading<'a> {
             return None;
         }
         open.header = Some(header);
+        if !open.file.timestamp_is_exact {
+            self.times.insert(name, header.timestamp);
+        }
         self.is_ours |= header.node_id != 0;
         let has_snapshot = || self.listings.iter().any(|file| file.name == LtxName::snapshot(name.max_txid));
         let (min, is_base) = (name.min_txid.get(), name.min_txid == Txid::FIRST);
