@@ -603,7 +603,7 @@ fn a_state_that_sqlite_finds_damaged_is_found() {
     place.host.close(place.db);
     // Damaged where it is, by a disk or by a program: what is sent is what is there.
     let bucket = copied(&place.bucket, dir.path());
-    let path = object(&bucket, name(0, 4, 4));
+    let path = object(&bucket, bucket.level(Level::ZERO).last().unwrap().name);
     let anew = made_anew(&fs::read(&path).unwrap(), |_, pages| {
         // A leaf of a table that says that it is none.
         let leaf = pages.iter_mut().find(|(number, page)| number.get() > 1 && page[0] == 0x0d).unwrap();

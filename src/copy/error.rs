@@ -43,7 +43,9 @@ pub enum CopyError {
         url: String,
     },
     /// Somebody has gone on at the destination.
-    #[error("{url} goes on to TXID {destination}, and the source ends with TXID {source_newest}: they are two histories, or the source has lost its end")]
+    #[error(
+        "{url} goes on to TXID {destination}, and the source ends with TXID {source_newest}: they are two histories, or the source has lost its end"
+    )]
     Ahead {
         /// The destination.
         url: String,
@@ -80,7 +82,9 @@ impl CopyError {
                 "Look which of the two is the right one (`replicated list`, `replicated verify`). A destination is written to by nobody else; where the source \
                  has lost files, copy the other way round to an empty path"
             }
-            Self::NotStored { .. } => "Look at what the destination's store does with uploads (a proxy, a full disk), and run the copy again",
+            Self::NotStored { .. } => {
+                "Look at what the destination's store does with uploads (a proxy, a full disk), and run the copy again"
+            }
             Self::Store(_) | Self::Runtime(_) => "",
         }
     }

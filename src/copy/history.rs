@@ -67,7 +67,9 @@ pub(super) async fn compare(from: &dyn Store, mine: &Listed, to: &dyn Store, oth
 
 /// Whether the destination's newest upload is of the writer of the source's oldest: all that both had is gone from one of them.
 pub(super) async fn goes_on(from: &dyn Store, source: &[Listed], to: &dyn Store, destination: &[Listed]) -> Result<bool, StoreError> {
-    let level0 = |files: &[Listed]| -> Vec<Listed> { files.iter().filter(|file| file.name.level == Level::ZERO && is_usable(file)).copied().collect() };
+    let level0 = |files: &[Listed]| -> Vec<Listed> {
+        files.iter().filter(|file| file.name.level == Level::ZERO && is_usable(file)).copied().collect()
+    };
     let oldest = level0(source).into_iter().min_by_key(|file| file.name.max_txid);
     let newest = level0(destination).into_iter().max_by_key(|file| file.name.max_txid);
     let (Some(oldest), Some(newest)) = (oldest, newest) else { return Ok(false) };

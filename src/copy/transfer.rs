@@ -75,12 +75,11 @@ pub(super) async fn stream(from: &dyn Store, to: &dyn Store, file: &Listed, repl
     stored(to, file, &trailer, created).await
 }
 
+/// Where it goes, and the upload once it has begun.
+type Sink<'a> = (&'a dyn Store, &'a mut Option<Box<dyn Upload>>);
+
 /// Reads an object in parts, and sends each on where there is somewhere to send it. The answer is its trailer, once all of it was verified.
-async fn parts(
-    from: &dyn Store,
-    file: &Listed,
-    mut to: Option<(&dyn Store, &mut Option<Box<dyn Upload>>)>,
-) -> Result<Result<Bytes, Moved>, CopyError> {
+async fn parts(from: &dyn Store, file: &Listed, mut to: Option<Sink<'_>>) -> Result<Result<Bytes, Moved>, CopyError> {
     let part_bytes = to.as_ref().map_or(fetch::CHUNK_BYTES, |(to, _)| to.part_size_bytes() as u64);
     let (mut decoder, mut offset, mut trailer) = (Decoder::new(), 0, Bytes::new());
     while offset < file.size_bytes {

@@ -23,8 +23,8 @@ mod plan;
 mod times;
 
 pub use error::{Damage, RestoreError};
-pub(crate) use plan::{SMALLEST_FILE_BYTES, is_usable};
 pub use plan::{Plan, PlanError, Target, oldest, plan};
+pub(crate) use plan::{SMALLEST_FILE_BYTES, is_usable};
 
 use output::Draft;
 use pipeline::Outcome;

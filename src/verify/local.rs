@@ -71,6 +71,7 @@ pub fn local(database: &Path, replica_url: &str) -> io::Result<Option<Local>> {
 fn is_as(database: &Path, stamp: &Stamp) -> bool {
     let ns = |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
     std::fs::metadata(database).is_ok_and(|now| {
-        (now.len(), ns(now.mtime(), now.mtime_nsec()), ns(now.ctime(), now.ctime_nsec())) == (stamp.size_bytes, stamp.mtime_ns, stamp.ctime_ns)
+        (now.len(), ns(now.mtime(), now.mtime_nsec()), ns(now.ctime(), now.ctime_nsec()))
+            == (stamp.size_bytes, stamp.mtime_ns, stamp.ctime_ns)
     })
 }

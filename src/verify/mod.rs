@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::maintenance::{Turn, note};
 use crate::ltx::{HEADER_BYTES, Header};
+use crate::maintenance::{Turn, note};
 use crate::restore::fetch::{list_upwards, retried};
 use crate::restore::{self, PlanError, RestoreError, RestoreOptions, Target};
 use crate::store::{Level, Listed, LtxName, Store, StoreErrorKind};
@@ -147,7 +147,9 @@ impl Verifier {
         let mut report = Report { files: listings.len(), bytes, newest, ..Report::default() };
         let plan = match planned {
             Ok(plan) => plan,
-            Err(PlanError::Empty) if store.has_generations().await? => return Err(VerifyError::Generations { url: store.url().to_owned() }),
+            Err(PlanError::Empty) if store.has_generations().await? => {
+                return Err(VerifyError::Generations { url: store.url().to_owned() });
+            }
             Err(error) => {
                 report.wrong(Kind::Gap, None, error.to_string(), "See `replicated verify URL` for what is missing");
                 return Ok(report);

@@ -195,7 +195,8 @@ impl Pages {
             Some(before) => before.name.max_txid.next() == name.min_txid,
             None => name.min_txid == Txid::FIRST,
         };
-        let is_whole = self.stride > 0 && begins_there && first >= self.whole_since && of_file.iter().all(|step| step.name.min_txid >= name.min_txid);
+        let is_whole =
+            self.stride > 0 && begins_there && first >= self.whole_since && of_file.iter().all(|step| step.name.min_txid >= name.min_txid);
         Comparison { name, first_step: (is_whole && !of_file.is_empty()).then_some(first), found: 0, has_given: false }
     }
 
@@ -258,13 +259,19 @@ impl Neighbours {
         let (a, b) = (before.name.max_txid, place.name.max_txid);
         // A single node's log goes on around it, or a writer that came back with nothing of its own lost: both do not happen.
         if goes_on && middle.salts != before.salts && middle.salts != [0; 2] {
-            return Some((middle.name, format!("it is of another write-ahead log than TXID {a} and TXID {b}, which follow on each other without it")));
+            return Some((
+                middle.name,
+                format!("it is of another write-ahead log than TXID {a} and TXID {b}, which follow on each other without it"),
+            ));
         }
         let is_node = before.node_id != 0 && before.node_id == place.node_id;
         if is_node && middle.node_id != before.node_id && middle.node_id != 0 {
             return Some((
                 middle.name,
-                format!("node {:016x} has written it, and TXID {a} and TXID {b} around it are node {:016x}'s", middle.node_id, before.node_id),
+                format!(
+                    "node {:016x} has written it, and TXID {a} and TXID {b} around it are node {:016x}'s",
+                    middle.node_id, before.node_id
+                ),
             ));
         }
         None

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::report::{Finding, Kind, Report};
 use super::Verifier;
+use super::report::{Finding, Kind, Report};
 use crate::restore::{self, RestoreError, Target};
 use crate::types::{TimestampMs, Txid};
 
@@ -64,7 +64,13 @@ impl Point {
 }
 
 /// Restores them, one after the other.
-pub(super) async fn restore_all(verifier: &Verifier, points: &[Point], folder: &Path, look: &Look<'_>, report: &mut Report) -> Vec<PointReport> {
+pub(super) async fn restore_all(
+    verifier: &Verifier,
+    points: &[Point],
+    folder: &Path,
+    look: &Look<'_>,
+    report: &mut Report,
+) -> Vec<PointReport> {
     let mut done = Vec::with_capacity(points.len());
     for point in points {
         let started = Instant::now();

@@ -77,7 +77,13 @@ pub(super) struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     /// `memory_bytes` is what the pages of the state may take; without it levels are not compared.
-    pub(super) fn new(store: &'a dyn Store, listings: &'a [Listed], floor: Option<Listed>, memory_bytes: u64, report: &'a mut Report) -> Self {
+    pub(super) fn new(
+        store: &'a dyn Store,
+        listings: &'a [Listed],
+        floor: Option<Listed>,
+        memory_bytes: u64,
+        report: &'a mut Report,
+    ) -> Self {
         Self {
             store,
             listings,
@@ -265,7 +271,9 @@ impl<'a> Reading<'a> {
             self.report.wrong(Kind::Index, name, "its page index is not that of its pages", advice);
         }
         let lock_page = header.page_size.lock_page().get();
-        let pages_from = |first: u32| u64::from(header.commit_pages.saturating_sub(first)) - u64::from((first + 1..=header.commit_pages).contains(&lock_page));
+        let pages_from = |first: u32| {
+            u64::from(header.commit_pages.saturating_sub(first)) - u64::from((first + 1..=header.commit_pages).contains(&lock_page))
+        };
         if name.level == SNAPSHOT_LEVEL && tally.inside != pages_from(0) {
             let what = format!("it is a snapshot of {} pages and has {} of them", header.commit_pages, tally.inside);
             self.wrong(Kind::Incomplete, &name, what);
@@ -307,7 +315,10 @@ impl<'a> Reading<'a> {
     fn compared(&mut self, name: &LtxName, tally: &Tally, comparison: &Comparison) {
         if let Some(Disagreement { page, with }) = tally.disagreement {
             let more = if tally.disagreeing > 1 { format!(" and {} more", tally.disagreeing - 1) } else { String::new() };
-            let what = format!("page {page}{more} of the state TXID {} is another one in it than in {with}: one of the two is of another history", name.max_txid);
+            let what = format!(
+                "page {page}{more} of the state TXID {} is another one in it than in {with}: one of the two is of another history",
+                name.max_txid
+            );
             let advice = format!(
                 "Find out which is right: restore the state with and without {name}, and look at it. Then bring the other one back from a mirror, a copy or an \
                  older version of the bucket, or move it out of the bucket"

@@ -9,8 +9,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::report::{Finding, Kind};
 use super::Scope;
+use super::report::{Finding, Kind};
 use crate::maintenance::policy::millis;
 use crate::restore::{self, Target, is_usable};
 use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL};
@@ -72,10 +72,13 @@ pub(super) fn advice(listings: &[Listed], object: &LtxName, floor: Option<&Liste
             let states = if first == last { format!("TXID {first}") } else { format!("TXID {first} to {last} ({} states)", lost.len()) };
             format!("Bring the object back from a mirror, a copy or an older version of the bucket: {states} cannot be restored without it")
         }
-        _ if object.level == Level::ZERO => "Bring the object back from a mirror, a copy or an older version of the bucket, or leave it to retention: \
+        _ if object.level == Level::ZERO => {
+            "Bring the object back from a mirror, a copy or an older version of the bucket, or leave it to retention: \
                                              other files lead to every state without it"
+                .to_owned()
+        }
+        _ => "Move the object out of the bucket: other files lead to every state without it, and maintenance makes such files anew"
             .to_owned(),
-        _ => "Move the object out of the bucket: other files lead to every state without it, and maintenance makes such files anew".to_owned(),
     }
 }
 
@@ -135,12 +138,18 @@ impl Shape {
             self.wrong(Kind::Damaged, name, what, advice(listings, &name, self.floor.as_ref()));
         }
         if name.level == SNAPSHOT_LEVEL && name.min_txid != Txid::FIRST {
-            let what = format!("it begins at TXID {}, and is no snapshot: Litestream refuses to restore a bucket with such a file", name.min_txid);
+            let what =
+                format!("it begins at TXID {}, and is no snapshot: Litestream refuses to restore a bucket with such a file", name.min_txid);
             self.wrong(Kind::Misplaced, name, what, "Move the object out of the bucket");
         }
         if name.level == Level::ZERO && name.min_txid != name.max_txid {
             let what = "it spans several TXIDs, and level 0 has one file for each upload: Litestream cannot go on after such a file";
-            self.wrong(Kind::Misplaced, name, what, "Move the object out of the bucket, once `replicated verify` finds the states in other files");
+            self.wrong(
+                Kind::Misplaced,
+                name,
+                what,
+                "Move the object out of the bucket, once `replicated verify` finds the states in other files",
+            );
         }
     }
 
@@ -204,7 +213,8 @@ impl Shape {
         let which = if good.next() == upto { format!("TXID {upto} is") } else { format!("TXID {} to {upto} are", good.next()) };
         // One that spans the missing ones and leads on: what is lost are the states in its midst.
         let spanning = next_good.and_then(|next| {
-            let is_one = |file: &&Listed| file.name.max_txid == next && file.name.min_txid <= good.next() && file.name.min_txid != Txid::FIRST;
+            let is_one =
+                |file: &&Listed| file.name.max_txid == next && file.name.min_txid <= good.next() && file.name.min_txid != Txid::FIRST;
             usable().find(is_one).map(|file| file.name)
         });
         if let Some(spanning) = spanning {
@@ -221,12 +231,19 @@ impl Shape {
                     .to_owned(),
             };
             // Litestream takes level 0 away from its beginning without regard to what spans it.
-            let is_beginning = !usable().any(|file| file.name.level == behind.level && file.name.max_txid <= good && file.timestamp > since);
-            if is_beginning { self.if_ours.push(finding) } else { self.findings.push(finding) }
+            let is_beginning =
+                !usable().any(|file| file.name.level == behind.level && file.name.max_txid <= good && file.timestamp > since);
+            if is_beginning {
+                self.if_ours.push(finding)
+            } else {
+                self.findings.push(finding)
+            }
             return;
         }
         let advice = match next_good {
-            Some(_) => "Bring the missing files back from a mirror, a copy or older versions of the bucket; the newest state is not concerned",
+            Some(_) => {
+                "Bring the missing files back from a mirror, a copy or older versions of the bucket; the newest state is not concerned"
+            }
             None => {
                 "Bring the missing files back from a mirror, a copy or older versions of the bucket; without them the newest state cannot be restored. \
                  `replicated adopt` has the next open send the full state"
@@ -253,7 +270,9 @@ impl Shape {
             reached = reached.max(Some(name.max_txid.get()));
         }
         if overlaps > 0 {
-            self.notes.push(format!("level {level} has {overlaps} files that overlap with the one before, which readers take as long as they agree"));
+            self.notes.push(format!(
+                "level {level} has {overlaps} files that overlap with the one before, which readers take as long as they agree"
+            ));
         }
     }
 
@@ -268,7 +287,9 @@ impl Shape {
         }
         let which = if min_txid == max_txid { format!("TXID {min_txid}") } else { format!("TXID {min_txid} to {max_txid}") };
         let what = match level {
-            Level::ZERO => format!("level 0 has no file of {which}, whose states cannot be restored one by one; the states behind can, through other levels"),
+            Level::ZERO => format!(
+                "level 0 has no file of {which}, whose states cannot be restored one by one; the states behind can, through other levels"
+            ),
             _ => format!("level {level} has no file of {which} between others; restores go on through other levels"),
         };
         self.wrong(
@@ -281,7 +302,8 @@ impl Shape {
 
     /// Level 0 from the beginning of the time within which each upload can be restored.
     fn exact(&mut self, listings: &[Listed], since: TimestampMs, from: u64) {
-        let mut files: Vec<&Listed> = listings.iter().filter(|file| file.name.level == Level::ZERO && file.name.max_txid.get() > from).collect();
+        let mut files: Vec<&Listed> =
+            listings.iter().filter(|file| file.name.level == Level::ZERO && file.name.max_txid.get() > from).collect();
         files.sort_unstable_by_key(|file| file.name);
         // The newest one that is older is the state at that time's beginning.
         let old = files.iter().take_while(|file| file.timestamp <= since).count();
@@ -297,7 +319,9 @@ impl Shape {
         let (Some(first), 0) = (files.first(), old) else { return };
         let Some(last_before) = Txid::new(first.name.min_txid.get() - 1).filter(|txid| txid.get() > from) else { return };
         let ends_there = |file: &&Listed| file.name.max_txid == last_before;
-        let Some(timestamp) = listings.iter().filter(|file| is_usable(file)).filter(ends_there).map(|file| file.timestamp).min() else { return };
+        let Some(timestamp) = listings.iter().filter(|file| is_usable(file)).filter(ends_there).map(|file| file.timestamp).min() else {
+            return;
+        };
         // A bucket begins with a snapshot, whose own TXIDs level 0 never had.
         let is_beginning = listings.iter().filter(ends_there).any(|file| file.name.min_txid == Txid::FIRST)
             && !listings.iter().any(|file| file.name.max_txid < last_before);
@@ -325,7 +349,8 @@ impl Shape {
             self.notes.push("the bucket has its first snapshot alone: whoever made it died before the file beside it".to_owned());
             return;
         }
-        let what = format!("level 0 has no file of the newest state, TXID {newest}, which is never deleted: Litestream could not go on here");
+        let what =
+            format!("level 0 has no file of the newest state, TXID {newest}, which is never deleted: Litestream could not go on here");
         self.wrong(
             Kind::MissingFile,
             LtxName::level0(newest),

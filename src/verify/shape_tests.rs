@@ -17,7 +17,15 @@ fn shape(files: &[Listed], history: u64, exact: u64) -> Shape {
 }
 
 fn about(findings: &[Finding]) -> Vec<(Kind, String)> {
-    findings.iter().map(|finding| (finding.kind, finding.object.map_or_else(String::new, |name| format!("{}/{}-{}", name.level, name.min_txid.get(), name.max_txid.get())))).collect()
+    findings
+        .iter()
+        .map(|finding| {
+            (
+                finding.kind,
+                finding.object.map_or_else(String::new, |name| format!("{}/{}-{}", name.level, name.min_txid.get(), name.max_txid.get())),
+            )
+        })
+        .collect()
 }
 
 fn kinds(shape: &Shape) -> (Vec<(Kind, String)>, Vec<(Kind, String)>) {
@@ -73,7 +81,8 @@ fn holes_are_told_by_what_is_lost_with_them() {
     assert_eq!(kinds(&healed), (one(Kind::Gap, "0/4-4"), vec![]));
     assert!(!healed.findings[0].advice.contains("adopt"), "{:?}", healed.findings);
     // In a level above.
-    let level1: Vec<Listed> = ours().into_iter().chain([file(1, 9, 9, 10)]).filter(|file| file.name != self::file(1, 6, 8, 0).name).collect();
+    let level1: Vec<Listed> =
+        ours().into_iter().chain([file(1, 9, 9, 10)]).filter(|file| file.name != self::file(1, 6, 8, 0).name).collect();
     assert_eq!(kinds(&shape(&level1, 1000, 1000)), (one(Kind::MissingFile, "1/6-8"), vec![]));
     // The newest.
     let mut merged = without(0, 9, 9);

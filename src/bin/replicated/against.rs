@@ -173,9 +173,7 @@ fn judge(
             why: format!("{} in {frames_since} frames of the WAL came after it", text::count(commits_since as usize, "commit")),
         },
         Moment::File { frames: 0 } if is_equal => Relation::Equal,
-        Moment::File { frames } if is_equal => {
-            Relation::Behind { commits: None, why: format!("{frames} frames of the WAL came after it") }
-        }
+        Moment::File { frames } if is_equal => Relation::Behind { commits: None, why: format!("{frames} frames of the WAL came after it") },
         Moment::File { .. } => {
             let is_settled = local.is_some_and(|local| local.is_unchanged && local.waits.is_none() && local.acked == Some(txid));
             let acked = local.and_then(|local| local.acked);
@@ -188,10 +186,14 @@ fn judge(
                 return Relation::Behind { commits: Some(ahead), why };
             }
             if let Some(acked) = acked.filter(|acked| *acked < txid) {
-                return Relation::Differs(format!("{}, and it knows of TXID {acked} only: it is an older copy, or another writer has gone on", differ()));
+                return Relation::Differs(format!(
+                    "{}, and it knows of TXID {acked} only: it is an older copy, or another writer has gone on",
+                    differ()
+                ));
             }
             let written = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-            let written = written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()).and_then(|at| i64::try_from(at.as_millis()).ok());
+            let written =
+                written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()).and_then(|at| i64::try_from(at.as_millis()).ok());
             let hint = match written {
                 Some(at) if !is_settled && local.is_none() && at > newest.0.saturating_add(2000) => format!(
                     ". It was written to at {}, after the bucket's newest state ({}): where it was not replicated any more by then, the bucket is merely behind",

@@ -100,7 +100,10 @@ fn once(args: &Args, from: &dyn Store, to: &dyn Store, copier: &mut Copier) -> R
     let mut why = report.problems.clone();
     if let Some(first) = report.held_back.first() {
         let count = text::count(report.held_back.len(), "file");
-        why.push(format!("{count} from {first} on would leave a gap at the destination and {} held back", if report.held_back.len() == 1 { "is" } else { "are" }));
+        why.push(format!(
+            "{count} from {first} on would leave a gap at the destination and {} held back",
+            if report.held_back.len() == 1 { "is" } else { "are" }
+        ));
     }
     Err(Failure::Failed {
         what: format!("not all of {} could be copied", from.url()),
@@ -134,7 +137,10 @@ fn as_text(args: &Args, from: &dyn Store, to: &dyn Store, report: &Report) -> St
         report.same
     ));
     if !report.replaced.is_empty() {
-        out.push_str(&format!("  of these {} there and damaged\n", if report.replaced.len() == 1 { "1 was".to_owned() } else { format!("{} were", report.replaced.len()) }));
+        out.push_str(&format!(
+            "  of these {} there and damaged\n",
+            if report.replaced.len() == 1 { "1 was".to_owned() } else { format!("{} were", report.replaced.len()) }
+        ));
     }
     if !report.deleted.is_empty() {
         out.push_str(&format!("  {deletes} {} that the source no longer has\n", text::count(report.deleted.len(), "file")));

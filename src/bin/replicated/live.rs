@@ -185,7 +185,8 @@ impl Live {
         .map_err(wal_failed)?;
         let frames_since = last.frame.saturating_sub(upto);
         let moment = if end.is_some() { Moment::Uploaded { commits_since, frames_since } } else { Moment::File { frames: frames_since } };
-        let mut live = Self::of_file(file, header.page_size, most_bytes, &|page| known.contains_key(&page) || later.contains(&page), moment)?;
+        let mut live =
+            Self::of_file(file, header.page_size, most_bytes, &|page| known.contains_key(&page) || later.contains(&page), moment)?;
         if upto > 0 {
             live.resize(pages_then);
         }
@@ -461,4 +462,3 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.extend_from_slice(suffix.as_bytes());
     std::ffi::OsStr::from_bytes(&name).into()
 }
-

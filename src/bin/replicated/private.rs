@@ -4,6 +4,9 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const JUST_MADE: Duration = Duration::from_secs(60);
 
 /// The folder. Locked while its process lives, by which one that was left behind is known.
 #[derive(Debug)]
@@ -17,19 +20,12 @@ impl PrivateFolder {
     pub(crate) fn make(within: &Path) -> io::Result<Self> {
         let prefix = format!("replicated-verify-{}-", rustix::process::geteuid().as_raw());
         remove_abandoned(within, &prefix);
-        let mut tries = 0;
-        loop {
-            let path = within.join(format!("{prefix}{:016x}", fastrand::u64(..)));
-            DirBuilder::new().mode(0o700).create(&path)?;
-            let locked = File::open(&path)?;
-            // A file system without locks only keeps what is left behind.
-            let _ = locked.try_lock();
-            // Somebody who cleans up may have come first.
-            if path.exists() || tries == 3 {
-                return Ok(Self { path, _locked: locked });
-            }
-            tries += 1;
-        }
+        let path = within.join(format!("{prefix}{:016x}", fastrand::u64(..)));
+        DirBuilder::new().mode(0o700).create(&path)?;
+        let locked = File::open(&path)?;
+        // A file system without locks only keeps what is left behind.
+        let _ = locked.try_lock();
+        Ok(Self { path, _locked: locked })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -48,8 +44,10 @@ fn remove_abandoned(within: &Path, prefix: &str) {
     let Ok(entries) = std::fs::read_dir(within) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)) {
         let path = entry.path();
-        let is_ours = path.symlink_metadata().is_ok_and(|there| there.is_dir() && there.uid() == rustix::process::geteuid().as_raw());
-        if is_ours && File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok()) {
+        // One that has just been made is not locked yet.
+        let is_old = |there: &std::fs::Metadata| there.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > JUST_MADE));
+        let is_left = |there: std::fs::Metadata| there.is_dir() && there.uid() == rustix::process::geteuid().as_raw() && is_old(&there);
+        if path.symlink_metadata().is_ok_and(is_left) && File::open(&path).is_ok_and(|folder| folder.try_lock().is_ok()) {
             let _ = std::fs::remove_dir_all(&path);
         }
     }
@@ -67,6 +65,9 @@ mod tests {
         let left = within.path().join(format!("replicated-verify-{}-00", rustix::process::geteuid().as_raw()));
         std::fs::create_dir(&left).unwrap();
         std::fs::write(left.join("half a database"), "x").unwrap();
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        File::open(&left).unwrap().set_modified(hour_ago).unwrap();
+        File::open(first.path()).unwrap().set_modified(hour_ago).unwrap();
         let second = PrivateFolder::make(within.path()).unwrap();
         assert!(first.path().exists() && second.path().exists() && !left.exists());
         assert_eq!(second.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);

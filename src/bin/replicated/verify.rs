@@ -174,7 +174,9 @@ fn find(args: &Args, verifier: &Verifier, folder: &Path) -> Result<Found, Verify
                 let look = |_: &Point, path: &Path| args.integrity_check.run(path);
                 points.extend(verify::restore_points(verifier, &chosen, private, &look, &mut report)?);
             }
-            Err(error) => report.not_checked.push(format!("no state was restored: {}: {error}; choose another --temp-dir", folder.display())),
+            Err(error) => {
+                report.not_checked.push(format!("no state was restored: {}: {error}; choose another --temp-dir", folder.display()))
+            }
         }
     }
     Ok(Found { report, points, against: compared, elapsed: started.elapsed() })
@@ -202,7 +204,11 @@ fn not_checked(args: &Args, store: &dyn Store, error: &VerifyError) -> Failure {
 
 fn wrong(report: &Report, store: &dyn Store) -> String {
     let count = report.findings.len() + report.more_findings;
-    let mut out = format!("error: {}: {}\n", store.url(), if count == 1 { "1 thing is wrong".to_owned() } else { format!("{count} things are wrong") });
+    let mut out = format!(
+        "error: {}: {}\n",
+        store.url(),
+        if count == 1 { "1 thing is wrong".to_owned() } else { format!("{count} things are wrong") }
+    );
     for finding in &report.findings {
         let object = finding.object.map_or_else(String::new, |object| format!("{object}: "));
         out.push_str(&format!("  {object}{}\n    try: {}\n", finding.what, finding.advice));
@@ -233,7 +239,8 @@ fn as_text(args: &Args, store: &dyn Store, found: &Found) -> String {
         let floor = report.floor.map_or_else(String::new, |floor| at(&floor));
         line("window", format!("{}, TXID {first}{floor} to {last}", text::count(report.states.len(), "state")));
     }
-    let old = if report.files_not_promised > 0 { format!("; {} more not needed for that", report.files_not_promised) } else { String::new() };
+    let old =
+        if report.files_not_promised > 0 { format!("; {} more not needed for that", report.files_not_promised) } else { String::new() };
     let gone = if report.files_gone > 0 { format!("; {} gone meanwhile", report.files_gone) } else { String::new() };
     line("read", format!("{}, {}, every checksum{old}{gone}", text::count(report.files_read, "file"), text::size(report.bytes_read)));
     match report.compared_one_page_of {
