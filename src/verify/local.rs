@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use crate::replicator::control::{Stamp, newest_slot, replica_hash};
+use crate::replicator::control::slot::newest_slot;
+use crate::replicator::control::{Stamp, replica_hash};
 use crate::replicator::local::{Paths, identity};
 use crate::replicator::process;
 use crate::types::Txid;
