@@ -27,7 +27,7 @@ use replicated_testkit::host::{self, Db, Host, Program, eventually};
 use replicated_testkit::maintenance::Order;
 use replicated_testkit::s3::{self, Dialect, Server};
 use replicated_testkit::sqlite::page_compare;
-use replicated_testkit::tools;
+use replicated_testkit::{pass_on, tools};
 use serde_json::Value;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -233,13 +233,7 @@ impl Watched {
 }
 
 impl Store for Watched {
-    fn url(&self) -> &str {
-        self.inner.url()
-    }
-
-    fn list(&self, level: Level, from: Option<Txid>) -> BoxFuture<'_, Result<Vec<Listed>, StoreError>> {
-        self.inner.list(level, from)
-    }
+    pass_on!(url, list, part_size_bytes, get_range, head, creates_are_conditional);
 
     fn create<'a>(&'a self, name: &'a LtxName, body: Bytes, timestamp: TimestampMs) -> BoxFuture<'a, Result<Created, StoreError>> {
         async move {
@@ -258,18 +252,6 @@ impl Store for Watched {
         }
     }
 
-    fn part_size_bytes(&self) -> usize {
-        self.inner.part_size_bytes()
-    }
-
-    fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.inner.get_range(name, range)
-    }
-
-    fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {
-        self.inner.head(name)
-    }
-
     fn delete<'a>(&'a self, names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
             // One after the other, as a store may do it.
@@ -281,10 +263,6 @@ impl Store for Watched {
             Ok(())
         }
         .boxed()
-    }
-
-    fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.inner.creates_are_conditional()
     }
 }
 

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -527,8 +528,8 @@ fn what_maintenance_takes_away_meanwhile_is_no_loss() {
     place.commit(6);
     place.maintain(&place.order().later(Duration::from_secs(5)));
     let (bucket, order) = (place.bucket.clone(), place.order().later(25 * HOUR));
-    let is_done = Arc::new(Cell::new(false));
-    let done = Arc::clone(&is_done);
+    let is_done = Rc::new(Cell::new(false));
+    let done = Rc::clone(&is_done);
     let turn: Box<Turn> = Box::new(move || {
         if !done.replace(true) {
             let (bucket, order) = (bucket.clone(), order.clone());

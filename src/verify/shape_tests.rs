@@ -16,7 +16,7 @@ fn shape(files: &[Listed], history: u64, exact: u64) -> Shape {
     look(files, &scope, TimestampMs(NOW), &[])
 }
 
-fn about(findings: &[Finding]) -> Vec<(Kind, String)> {
+fn about(findings: &[Finding]) -> Found {
     findings
         .iter()
         .map(|finding| {
@@ -28,11 +28,13 @@ fn about(findings: &[Finding]) -> Vec<(Kind, String)> {
         .collect()
 }
 
-fn kinds(shape: &Shape) -> (Vec<(Kind, String)>, Vec<(Kind, String)>) {
+type Found = Vec<(Kind, String)>;
+
+fn kinds(shape: &Shape) -> (Found, Found) {
     (about(&shape.findings), about(&shape.if_ours))
 }
 
-fn one(kind: Kind, object: &str) -> Vec<(Kind, String)> {
+fn one(kind: Kind, object: &str) -> Found {
     vec![(kind, object.to_owned())]
 }
 
