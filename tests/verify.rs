@@ -668,6 +668,16 @@ fn the_live_database_is_equal_behind_or_another() {
         let (code, told) = place.against();
         assert_eq!((code, &told["status"]), (0, &"equal".into()), "{mode}: {told}");
         fs::rename(&away, &beside).unwrap();
+        // Written to by a program without the extension, as if it were not replicated any more.
+        let (copy, plain) = (place.dir.path().join("plain.db"), || rusqlite::Connection::open(place.dir.path().join("plain.db")).unwrap());
+        fs::copy(place.database(), &copy).unwrap();
+        plain().execute_batch("CREATE TABLE more(x); INSERT INTO more VALUES (1)").unwrap();
+        let copy = copy.to_str().unwrap();
+        let (code, told, errors) = place.cli(&["--against", copy, "--json"]);
+        assert_eq!((code, &told["against"]["status"]), (0, &"behind".into()), "{mode}: {errors}");
+        std::thread::sleep(Duration::from_millis(5));
+        let (code, told, _) = place.cli(&["--against", copy, "--json", "--max-lag", "1ms"]);
+        assert_eq!((code, &told["findings"][0]["kind"]), (1, &"against".into()), "{mode}");
         // A page of it goes bad.
         flip(&place.database(), |length| length - 100);
         let (code, told) = place.against();

@@ -19,8 +19,10 @@ const CONTROL_BYTES: usize = 4096;
 pub struct Local {
     /// The last TXID that the bucket has acknowledged.
     pub acked: Option<Txid>,
-    /// What the bucket does not have yet, or why it gets nothing; `None` where nothing is known to wait.
+    /// What the bucket does not have yet; `None` where nothing is known to wait.
     pub waits: Option<String>,
+    /// Why nothing is sent any more: the two are not one history.
+    pub apart: Option<String>,
     /// Nobody has written to the file since all of it was captured.
     pub is_unchanged: bool,
 }
@@ -48,12 +50,13 @@ pub fn local(database: &Path, replica_url: &str) -> io::Result<Option<Local>> {
         return Ok(None);
     }
     let spooled = state.spool_next.saturating_sub(state.spool_first);
-    let waits = if let Some(conflict) = state.conflict {
-        Some(format!("another writer has gone on with TXID {}, and nothing is sent", conflict.txid))
-    } else if let Some(earlier) = state.restored_earlier {
-        Some(format!("it was restored to TXID {}, and nothing is sent before `replicated adopt`", earlier.txid))
-    } else if let Some(reason) = state.full {
+    let conflict = state.conflict.map(|conflict| format!("another writer has gone on with TXID {}, and nothing is sent", conflict.txid));
+    let earlier = state.restored_earlier.filter(|earlier| state.adopt.is_none_or(|adopt| adopt < earlier.newest));
+    let earlier = earlier.map(|earlier| format!("it was restored to TXID {}, and nothing is sent before `replicated adopt`", earlier.txid));
+    let waits = if let Some(reason) = state.full {
         Some(format!("the full state is to be sent: {}", reason.text()))
+    } else if state.adopt.is_some() {
+        Some("the full state is to be sent at its next open".to_owned())
     } else if spooled > 0 {
         Some(format!("{spooled} entries wait in the spool beside it"))
     } else if state.attempt.is_some() {
@@ -66,7 +69,7 @@ pub fn local(database: &Path, replica_url: &str) -> io::Result<Option<Local>> {
         None
     };
     let is_unchanged = state.stamp.is_some_and(|stamp| is_as(&absolute, &stamp));
-    Ok(Some(Local { acked: state.acked.map(|acked| acked.txid), waits, is_unchanged }))
+    Ok(Some(Local { acked: state.acked.map(|acked| acked.txid), waits, apart: conflict.or(earlier), is_unchanged }))
 }
 
 fn is_as(database: &Path, stamp: &Stamp) -> bool {

@@ -1,8 +1,10 @@
 //! A bucket's newest state beside the live database.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use replicated::ltx::Header;
+use replicated::maintenance;
 use replicated::restore::Target;
 use replicated::store::Listed;
 use replicated::types::{TimestampMs, Txid};
@@ -58,6 +60,7 @@ pub(crate) fn compare(
     folder: &Path,
     most_bytes: u64,
     check: IntegrityCheck,
+    max_lag: Option<Duration>,
     report: &mut Report,
 ) -> (Against, Option<PointReport>) {
     let mut against = Against { path: path.to_owned(), relation: Relation::Equal, txid: None, differences: None, unknown: 0 };
@@ -79,7 +82,19 @@ pub(crate) fn compare(
                 .to_owned(),
         }),
         Relation::NotChecked(why) => report.not_checked.push(format!("{name} was not compared: {why}")),
-        Relation::Equal | Relation::Behind { .. } => {}
+        Relation::Behind { why, .. } => {
+            let age = report.newest.map(|newest| maintenance::now().0.saturating_sub(newest.timestamp.0));
+            let most = max_lag.map(|most| i64::try_from(most.as_millis()).unwrap_or(i64::MAX));
+            if let (Some(newest), Some(true)) = (report.newest, age.zip(most).map(|(age, most)| age > most)) {
+                report.add(Finding {
+                    kind: Kind::Against,
+                    object: None,
+                    what: format!("{name} goes on from the bucket, whose newest state is of {}: {why}", text::time(newest.timestamp)),
+                    advice: "Look whether it is replicated: `PRAGMA replicated_status` in a program that has it open, its log, or Litestream's".to_owned(),
+                });
+            }
+        }
+        Relation::Equal => {}
     }
     (against, point)
 }
@@ -177,13 +192,18 @@ fn judge(
         Moment::File { .. } => {
             let is_settled = local.is_some_and(|local| local.is_unchanged && local.waits.is_none() && local.acked == Some(txid));
             let acked = local.and_then(|local| local.acked);
+            if let Some(apart) = local.and_then(|local| local.apart.as_ref()) {
+                return Relation::Differs(format!("{}; {apart}", differ()));
+            }
             if let Some(waits) = local.and_then(|local| local.waits.as_ref()).filter(|_| !is_settled) {
                 return Relation::Behind { commits: None, why: format!("{}; {waits}", differ()) };
             }
+            // With a WAL not every commit counts it up.
             let ahead = live.change_counter.wrapping_sub(restored.change_counter);
-            if !live.is_wal && !is_settled && (1..1 << 31).contains(&ahead) {
-                let why = format!("{}; its change counter is {} ahead", differ(), text::count(ahead as usize, "commit"));
-                return Relation::Behind { commits: Some(ahead), why };
+            if !is_settled && acked.is_none_or(|acked| acked >= txid) && (1..1 << 31).contains(&ahead) {
+                let (commits, least) = if live.is_wal { (None, "at least ") } else { (Some(ahead), "") };
+                let why = format!("{}; by its change counter it is {least}{} ahead", differ(), text::count(ahead as usize, "commit"));
+                return Relation::Behind { commits, why };
             }
             if let Some(acked) = acked.filter(|acked| *acked < txid) {
                 return Relation::Differs(format!(
@@ -195,8 +215,8 @@ fn judge(
             let written =
                 written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()).and_then(|at| i64::try_from(at.as_millis()).ok());
             let hint = match written {
-                Some(at) if !is_settled && local.is_none() && at > newest.0.saturating_add(2000) => format!(
-                    ". It was written to at {}, after the bucket's newest state ({}): where it was not replicated any more by then, the bucket is merely behind",
+                Some(at) if !is_settled && at > newest.0 => format!(
+                    ". It was written to at {}, after the bucket's newest state ({}): where what was written then was not replicated, the bucket is merely behind",
                     text::time(TimestampMs(at)),
                     text::time(newest)
                 ),

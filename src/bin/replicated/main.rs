@@ -172,6 +172,20 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_of_verify_and_copy_is_documented() {
+        let of_store =
+            ["endpoint", "region", "path-style", "allow-http", "ca-bundle", "profile", "connect-timeout", "request-timeout", "log-level"];
+        for (name, page) in [("verify", include_str!("../../../docs/verify.md")), ("copy", include_str!("../../../docs/copy.md"))] {
+            let command = Cli::command();
+            let arguments = command.find_subcommand(name).unwrap().get_arguments();
+            let flags = arguments.filter_map(|arg| arg.get_long()).filter(|flag| !of_store.contains(flag) && *flag != "help");
+            let (documented, missing): (Vec<&str>, Vec<&str>) =
+                flags.partition(|flag| page.contains(&format!("| `--{flag}")) || page.contains(&format!(", `--{flag}")));
+            assert!(documented.len() > 6 && missing.is_empty(), "not in docs/{name}.md: {missing:?}");
+        }
+    }
+
+    #[test]
     fn litestreams_spellings_are_understood() {
         let args = ["replicated", "restore", "-o", "out", "-txid=1c", "-force", "-x", "--json", "--", "-txid"].map(OsString::from);
         let expected = ["replicated", "restore", "-o", "out", "--txid=1c", "--force", "-x", "--json", "--", "-txid"].map(OsString::from);

@@ -57,6 +57,9 @@ pub(crate) struct Args {
     /// Compare the newest state with this database, which may be in use
     #[arg(long, value_name = "DATABASE")]
     against: Option<PathBuf>,
+    /// Call it wrong where the database goes on from a newest state that is older than this
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "against")]
+    max_lag: Option<Duration>,
     /// Where states are restored to, one at a time [default: the system's, TMPDIR]
     #[arg(long, value_name = "FOLDER")]
     temp_dir: Option<PathBuf>,
@@ -166,7 +169,8 @@ fn find(args: &Args, verifier: &Verifier, folder: &Path) -> Result<Found, Verify
                 let private = private.path();
                 if let Some(database) = &args.against {
                     let most_bytes = args.max_memory_mib << 20;
-                    let (against, point) = against::compare(verifier, database, private, most_bytes, args.integrity_check, &mut report);
+                    let (against, point) =
+                        against::compare(verifier, database, private, most_bytes, args.integrity_check, args.max_lag, &mut report);
                     compared = Some(against);
                     points.extend(point);
                 }
@@ -244,6 +248,7 @@ fn as_text(args: &Args, store: &dyn Store, found: &Found) -> String {
     let gone = if report.files_gone > 0 { format!("; {} gone meanwhile", report.files_gone) } else { String::new() };
     line("read", format!("{}, {}, every checksum{old}{gone}", text::count(report.files_read, "file"), text::size(report.bytes_read)));
     match report.compared_one_page_of {
+        _ if report.files_read == 0 => {}
         0 => {}
         1 => line("levels", "compared with each other, page by page".to_owned()),
         of => line("levels", format!("compared with each other, one page of {of} (--max-memory-mib)")),
