@@ -249,15 +249,18 @@ pub fn page_checksum(page: u32, content: &[u8]) -> u64 {
     crate::ltx::page_checksum(page, content)
 }
 
-/// The newest upload and its header; `None` where there is none that is an LTX file. Blocks as `read`.
+/// The newest upload and its header; `None` where there is none that is an LTX file. It is looked for from a TXID on, if that is known. Blocks as `read`.
 ///
 /// # Errors
 /// Where the store fails.
-pub fn newest_upload(store: &dyn Store) -> Result<Option<(Listed, Header)>, VerifyError> {
+pub fn newest_upload(store: &dyn Store, from: Option<Txid>) -> Result<Option<(Listed, Header)>, VerifyError> {
     block_on(async {
         // What was listed may be gone when it is asked for, and there is a newer one then.
         for _ in 0..3 {
-            let level0 = retried(async || store.list(Level::ZERO, None).await).await?;
+            let mut level0 = retried(async || store.list(Level::ZERO, from).await).await?;
+            if level0.is_empty() && from.is_some() {
+                level0 = retried(async || store.list(Level::ZERO, None).await).await?;
+            }
             let Some(newest) = level0.into_iter().max_by_key(|file| file.name.max_txid) else { return Ok(None) };
             match retried(async || store.get_range(&newest.name, 0..HEADER_BYTES as u64).await).await {
                 Ok(head) => return Ok(Header::decode(&head).ok().map(|header| (newest, header))),

@@ -1,12 +1,12 @@
 //! Reads a bucket's objects, each once, several requests at a time, and looks at each and at how they go together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 
 use super::pages::{Comparison, Disagreement, Neighbours, Pages, Place};
-use super::report::{Kind, Report};
+use super::report::{Kind, MOST_FINDINGS, Report};
 use super::{Scope, shape};
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError, Summary, page_checksum};
 use crate::maintenance::{MaintainError, Turn};
@@ -61,6 +61,8 @@ pub(super) enum Ended {
 pub(super) struct Reading<'a> {
     store: &'a dyn Store,
     listings: &'a [Listed],
+    /// The states that there are snapshots of.
+    snapshots: BTreeSet<Txid>,
     floor: Option<Listed>,
     pages: Pages,
     neighbours: Neighbours,
@@ -87,6 +89,12 @@ impl<'a> Reading<'a> {
         Self {
             store,
             listings,
+            snapshots: listings
+                .iter()
+                .map(|file| file.name)
+                .filter(|name| name.level == SNAPSHOT_LEVEL)
+                .map(|name| name.max_txid)
+                .collect(),
             floor,
             pages: Pages::new(memory_bytes),
             neighbours: Neighbours::default(),
@@ -220,7 +228,7 @@ impl<'a> Reading<'a> {
             self.times.insert(name, header.timestamp);
         }
         self.is_ours |= header.node_id != 0;
-        let has_snapshot = || self.listings.iter().any(|file| file.name == LtxName::snapshot(name.max_txid));
+        let has_snapshot = self.snapshots.contains(&name.max_txid);
         let (min, is_base) = (name.min_txid.get(), name.min_txid == Txid::FIRST);
         if let Some(state) = self.state.filter(|state| state.txid == name.max_txid) {
             if (state.page_size, state.commit_pages) != (header.page_size, header.commit_pages) {
@@ -241,13 +249,13 @@ impl<'a> Reading<'a> {
         if let Some(state) = goes_on.filter(|state| state.page_size != header.page_size) {
             self.pages.forget();
             self.pages.cut(0);
-            if !has_snapshot() {
+            if !has_snapshot {
                 let what = format!("its pages have {} bytes, and those of the state before it {}", header.page_size, state.page_size);
                 self.wrong(Kind::Foreign, &name, what);
             }
         } else if let Some(state) = goes_on {
             // With a snapshot of the same state, an empty file stands for it here.
-            open.commit_before = (!has_snapshot()).then_some(state.commit_pages);
+            open.commit_before = (!has_snapshot).then_some(state.commit_pages);
         }
         if let (false, Some(before)) = (header.no_checksum, goes_on.and_then(|state| state.rolling))
             && goes_on.is_some_and(|state| state.txid.get().saturating_add(1) == min)
@@ -352,6 +360,10 @@ impl<'a> Reading<'a> {
     }
 
     fn wrong(&mut self, kind: Kind, name: &LtxName, what: impl Into<String>) {
+        if self.report.findings.len() >= MOST_FINDINGS {
+            self.report.more_findings += 1;
+            return;
+        }
         let advice = shape::advice(self.listings, name, self.floor.as_ref());
         self.report.wrong(kind, *name, what, advice);
     }

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Scope;
-use super::report::{Finding, Kind};
+use super::report::{Finding, Kind, MOST_FINDINGS};
 use crate::maintenance::policy::millis;
 use crate::restore::{self, Target, is_usable};
 use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL};
@@ -133,6 +133,9 @@ impl Shape {
     /// What the name and size of a file say by themselves.
     fn one(&mut self, listings: &[Listed], file: &Listed) {
         let name = file.name;
+        if self.is_enough() {
+            return;
+        }
         if file.size_bytes < restore::SMALLEST_FILE_BYTES {
             let what = format!("it has {} bytes, fewer than any LTX file", file.size_bytes);
             self.wrong(Kind::Damaged, name, what, advice(listings, &name, self.floor.as_ref()));
@@ -172,6 +175,9 @@ impl Shape {
             if let Some(txid) = txid.filter(|_| !leads) {
                 run = Some(run.map_or((txid, txid, 1), |(first, _, count)| (first, txid, count + 1)));
                 continue;
+            }
+            if self.is_enough() {
+                return;
             }
             if let Some((first, last, count)) = run.take() {
                 self.gap(listings, last_good, (first, last, count), txid, since);
@@ -276,7 +282,15 @@ impl Shape {
         }
     }
 
+    /// Nobody reads more, and each takes a look at all files.
+    fn is_enough(&self) -> bool {
+        self.findings.len() > MOST_FINDINGS
+    }
+
     fn hole(&mut self, level: Level, reached: u64, next_min: u64) {
+        if self.is_enough() {
+            return;
+        }
         let (Some(min_txid), Some(max_txid)) = (Txid::new(reached + 1), Txid::new(next_min - 1)) else { return };
         let is_lost = |finding: &Finding| {
             matches!(finding.kind, Kind::Gap | Kind::MissingFile)

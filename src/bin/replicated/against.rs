@@ -11,8 +11,9 @@ use replicated::types::{TimestampMs, Txid};
 use replicated::verify::{self, Finding, Kind, Local, Point, PointReport, Report, Verifier};
 use serde_json::{Value, json};
 
+use crate::file_head::FileHead;
 use crate::integrity::IntegrityCheck;
-use crate::live::{Differences, FileHead, Live, Moment, Unread};
+use crate::live::{Differences, Live, Moment, Unread};
 use crate::text;
 
 /// A difference that may be one of the moment is looked at so often.
@@ -108,9 +109,10 @@ fn once(
     report: &mut Report,
 ) -> (Against, Option<PointReport>) {
     let mut against = Against { path: path.to_owned(), relation: Relation::Equal, txid: None, differences: None, unknown: 0 };
+    let from = report.newest.map(|newest| newest.name.max_txid);
     let mut newest: Option<(Listed, Header)> = None;
     let live = Live::read(path, most_bytes, &mut || {
-        newest = verify::newest_upload(verifier.store()).map_err(|error| error.to_string())?;
+        newest = verify::newest_upload(verifier.store(), from).map_err(|error| error.to_string())?;
         Ok(newest.map(|(_, header)| header))
     });
     let live = match live {

@@ -22,12 +22,13 @@ use replicated::types::{PageNo, PageSize};
 use replicated::wal;
 use rusqlite::{Connection, OpenFlags};
 
+use crate::file_head::{FileHead, free_pages};
+
 /// Whoever writes all the time is given up on after so many looks.
 const TRIES: u32 = 5;
 /// Up to this size a file is read with a lock held, where it is written to all the time.
 const LOCKED_BYTES: u64 = 32 << 20;
 const BUSY: Duration = Duration::from_secs(10);
-const HEADER: usize = 100;
 
 /// The pages of a database at one moment.
 #[derive(Debug)]
@@ -106,7 +107,7 @@ impl Live {
     ) -> Result<Option<Self>, Failed> {
         let has_wal = size(&with_suffix(path, "-wal")) > 0;
         let is_open = with_suffix(path, "-shm").exists();
-        let head = FileHead::read(file)?;
+        let head = head(file)?;
         let Some(page_size) = head.page_size else {
             return Err(Failed::Lasting("it does not begin as a database does, or is encrypted".to_owned()));
         };
@@ -123,12 +124,12 @@ impl Live {
         // Asked first: what the bucket has is then no newer than the file, unless that is written to.
         let _ = uploaded().map_err(Failed::Lasting)?;
         let locked = Reader::begin(path)?;
-        let before = (FileHead::read(file)?, Stamp::of(path)?);
+        let before = (head(file)?, Stamp::of(path)?);
         let held = (is_last && before.1.size <= LOCKED_BYTES).then_some(locked);
         let live = Self::of_file(file, page_size, most_bytes, &|_| false, Moment::File { frames: 0 })?;
         drop(held);
         let _locked = Reader::begin(path)?;
-        let now = (FileHead::read(file)?, Stamp::of(path)?);
+        let now = (head(file)?, Stamp::of(path)?);
         Ok((before == now).then_some(live))
     }
 
@@ -200,7 +201,7 @@ impl Live {
 
     /// The pages of the file, but for some.
     fn of_file(file: &File, page_size: PageSize, most_bytes: u64, left_out: &dyn Fn(u32) -> bool, moment: Moment) -> Result<Self, Failed> {
-        let head = FileHead::read(file)?;
+        let head = head(file)?;
         let size = file.metadata().map_err(|error| Failed::Lasting(error.to_string()))?.len();
         let there = u32::try_from(size.div_ceil(u64::from(page_size.get()))).unwrap_or(u32::MAX);
         // As SQLite counts: by the header, where that is of the last change.
@@ -369,68 +370,8 @@ impl Stamp {
     }
 }
 
-/// What the first bytes of a database file say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FileHead {
-    page_size: Option<PageSize>,
-    is_wal: bool,
-    pub(crate) change_counter: u32,
-    stored_pages: u32,
-    /// The size is of the last change.
-    is_told: bool,
-}
-
-impl FileHead {
-    fn read(file: &File) -> Result<Self, Failed> {
-        let mut bytes = [0; HEADER];
-        file.read_exact_at(&mut bytes, 0).map_err(|error| Failed::Lasting(format!("its header cannot be read: {error}")))?;
-        Ok(Self::decode(&bytes))
-    }
-
-    /// Of a restored file.
-    ///
-    /// # Errors
-    /// Where it cannot be read.
-    pub(crate) fn of(path: &Path) -> io::Result<Self> {
-        let mut bytes = [0; HEADER];
-        File::open(path)?.read_exact_at(&mut bytes, 0)?;
-        Ok(Self::decode(&bytes))
-    }
-
-    fn decode(bytes: &[u8; HEADER]) -> Self {
-        let word = |at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u32::from_be_bytes(*word));
-        let page_bytes = match word(16) >> 16 {
-            1 => 65536,
-            other => other,
-        };
-        let is_database = bytes.starts_with(b"SQLite format 3\0");
-        Self {
-            page_size: PageSize::new(page_bytes).filter(|_| is_database),
-            is_wal: bytes[18] == 2,
-            change_counter: word(24),
-            stored_pages: word(28),
-            is_told: word(24) == word(92),
-        }
-    }
-}
-
-/// The pages that the list of free pages names: its leaves, of which nothing is used.
-fn free_pages(file: &File, page_size: PageSize, pages: u32) -> io::Result<std::collections::HashSet<u32>> {
-    let mut free = std::collections::HashSet::new();
-    let word = |bytes: &[u8], at: usize| bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u32::from_be_bytes(*word));
-    let mut head = [0; HEADER];
-    file.read_exact_at(&mut head, 0)?;
-    let (mut trunk, mut seen) = (word(&head, 32), 0);
-    let mut bytes = vec![0; page_size.bytes()];
-    // A damaged list may go round in circles.
-    while let Some(page) = PageNo::new(trunk).filter(|page| page.get() <= pages && seen < pages) {
-        file.read_exact_at(&mut bytes, page_size.offset_of(page))?;
-        let leaves = (word(&bytes, 4) as usize).min(page_size.bytes() / 4 - 2);
-        free.extend((0..leaves).map(|leaf| word(&bytes, 8 + 4 * leaf)));
-        trunk = word(&bytes, 0);
-        seen += 1;
-    }
-    Ok(free)
+fn head(file: &File) -> Result<FileHead, Failed> {
+    FileHead::read(file).map_err(|error| Failed::Lasting(format!("its header cannot be read: {error}")))
 }
 
 /// SQLite reads zeros beyond the end of a file.

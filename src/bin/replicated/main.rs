@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod adopt;
 mod against;
 mod copy;
+mod file_head;
 mod integrity;
 mod list;
 mod live;
