@@ -107,7 +107,7 @@ impl Live {
     ) -> Result<Option<Self>, Failed> {
         let has_wal = size(&with_suffix(path, "-wal")) > 0;
         let is_open = with_suffix(path, "-shm").exists();
-        let head = head(file)?;
+        let head = head_of(file)?;
         let Some(page_size) = head.page_size else {
             return Err(Failed::Lasting("it does not begin as a database does, or is encrypted".to_owned()));
         };
@@ -124,12 +124,12 @@ impl Live {
         // Asked first: what the bucket has is then no newer than the file, unless that is written to.
         let _ = uploaded().map_err(Failed::Lasting)?;
         let locked = Reader::begin(path)?;
-        let before = (head(file)?, Stamp::of(path)?);
+        let before = (head_of(file)?, Stamp::of(path)?);
         let held = (is_last && before.1.size <= LOCKED_BYTES).then_some(locked);
         let live = Self::of_file(file, page_size, most_bytes, &|_| false, Moment::File { frames: 0 })?;
         drop(held);
         let _locked = Reader::begin(path)?;
-        let now = (head(file)?, Stamp::of(path)?);
+        let now = (head_of(file)?, Stamp::of(path)?);
         Ok((before == now).then_some(live))
     }
 
@@ -201,7 +201,7 @@ impl Live {
 
     /// The pages of the file, but for some.
     fn of_file(file: &File, page_size: PageSize, most_bytes: u64, left_out: &dyn Fn(u32) -> bool, moment: Moment) -> Result<Self, Failed> {
-        let head = head(file)?;
+        let head = head_of(file)?;
         let size = file.metadata().map_err(|error| Failed::Lasting(error.to_string()))?.len();
         let there = u32::try_from(size.div_ceil(u64::from(page_size.get()))).unwrap_or(u32::MAX);
         // As SQLite counts: by the header, where that is of the last change.
@@ -370,7 +370,7 @@ impl Stamp {
     }
 }
 
-fn head(file: &File) -> Result<FileHead, Failed> {
+fn head_of(file: &File) -> Result<FileHead, Failed> {
     FileHead::read(file).map_err(|error| Failed::Lasting(format!("its header cannot be read: {error}")))
 }
 
