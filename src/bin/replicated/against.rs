@@ -173,8 +173,12 @@ fn judge(
     path: &Path,
     newest: TimestampMs,
 ) -> Relation {
-    let is_equal = found.count == 0 && found.restored_pages == live.pages;
+    let same_size = found.restored_pages == live.pages || !live.is_size_known;
+    let is_equal = found.count == 0 && same_size && restored.page_size == Some(live.page_size);
     let differ = || {
+        if let Some(other) = restored.page_size.filter(|other| *other != live.page_size) {
+            return format!("its pages have {} bytes, and those of the bucket's TXID {txid} {other}", live.page_size);
+        }
         if found.count == 0 {
             return format!("it has {} pages, and the bucket's TXID {txid} {}", live.pages, found.restored_pages);
         }

@@ -36,6 +36,8 @@ pub(crate) struct Live {
     pub(crate) page_size: PageSize,
     /// Its size in pages.
     pub(crate) pages: u32,
+    /// Whether it had that size at that moment: the file may have grown since.
+    pub(crate) is_size_known: bool,
     /// By page number, from 1; 0 where a page is not known at that moment.
     checksums: Vec<u64>,
     pub(crate) moment: Moment,
@@ -125,9 +127,11 @@ impl Live {
         let _ = uploaded().map_err(Failed::Lasting)?;
         let locked = Reader::begin(path)?;
         let before = (head_of(file)?, Stamp::of(path)?);
-        let held = (is_last && before.1.size <= LOCKED_BYTES).then_some(locked);
+        if is_last && before.1.size <= LOCKED_BYTES {
+            return Self::of_file(file, page_size, most_bytes, &|_| false, Moment::File { frames: 0 }).map(Some);
+        }
+        drop(locked);
         let live = Self::of_file(file, page_size, most_bytes, &|_| false, Moment::File { frames: 0 })?;
-        drop(held);
         let _locked = Reader::begin(path)?;
         let now = (head_of(file)?, Stamp::of(path)?);
         Ok((before == now).then_some(live))
@@ -196,6 +200,7 @@ impl Live {
         }
         let in_log = later.iter().filter(|page| live.get(**page) == Some(0)).count();
         live.unknown = in_log as u64;
+        live.is_size_known = upto > 0 || later.is_empty();
         Ok(Some((live, Some(*header))))
     }
 
@@ -211,7 +216,16 @@ impl Live {
             return Err(Failed::Lasting(format!("its {pages} pages take {needed} MiB to compare: raise --max-memory-mib")));
         }
         let is_wal = head.is_wal;
-        let mut live = Self { page_size, pages: 0, checksums: Vec::new(), moment, unknown: 0, change_counter: head.change_counter, is_wal };
+        let mut live = Self {
+            page_size,
+            pages: 0,
+            is_size_known: true,
+            checksums: Vec::new(),
+            moment,
+            unknown: 0,
+            change_counter: head.change_counter,
+            is_wal,
+        };
         live.resize(pages);
         let mut run = vec![0; page_size.bytes() * (1 << 20 >> page_size.get().trailing_zeros())];
         let per_run = u32::try_from(run.len() / page_size.bytes()).unwrap_or(1).max(1);
