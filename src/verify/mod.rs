@@ -8,6 +8,7 @@
 //!
 //! It writes nothing to the bucket. `Verifier::light` is what a process can do beside its work: the newest state's files, and no database.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,7 +106,8 @@ impl Verifier {
         };
         let mut reading = Reading::new(store, &listings, shape.floor, self.scope.max_memory_bytes / 2, &mut report);
         reading.read(&shape.reads, &self.scope, turn).await?;
-        let (vanished, is_ours, times) = (std::mem::take(&mut reading.vanished), reading.is_ours, std::mem::take(&mut reading.times));
+        let (vanished, theirs) = (std::mem::take(&mut reading.vanished), std::mem::take(&mut reading.theirs));
+        let times = std::mem::take(&mut reading.times);
         if !times.is_empty() {
             // The listing had the times of the uploads, or of a copy, which are later: less than it seemed may be promised.
             for file in &mut listings {
@@ -118,10 +120,10 @@ impl Verifier {
         let of_objects = std::mem::take(&mut report.findings);
         shape.findings.into_iter().for_each(|finding| report.add(finding));
         for finding in shape.if_ours {
-            if is_ours {
-                report.add(finding);
-            } else {
+            if is_theirs(&finding, &theirs) {
                 report.notes.push(format!("{}, as Litestream keeps its buckets", finding.what));
+            } else {
+                report.add(finding);
             }
         }
         of_objects.into_iter().for_each(|finding| report.add(finding));
@@ -211,6 +213,12 @@ impl Verifier {
         }
         Ok(())
     }
+}
+
+/// Whether what is found missing went before what Litestream wrote, which keeps less.
+fn is_theirs(finding: &Finding, theirs: &BTreeSet<LtxName>) -> bool {
+    let behind = |missing: &LtxName| theirs.iter().any(|name| name.level == missing.level && name.min_txid == missing.max_txid.next());
+    finding.object.is_some_and(|object| theirs.contains(&object) || behind(&object))
 }
 
 /// Reads all that a bucket promises, as of a time; blocks the thread, on which it runs its own event loop.

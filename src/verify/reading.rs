@@ -70,8 +70,8 @@ pub(super) struct Reading<'a> {
     report: &'a mut Report,
     /// Listed, and not there when they were asked for.
     pub(super) vanished: Vec<LtxName>,
-    /// Some file has a node id: it is of our making.
-    pub(super) is_ours: bool,
+    /// Files without a node id, as Litestream makes them.
+    pub(super) theirs: BTreeSet<LtxName>,
     refused: usize,
     /// When the last commit of each was, as they say themselves.
     pub(super) times: BTreeMap<LtxName, TimestampMs>,
@@ -101,7 +101,7 @@ impl<'a> Reading<'a> {
             state: None,
             report,
             vanished: Vec::new(),
-            is_ours: false,
+            theirs: BTreeSet::new(),
             refused: 0,
             times: BTreeMap::new(),
         }
@@ -227,7 +227,9 @@ impl<'a> Reading<'a> {
         if !open.file.timestamp_is_exact {
             self.times.insert(name, header.timestamp);
         }
-        self.is_ours |= header.node_id != 0;
+        if header.node_id == 0 {
+            self.theirs.insert(name);
+        }
         let has_snapshot = self.snapshots.contains(&name.max_txid);
         let (min, is_base) = (name.min_txid.get(), name.min_txid == Txid::FIRST);
         if let Some(state) = self.state.filter(|state| state.txid == name.max_txid) {

@@ -21,7 +21,7 @@ mod store_flags;
 mod text;
 mod verify;
 
-/// Restores, inspects and maintains what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
+/// Restores, inspects, verifies, copies and maintains what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
 #[derive(Debug, Parser)]
 #[command(name = "replicated", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
