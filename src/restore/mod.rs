@@ -90,7 +90,13 @@ impl RestoreOptions<'_> {
 /// One for each core, up to 8: that is 20 GB a second of pages, which no store sends and no disk takes.
 #[must_use]
 pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8)
+    threads_up_to(8)
+}
+
+/// One for each core, up to so many.
+#[must_use]
+pub fn threads_up_to(most: u32) -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(usize::try_from(most.max(1)).unwrap_or(MAX_THREADS))
 }
 
 impl std::fmt::Debug for RestoreOptions<'_> {
