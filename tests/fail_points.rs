@@ -83,8 +83,8 @@ fn a_process_may_die_at_each_point() {
     let server = Server::with_options(Options { delay: Duration::from_millis(10), ..Options::default() }).unwrap();
     let mut never = Vec::new();
     // Those of a restore are met before there is a database (`restore_on_open`), those of a conflict with another writer (`two_hosts`), those of
-    // maintenance without one (`maintenance`).
-    let elsewhere = |point: &&str| ["if-missing.", "fence.", "maintain."].iter().any(|part| point.starts_with(part));
+    // maintenance without one (`maintenance`), those of a copy that follows beside it (`follow`).
+    let elsewhere = |point: &&str| ["if-missing.", "fence.", "maintain.", "follow."].iter().any(|part| point.starts_with(part));
     for point in points.lines().filter(|point| !elsewhere(point)) {
         if !USES.iter().any(|which| dies(point, *which, &server)) {
             never.push(point);

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod adopt;
+mod follow;
 mod integrity;
 mod list;
 mod maintain;
@@ -45,6 +46,8 @@ const SINGLE_DASH: &[&str] = &[
     "threads",
     "skip-superseded",
     "force",
+    "follow",
+    "every",
     "json",
     "dry-run",
     "quiet",
