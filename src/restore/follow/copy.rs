@@ -28,7 +28,7 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const NO_WAL: [u8; 2] = [1, 1];
 
 /// So long a batch waits for a moment without readers, letting new ones in.
-const GENTLE: Duration = Duration::from_secs(1);
+const GENTLE: Duration = Duration::from_millis(250);
 /// So long it then waits for those that read, and lets none in.
 const FIRM: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(2);

@@ -85,7 +85,7 @@ pub fn program(name: &str) -> PathBuf {
 pub fn faulty_program(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let programs = ["crash-host", "fault-host", "clock-host", "maintain-host"].map(|name| ["--bin", name]);
+        let programs = ["crash-host", "fault-host", "clock-host", "maintain-host", "follow-host"].map(|name| ["--bin", name]);
         let mut what = vec!["-p", "replicated-testkit", "--features", "replicated-testkit/fault-injection"];
         what.extend(programs.as_flattened());
         cargo_build(&what);
