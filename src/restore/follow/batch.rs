@@ -49,7 +49,7 @@ impl Batch {
         copy: &Path,
         (from, parallelism): (Txid, usize),
     ) -> Result<Self, BatchError> {
-        let draft = Draft::create(copy, true).map_err(BatchError::Restore)?;
+        let draft = Draft::create(copy, true).and_then(|draft| draft.hide().map(|()| draft)).map_err(BatchError::Restore)?;
         let bytes = files.iter().map(|file| file.size_bytes).sum();
         let mut reading = Reading { store, upon, from, bytes, found: Vec::new(), last: None };
         let mut pages = Pages::default();

@@ -123,6 +123,8 @@ impl Copy {
             }
             _ => self.check(is.as_ref(), &note)?,
         }
+        // One that has nothing to roll back.
+        journal::end(&self.journal).map_err(|source| self.failed("delete the journal of", source))?;
         self.settle(&mut note)?;
         Ok(note)
     }

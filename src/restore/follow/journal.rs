@@ -2,7 +2,7 @@
 //! whoever opens it after a crash rolls the batch back, SQLite's readers included.
 //!
 //! ```text
-//!   header, its number of pages still 0 -> pages as they are -> fsync -> the number of pages -> fsync -> (the copy is changed, fsync) -> deleted
+//!   zeroes for a header: none yet -> pages as they are -> fsync -> the header -> fsync -> (the copy is changed, fsync) -> deleted
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -16,7 +16,6 @@ use crate::types::{PageNo, PageSize};
 const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 /// The header takes a sector. SQLite takes the size from the header, but looks for one that is no shorter than its own, of 4096 bytes at most by default.
 const SECTOR_BYTES: u32 = 4096;
-const COUNT_AT: u64 = 8;
 /// What a page has around it: its number before, a checksum after it.
 const AROUND_BYTES: u64 = 8;
 const BUFFER_BYTES: usize = 256 << 10;
@@ -53,13 +52,8 @@ pub(super) fn write(
     let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
     file.set_permissions(database.metadata()?.permissions())?;
     let nonce = fastrand::u32(..);
-    let mut header = Vec::from(MAGIC);
-    for word in [0, nonce, size_pages, SECTOR_BYTES, page_size.get()] {
-        header.extend_from_slice(&word.to_be_bytes());
-    }
-    header.resize(SECTOR_BYTES as usize, 0);
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, &file);
-    out.write_all(&header)?;
+    out.write_all(&[0; SECTOR_BYTES as usize])?;
     let mut data = vec![0; page_size.bytes()];
     let mut count = 0_u32;
     for page in pages {
@@ -72,9 +66,13 @@ pub(super) fn write(
     out.flush()?;
     drop(out);
     fault_io!("follow.journal")?;
-    file.sync_data()?;
-    file.write_all_at(&count.to_be_bytes(), COUNT_AT)?;
     file.sync_all()?;
+    let mut header = Vec::from(MAGIC);
+    for word in [count, nonce, size_pages, SECTOR_BYTES, page_size.get()] {
+        header.extend_from_slice(&word.to_be_bytes());
+    }
+    file.write_all_at(&header, 0)?;
+    file.sync_data()?;
     sync_folder_of(path)
 }
 

@@ -310,7 +310,7 @@ impl<'a> Follower<'a> {
     }
 
     /// Restores to a temporary name, notes what that will be, and puts it in its place.
-    async fn restore(&self) -> Result<(Copy, Note), FollowError> {
+    async fn restore(&mut self) -> Result<(Copy, Note), FollowError> {
         let planned = Planned { to: self.options.restore.progress, txid: Cell::new(None) };
         let noted = Cell::new(None);
         let check = |draft: &Path| {
@@ -338,6 +338,11 @@ impl<'a> Follower<'a> {
             return Err(RestoreError::Runtime(std::io::Error::other("the restored copy was not noted")).into());
         };
         let copy = Copy::open(&self.path)?;
+        // Which object that state ended with is known from the beginning, so that another history does not pass for this one. What fails here is found out by
+        // the first look.
+        if let Ok(level0) = self.store.list(Level::ZERO, Some(note.txid)).await {
+            let _ = self.compare(&level0, &mut note).await;
+        }
         copy.settle(&mut note)?;
         self.options.listener.tell(&Event::Restored(&report));
         Ok((copy, note))
@@ -377,7 +382,11 @@ impl<'a> Follower<'a> {
 
     async fn look_once(&mut self, copy: &Copy, note: &mut Note, everywhere: bool) -> Result<(), Failure> {
         let level0 = retried(async || self.store.list(Level::ZERO, Some(note.txid)).await).await.map_err(|error| passing(&error))?;
+        let knew = note.object;
         self.compare(&level0, note).await?;
+        if note.object != knew {
+            copy.settle(note)?;
+        }
         let is_current = level0.last().is_some_and(|last| last.name.max_txid == note.txid);
         if is_current && !everywhere {
             return Ok(());
@@ -396,12 +405,9 @@ impl<'a> Follower<'a> {
     async fn list_everything(&mut self, level0: &[Listed], everywhere: bool) -> Result<Option<Vec<Listed>>, Failure> {
         let newest = level0.last().map(|last| last.name);
         let is_known = |(since, known): (Instant, Option<LtxName>)| known == newest && since.elapsed() < LISTING_PAUSE;
-        if self.listed.is_some_and(is_known) && !everywhere {
-            // What it was then is still told.
-            return match &self.problem {
-                Some((told, _)) => Err(Failure::Passing(told.clone())),
-                None => Ok(None),
-            };
+        // After a failure it is the pause that becomes longer.
+        if self.listed.is_some_and(is_known) && self.problem.is_none() && !everywhere {
+            return Ok(None);
         }
         let listings = fetch::list_upwards(self.store).await.map_err(|error| passing(&error))?;
         self.listed = Some((Instant::now(), newest));
