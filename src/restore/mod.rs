@@ -18,6 +18,7 @@ mod decode;
 mod error;
 pub(crate) mod fetch;
 pub mod follow;
+pub mod generations;
 mod output;
 mod pipeline;
 mod plan;

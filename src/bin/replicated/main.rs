@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod adopt;
 mod follow;
+mod generation;
 mod integrity;
 mod list;
 mod maintain;
@@ -46,6 +47,8 @@ const SINGLE_DASH: &[&str] = &[
     "threads",
     "skip-superseded",
     "force",
+    "generation",
+    "index",
     "follow",
     "every",
     "json",

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use replicated::config::parse_duration;
 use replicated::restore::{
-    self, DEFAULT_MAX_MEMORY_BYTES, DEFAULT_PARALLELISM, Plan, Progress, Report, RestoreError, RestoreOptions, Target,
+    self, DEFAULT_MAX_MEMORY_BYTES, DEFAULT_PARALLELISM, Plan, PlanError, Progress, Report, RestoreError, RestoreOptions, Target,
 };
 use replicated::store::Store;
 use replicated::types::{TimestampMs, Txid};
 use serde_json::{Value, json};
 
 use crate::Failure;
+use crate::generation;
 use crate::integrity::IntegrityCheck;
 use crate::moment;
 use crate::store_flags::StoreFlags;
@@ -26,13 +27,13 @@ pub(crate) struct Args {
     url: String,
     /// The file to restore to; must not exist, or be empty
     #[arg(short, value_name = "PATH", required_unless_present = "dry_run")]
-    output: Option<PathBuf>,
+    pub(crate) output: Option<PathBuf>,
     /// Restore the state right after this TXID (hexadecimal) instead of the latest
     #[arg(long, value_name = "HEX", value_parser = txid, conflicts_with = "timestamp")]
     txid: Option<Txid>,
     /// Restore the last state at or before this time: 2026-11-22T13:49:05.448Z, "2 hours ago", "yesterday 14:30"
     #[arg(long, value_name = "TIME", value_parser = timestamp)]
-    timestamp: Option<TimestampMs>,
+    pub(crate) timestamp: Option<TimestampMs>,
     /// Do nothing, successfully, if the output exists
     #[arg(long)]
     if_db_not_exists: bool,
@@ -44,7 +45,7 @@ pub(crate) struct Args {
     force: bool,
     /// Only show what would be read
     #[arg(long)]
-    dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Let SQLite check the database before it is put in place
     #[arg(long, value_enum, default_value_t = IntegrityCheck::None, value_name = "none|quick|full", hide_possible_values = true)]
     pub(crate) integrity_check: IntegrityCheck,
@@ -60,8 +61,14 @@ pub(crate) struct Args {
     /// Read large files only where newer ones have not replaced their pages; their checksums cannot be verified then
     #[arg(long)]
     skip_superseded: bool,
+    /// Of a replica of Litestream 0.3: the generation, 16 hexadecimal digits [default: the one with the latest state]
+    #[arg(long, value_name = "HEX", value_parser = hexadecimal, conflicts_with = "txid")]
+    pub(crate) generation: Option<u64>,
+    /// With --generation: the state at the end of the log of this number (hexadecimal)
+    #[arg(long, value_name = "HEX", value_parser = hexadecimal, requires = "generation", conflicts_with = "timestamp")]
+    pub(crate) index: Option<u64>,
     /// Keep the output current until stopped, as a copy to read from; it goes on where it was left
-    #[arg(long, conflicts_with_all = ["txid", "timestamp", "dry_run", "if_db_not_exists"])]
+    #[arg(long, conflicts_with_all = ["txid", "timestamp", "generation", "dry_run", "if_db_not_exists"])]
     follow: bool,
     /// With --follow: the pause between two looks into the bucket
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration, requires = "follow")]
@@ -78,6 +85,10 @@ pub(crate) struct Args {
 
 fn txid(text: &str) -> Result<Txid, String> {
     Txid::from_hex(text).ok_or_else(|| "a TXID is 1 to 16 hexadecimal digits and not zero".to_owned())
+}
+
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text, 16).map_err(|_| "that is no hexadecimal number".to_owned())
 }
 
 fn timestamp(text: &str) -> Result<TimestampMs, String> {
@@ -98,9 +109,21 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         (None, Some(at)) => Target::Timestamp(at),
         (None, None) => Target::Latest,
     };
+    if args.generation.is_some() {
+        return generation::run(args, &*store).map_err(|error| failure(args, &*store, &error));
+    }
     let outcome = match &args.output {
         Some(output) if !args.dry_run => restore_to(args, &*store, target, output),
         _ => restore::plan_restore(&*store, target).map(|plan| show_plan(args, &*store, &plan)),
+    };
+    let outcome = match outcome {
+        // A bucket that Litestream 0.3 has left, or what 0.3 has left in a bucket of 0.5, from before that.
+        Err(RestoreError::Generations { .. }) if args.txid.is_none() => generation::run(args, &*store),
+        Err(error @ RestoreError::Plan { source: PlanError::BeforeOldest { .. }, .. }) => match generation::run(args, &*store) {
+            Err(RestoreError::Generation { .. }) => Err(error),
+            older => older,
+        },
+        outcome => outcome,
     };
     match outcome {
         Ok(()) => Ok(()),

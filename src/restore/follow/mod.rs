@@ -153,6 +153,9 @@ impl FollowError {
     #[must_use]
     pub fn advice(&self) -> String {
         match self {
+            Self::Restore(RestoreError::Generations { .. }) => {
+                "what can be followed is a bucket of Litestream 0.5 or of the extension; restore this one without --follow".to_owned()
+            }
             Self::Restore(error) => error.advice(),
             Self::Copy(CopyError::Foreign { .. }) => {
                 "move it away to keep what was written, or restore it anew with --force; open it read-only (mode=ro) where it is read".to_owned()
