@@ -317,5 +317,11 @@ fn failure(args: &Args, store: &dyn Store, error: &RestoreError) -> Failure {
         Some(output) if !args.dry_run => format!("cannot restore {} to {}", store.url(), output.display()),
         _ => format!("cannot plan a restore of {}", store.url()),
     };
-    Failure::Failed { what, why: error.to_string(), advice: error.advice(), json: args.json }
+    let advice = match error {
+        RestoreError::Generations { .. } if args.txid.is_some() => {
+            "it has no TXIDs: ask for a state with --timestamp, or with --generation and --index".to_owned()
+        }
+        error => error.advice(),
+    };
+    Failure::Failed { what, why: error.to_string(), advice, json: args.json }
 }

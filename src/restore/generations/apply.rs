@@ -19,6 +19,7 @@ use crate::types::{PageNo, PageSize};
 use crate::wal::{self, WAL_HEADER_BYTES};
 
 const BUFFER_BYTES: usize = 256 << 10;
+const LZ4_MAGIC: [u8; 4] = [0x04, 0x22, 0x4d, 0x18];
 /// Nothing that SQLite makes has more pages: what would is no database.
 const MOST_DATABASE_BYTES: u64 = 1 << 48;
 
@@ -43,7 +44,7 @@ pub(super) async fn run(
             progress.applied(body.len() as u64);
         }
         if range.end == file.size_bytes {
-            database.take(&file, &mut compressed.reader(file.size_bytes))?;
+            database.take(&file, &compressed)?;
         }
     }
     database.end_log()?;
@@ -94,7 +95,7 @@ struct Database<'a> {
 }
 
 impl Database<'_> {
-    fn take(&mut self, file: &GenerationFile, compressed: &mut dyn Read) -> Result<(), RestoreError> {
+    fn take(&mut self, file: &GenerationFile, compressed: &Scratch) -> Result<(), RestoreError> {
         match file.part {
             GenerationPart::Snapshot { index } => {
                 let length = self.decompress(file, compressed, None)?;
@@ -118,8 +119,12 @@ impl Database<'_> {
     }
 
     /// Puts what an object holds into the database, or into the log at a place; the answer is its length.
-    fn decompress(&self, file: &GenerationFile, compressed: &mut dyn Read, at: Option<u64>) -> Result<u64, RestoreError> {
-        let mut decoder = FrameDecoder::new(BufReader::with_capacity(BUFFER_BYTES, compressed));
+    fn decompress(&self, file: &GenerationFile, compressed: &Scratch, at: Option<u64>) -> Result<u64, RestoreError> {
+        // The decoder takes an end between two blocks for the end.
+        if !compressed.is_whole_frame(file.size_bytes)? {
+            return Err(self.damaged(file, "it is no LZ4 frame, or not a whole one"));
+        }
+        let mut decoder = FrameDecoder::new(BufReader::with_capacity(BUFFER_BYTES, compressed.reader(file.size_bytes)));
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut length = 0_u64;
         loop {
@@ -134,10 +139,7 @@ impl Database<'_> {
                 return Err(self.damaged(file, "it holds more than a database can"));
             }
         }
-        // One that is cut off between two blocks reads to its end like a whole one: only a whole one says where that is.
-        let mut rest = decoder.into_inner();
-        let is_over = rest.read(&mut [0]).map_err(|source| output_error("read", self.target, source))? == 0;
-        if length == 0 || !is_over { Err(self.damaged(file, "it is no LZ4 frame, or not whole")) } else { Ok(length) }
+        if length == 0 { Err(self.damaged(file, "it holds nothing")) } else { Ok(length) }
     }
 
     /// Looks at the snapshot.
@@ -240,6 +242,33 @@ impl Scratch {
             return Ok(());
         }
         self.0.read_exact_at(data, 0).map_err(|source| output_error("read", &self.1, source))
+    }
+
+    /// Whether it is one LZ4 frame from its magic number to what follows its end mark, and nothing else.
+    fn is_whole_frame(&self, length: u64) -> Result<bool, RestoreError> {
+        const CONTENT_SIZE: u8 = 0x08;
+        const CONTENT_CHECKSUM: u8 = 0x04;
+        const BLOCK_CHECKSUMS: u8 = 0x10;
+        let mut head = [0; 7];
+        if length < head.len() as u64 {
+            return Ok(false);
+        }
+        self.read(&mut head, length)?;
+        let flags = head[4];
+        let size_of = |flag: u8, bytes: u64| if flags & flag == 0 { 0 } else { bytes };
+        let mut at = head.len() as u64 + size_of(CONTENT_SIZE, 8);
+        while at.checked_add(4).is_some_and(|end| end <= length) {
+            let mut word = [0; 4];
+            self.0.read_exact_at(&mut word, at).map_err(|source| output_error("read", &self.1, source))?;
+            let word = u32::from_le_bytes(word);
+            at += 4;
+            if word == 0 {
+                return Ok(head.starts_with(&LZ4_MAGIC) && at + size_of(CONTENT_CHECKSUM, 4) == length);
+            }
+            // The highest bit says that it is not compressed.
+            at += u64::from(word & !(1 << 31)) + size_of(BLOCK_CHECKSUMS, 4);
+        }
+        Ok(false)
     }
 
     fn reader(&self, length: u64) -> impl Read + use<> {
