@@ -151,6 +151,7 @@ fn every_state_is_restored_by_time_and_by_log() {
     }
     replica.refused(&["--timestamp", &rfc3339(SECOND)], &["nothing as old as", "the oldest snapshot is of 2023-11-14T22:13:21.000Z"]);
     replica.refused(&["--generation", GENERATION, "--index", "0"], &["the log 00000000 is before the oldest snapshot"]);
+    replica.refused(&["--generation", GENERATION, "--index", "4"], &["the log 00000004 is not there: the last is 00000003"]);
     replica.refused(&["--generation", "0000000000000001"], &["it has no generation 0000000000000001"]);
     replica.refused(&["--txid", "1"], &["no TXIDs", "--timestamp"]);
 }

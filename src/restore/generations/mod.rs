@@ -94,6 +94,14 @@ pub enum GenerationError {
         /// The log of the oldest snapshot.
         oldest: u64,
     },
+    /// Behind everything that there is.
+    #[error("the log {asked:08x} is not there: the last is {newest:08x}")]
+    NotYet {
+        /// What was asked for.
+        asked: u64,
+        /// The last log.
+        newest: u64,
+    },
     /// Segments are missing.
     #[error("segments are missing between {before} and {after}")]
     Gap {
@@ -119,6 +127,7 @@ impl GenerationError {
         match self {
             Self::Empty => "check the URL: is it the path that the replica was written to?",
             Self::NoSuchGeneration { .. } => "the names below `generations/` in the bucket are the generations that there are",
+            Self::NotYet { .. } => "leave --index out for the newest state",
             Self::BeforeOldest { .. } | Self::NoSuchIndex { .. } => "ask for a later state",
             Self::NoSnapshot { .. } | Self::Gap { .. } | Self::Damaged { .. } => {
                 "bring the object back from a copy or an older version of the bucket; or restore the state before it with --timestamp or with --generation and --index"

@@ -72,6 +72,11 @@ fn of_generation(files: &[&GenerationFile], target: &GenerationTarget) -> Result
         Moment::Timestamp(at) => file.timestamp <= at,
         Moment::Index(index) => file.index() <= index,
     };
+    if let Moment::Index(asked) = target.moment
+        && let Some(newest) = files.iter().map(|file| file.index()).max().filter(|newest| *newest < asked)
+    {
+        return Err((TimestampMs(i64::MIN), GenerationError::NotYet { asked, newest }));
+    }
     let Some(newest) = files.iter().filter(asked).map(|file| file.timestamp).max() else { return Ok(None) };
     let mut wal: Vec<(u64, u64, &GenerationFile)> = files
         .iter()
@@ -164,6 +169,7 @@ mod tests {
         assert_eq!(at(9), Err(GenerationError::BeforeOldest { asked: TimestampMs(9), oldest: TimestampMs(10) }));
         assert_eq!(planned(&files, Some(7), Moment::Latest), Err(GenerationError::NoSuchGeneration { asked: 7 }));
         assert_eq!(planned(&files, Some(2), Moment::Index(2)), Err(GenerationError::NoSuchIndex { asked: 2, oldest: 0 }));
+        assert_eq!(planned(&files, Some(2), Moment::Index(5)), Err(GenerationError::NotYet { asked: 5, newest: 4 }));
         assert_eq!(planned(&[], None, Moment::Latest), Err(GenerationError::Empty));
         for missing in [2, 3] {
             let mut less = files[..4].to_vec();
