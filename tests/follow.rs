@@ -3,19 +3,28 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use replicated::store::{Level, LtxName};
-use replicated::types::Txid;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use replicated::restore::RestoreOptions;
+use replicated::restore::follow::{Event, FollowOptions, Listener, follow};
+use replicated::store::{Created, Level, Listed, LtxName, Store, StoreError, Upload};
+use replicated::types::{TimestampMs, Txid};
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::follower::{Follower, Readers};
 use replicated_testkit::host::{self, Db, Host, Program};
 use replicated_testkit::life::Life;
 use replicated_testkit::maintenance::Order;
 use replicated_testkit::net::{Mode, Proxy};
+use replicated_testkit::pass_on;
 use replicated_testkit::s3::Server;
+use replicated_testkit::tools;
 use rusqlite::Connection;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -456,4 +465,129 @@ fn what_cannot_be_followed_is_said() {
     let follower = Follower::start(env!("CARGO_BIN_EXE_replicated"), &nothing, &place.copy(), &["--if-replica-exists"]);
     assert_eq!(follower.end().0.code(), Some(0));
     assert!(!place.copy().exists());
+}
+
+/// A store that counts what is listed of it, and when it is asked to says that there was enough.
+#[derive(Debug)]
+struct Counted {
+    inner: Arc<dyn Store>,
+    listed: Mutex<Vec<(Level, Option<Txid>)>>,
+    reads: AtomicUsize,
+}
+
+impl Store for Counted {
+    pass_on!(url, create, upload, part_size_bytes, head, delete, creates_are_conditional);
+
+    fn list(&self, level: Level, from: Option<Txid>) -> BoxFuture<'_, Result<Vec<Listed>, StoreError>> {
+        self.listed.lock().unwrap().push((level, from));
+        self.inner.list(level, from)
+    }
+
+    fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.inner.get_range(name, range)
+    }
+}
+
+struct Quiet;
+
+impl Listener for Quiet {
+    fn tell(&self, _: &Event<'_>) {}
+}
+
+#[test]
+fn a_look_that_finds_nothing_costs_one_listing_from_where_the_copy_is() {
+    let mut place = Place::new(false, 11);
+    let txid = Txid::from_hex(&place.commit(30)).unwrap();
+    let store = Counted { inner: place.bucket.store(), listed: Mutex::default(), reads: AtomicUsize::new(0) };
+    let copy = place.copy();
+    let every = Duration::from_millis(100);
+    let restore = RestoreOptions::latest(&copy);
+    let looks = |count: usize| {
+        let options = FollowOptions {
+            restore: RestoreOptions { progress: None, check: None, output: copy.clone(), ..restore },
+            every,
+            listener: &Quiet,
+        };
+        let enough = async {
+            while store.listed.lock().unwrap().len() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        follow(&store, &options, enough).unwrap();
+    };
+    // A restore lists each level, and which object the state ends with is looked up.
+    looks(11);
+    store.listed.lock().unwrap().clear();
+    store.reads.store(0, Ordering::SeqCst);
+    looks(12);
+    let listed = std::mem::take(&mut *store.listed.lock().unwrap());
+    assert!(listed.iter().all(|asked| *asked == (Level::ZERO, Some(txid))), "{listed:?}");
+    // After a start the object is compared with the one that is remembered: its last bytes.
+    assert_eq!(store.reads.load(Ordering::SeqCst), 1);
+    place.assert_current();
+}
+
+/// Litestream writes the bucket, merges it and deletes level 0 all the time.
+#[test]
+fn a_bucket_that_litestream_writes_and_compacts_is_followed() {
+    let Some(tools) = tools::environment() else { return };
+    let mut place = Place::new(false, 12);
+    place.host.close(place.db);
+    let (app, copy, log) = (place.path("app.db"), place.copy(), place.path("litestream.log"));
+    std::fs::remove_dir_all(place.path("bucket")).unwrap();
+    std::fs::remove_dir_all(place.path("app.db-replicated")).unwrap();
+    let config = place.path("litestream.yml");
+    let text = format!(
+        "levels:\n  - interval: 1s\n  - interval: 2s\nsnapshot:\n  interval: 2s\n  retention: 4s\nl0-retention: 1s\nl0-retention-check-interval: 1s\n\
+         dbs:\n  - path: {}\n    monitor-interval: 100ms\n    replica:\n      type: file\n      path: {}\n      sync-interval: 100ms\n",
+        app.display(),
+        place.path("bucket").display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let (out, errors) = (std::fs::File::create(&log).unwrap(), std::fs::File::options().append(true).create(true).open(&log).unwrap());
+    let mut command = host::command(tools.join("bin/litestream"), &[]);
+    let mut litestream = command.arg("replicate").arg("-config").arg(&config).stdout(out).stderr(errors).spawn().unwrap();
+    host::eventually("Litestream's first upload", || !place.bucket.try_list().is_empty());
+    let plain = Connection::open(&app).unwrap();
+    let mut follower = place.follow();
+    follower.until("restored");
+    let readers = Readers::start(&copy, place.dir.path());
+    let mut commit = |place: &mut Place, count: i64| {
+        for _ in 0..count {
+            place.n += 1;
+            plain.execute_batch(&place.life.transaction(place.n).join(";")).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let newest = |place: &Place| place.bucket.try_list().iter().map(|file| file.name.max_txid).max().unwrap();
+    let reaches = |follower: &mut Follower, place: &Place| {
+        let n = place.n;
+        host::eventually("the copy has it", || {
+            let connection = Connection::open(&copy).unwrap();
+            connection.busy_timeout(Duration::from_secs(30)).unwrap();
+            connection.query_row("SELECT n FROM counter", [], |row| row.get::<_, i64>(0)).unwrap() == n
+        });
+        assert!(follower.errors().is_empty(), "{}", follower.errors());
+    };
+    commit(&mut place, 40);
+    reaches(&mut follower, &place);
+    // What comes while nobody follows is merged, and level 0 deleted.
+    follower.stop("TERM");
+    let was = Txid::from_hex(&place.txid_of_copy()).unwrap();
+    commit(&mut place, 40);
+    host::eventually("Litestream has deleted of level 0 what follows on the copy", || {
+        place.n += 1;
+        plain.execute_batch(&place.life.transaction(place.n).join(";")).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        newest(&place) > was.next() && !place.bucket.list().iter().any(|file| file.name == LtxName::level0(was.next()))
+    });
+    let mut follower = place.follow();
+    follower.until("goes on");
+    reaches(&mut follower, &place);
+    assert_eq!(place.life.state(&copy), Ok(place.n));
+    readers.end();
+    follower.stop("TERM");
+    assert!(Command::new("kill").arg(litestream.id().to_string()).status().unwrap().success());
+    litestream.wait().unwrap();
 }

@@ -6,7 +6,7 @@
 
 use super::database::Database;
 use super::snapshot::{SharedBuffer, send_part};
-use super::uploader::StepError;
+use super::step::StepError;
 use crate::ltx::{Decoder, Encoder, HEADER_BYTES, Header};
 use crate::store::{LtxName, Upload};
 use crate::types::Txid;

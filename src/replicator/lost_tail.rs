@@ -1,7 +1,7 @@
 //! A tail that a power loss took from this database is still in the bucket: there it is kept, whatever its age, until somebody has decided.
 
 use super::database::Database;
-use super::uploader::StepError;
+use super::step::StepError;
 use crate::maintenance::{MaintainError, note};
 use crate::store::StoreErrorKind;
 use crate::types::Txid;

@@ -9,7 +9,7 @@
 //! | `frames`, `batch` | which page is in which frame; from frames to an LTX file |
 //! | `control`, `local`, `mark` | what is kept beside the database |
 //! | `shared`, `guest`, `wake` | what the processes that have it open tell each other, and which of them uploads |
-//! | `uploader`, `send`, `budget`, `turns`, `clock` | when what is sent |
+//! | `dispatcher`, `uploader`, `step`, `send`, `budget`, `turns`, `clock` | when what is sent |
 //! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve`, `aside`, `base` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
@@ -28,6 +28,7 @@ pub(crate) mod clock;
 mod compare;
 pub(crate) mod control;
 pub(crate) mod database;
+mod dispatcher;
 pub(crate) mod durability;
 mod file_header;
 pub(crate) mod frames;
@@ -50,7 +51,8 @@ mod send;
 pub(crate) mod shared;
 mod snapshot;
 mod stamp;
+pub(crate) mod step;
 mod tail;
 mod turns;
-pub(crate) mod uploader;
+mod uploader;
 pub(crate) mod wake;

@@ -22,7 +22,7 @@ use super::local::{OwnerMode, Paths, identity};
 use super::progress::WaitError;
 use super::shared::{Mapped, Private, Range, Shared};
 use super::tail::{StopKind, Tail};
-use super::uploader;
+use super::{dispatcher, step};
 use crate::config::Options;
 use crate::fault::{fault_io, fault_point};
 use crate::spool::{Limits, Spool, SpoolError};
@@ -127,11 +127,11 @@ impl Process {
         let registry: &'static Registry = Box::leak(Box::default());
         let thread_hub = Arc::clone(&hub);
         start_thread(Box::new(move || {
-            let ended = catch_unwind(AssertUnwindSafe(|| uploader::run(&thread_hub, receiver, registry)));
+            let ended = catch_unwind(AssertUnwindSafe(|| dispatcher::run(&thread_hub, receiver, registry)));
             let error = match ended {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
-                Err(panic) => uploader::panic_text(&*panic),
+                Err(panic) => step::panic_text(&*panic),
             };
             log::error!(target: "replicated", "the uploader ended: {error}; nothing is replicated any more by this process");
             registry.fail_all(&error);
@@ -178,7 +178,7 @@ pub(crate) fn open(
     database.handles.store(1, Ordering::Release);
     if let Some(message) = conflict {
         // Known from before: nothing is committed until the uploader has looked.
-        uploader::report_stop(&database, StopKind::Fenced, message);
+        step::report_stop(&database, StopKind::Fenced, message);
     }
     databases.insert(identity, Arc::clone(&database));
     drop(databases);
@@ -409,7 +409,7 @@ impl Beside<'_> {
         let paths = self.paths;
         let on_control = |source| OpenError::Local { database: self.database.clone(), path: paths.control().display().to_string(), source };
         let saved = control.load(&self.owner).map_err(on_control)?;
-        let mapped = map(&control.file()).inspect_err(|error| {
+        let mapped = control.clear_page().and_then(|()| map(&control.file())).inspect_err(|error| {
             log::warn!(target: "replicated", "{}: cannot be mapped ({error}): no other process can join", paths.control().display());
         });
         let is_shared = mapped.is_ok();

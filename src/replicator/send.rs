@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use super::clock;
 use super::database::Database;
+use super::step::StepError;
 use super::tail::{Body, Inflight};
-use super::uploader::StepError;
 use crate::config::Options;
 use crate::ltx::Finished;
 use crate::store::{Created, Listed, LtxName, StoreError, StoreErrorKind};

@@ -16,7 +16,7 @@ use super::wal_file::{WalSide, super_journal_write, wal_sync, wal_truncate, wal_
 use crate::replicator::database::Database;
 use crate::replicator::durability::Policy;
 use crate::replicator::process;
-use crate::replicator::uploader::panic_text;
+use crate::replicator::step::panic_text;
 
 /// What SQLite allocates for a file of ours; the base's file follows at once.
 #[repr(C)]

@@ -20,6 +20,9 @@ pub(super) enum NoWay {
     Gap { newest: Txid },
 }
 
+/// At which cost a state is reached, and by which file from which state.
+type Reached<'a> = (u64, Option<(&'a Listed, u64)>);
+
 /// The files that lead from a state to the newest at the least cost, oldest first; none where that is the newest.
 ///
 /// A file leads on from every state that it begins right after or spans, and a snapshot from every state before its end.
@@ -31,8 +34,8 @@ pub(super) fn onwards(listings: &[Listed], from: Txid, avoided: &[LtxName]) -> R
     let mut files: Vec<&Listed> =
         listings.iter().filter(|file| file.name.max_txid > from && is_usable(file) && !avoided.contains(&file.name)).collect();
     files.sort_by_key(|file| file.name.max_txid);
-    // For each state that can be reached: at which cost, and by which file from which state.
-    let mut reached: BTreeMap<u64, (u64, Option<(&Listed, u64)>)> = BTreeMap::from([(from.get(), (0, None))]);
+    // For each state that can be reached.
+    let mut reached: BTreeMap<u64, Reached<'_>> = BTreeMap::from([(from.get(), (0, None))]);
     for file in files {
         let end = file.name.max_txid.get();
         let before = reached.range(file.name.min_txid.get() - 1..end).min_by_key(|(_, (cost, _))| *cost);

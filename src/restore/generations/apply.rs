@@ -154,7 +154,7 @@ impl Database<'_> {
         let Some(page_size) = page_size else { return Err(self.damaged(file, "it holds no SQLite database")) };
         let page_bytes = u64::from(page_size.get());
         match u32::try_from(length / page_bytes) {
-            Ok(pages) if length % page_bytes == 0 => (self.page_size, self.size_pages) = (Some(page_size), pages),
+            Ok(pages) if length.is_multiple_of(page_bytes) => (self.page_size, self.size_pages) = (Some(page_size), pages),
             _ => return Err(self.damaged(file, &format!("it holds {length} bytes, which are no whole pages of {page_size}"))),
         }
         Ok(())
@@ -188,11 +188,8 @@ impl Database<'_> {
         let (end, size_pages) = end;
         let file = self.draft.file();
         wal::read_frames(&*self.log.0, &header, &header.start(), end, &mut |_, decoded, page| {
-            match PageNo::new(decoded.pgno) {
-                Some(pgno) => file.write_all_at(page, header.page_size.offset_of(pgno))?,
-                None => {}
-            }
-            Ok(())
+            // A frame of page 0 is not valid and never comes here.
+            PageNo::new(decoded.pgno).map_or(Ok(()), |pgno| Ok(file.write_all_at(page, header.page_size.offset_of(pgno))?))
         })
         .map_err(|error| match error {
             wal::WalError::Io(source) => self.draft.failed("write", source),

@@ -1,0 +1,84 @@
+//! What is told of a step's success or failure, and how long to wait after that.
+
+use std::time::Duration;
+
+use super::Task;
+use crate::replicator::budget::Backoff;
+use crate::replicator::clock;
+use crate::replicator::outage::{Over, Tell};
+use crate::replicator::progress::ReplicationState;
+use crate::replicator::step::{Next, StepError, stop};
+use crate::replicator::tail::StopKind;
+use crate::store::StoreErrorKind;
+
+impl Task {
+    pub(super) fn succeeded(&mut self) {
+        self.backoff.succeeded();
+        let name = self.database.paths.database.display();
+        match self.outages.borrow_mut().succeeded(clock::now()) {
+            Over::Nothing => {}
+            Over::Works { after, failures } => log::info!(
+                target: "replicated",
+                "{name}: replication works again after {:.1} s and {failures} failures",
+                after.as_secs_f64()
+            ),
+            Over::Flapped { outages, failures, within } => log::warn!(
+                target: "replicated",
+                "{name}: the store fails and works again in turn: {outages} more times and {failures} failures in {:.0} s",
+                within.as_secs_f64()
+            ),
+        }
+        self.database.progress.update(|f| {
+            // What was found may be that it must stop.
+            let is_stopped = matches!(f.state, ReplicationState::Diverged | ReplicationState::Fenced | ReplicationState::Failed);
+            if !is_stopped && f.last_error.take().is_some() {
+                f.state = ReplicationState::Uploading;
+            }
+        });
+    }
+
+    /// Reports a failure, once for each cause of an outage, and says how long to wait.
+    pub(super) fn failed(&mut self, error: &StepError) -> Next {
+        if self.database.lock_tail().has_failed() {
+            // A snapshot that a panic has ended, say: that is told already.
+            return Next::Again;
+        }
+        if matches!(error, StepError::Store(e) if e.kind == StoreErrorKind::NoLease) {
+            // It ran out since the step began; the next one says so.
+            return Next::Again;
+        }
+        if let StepError::Unreadable(message) = error {
+            stop(&self.database, StopKind::Diverged, message.clone());
+            return Next::Again;
+        }
+        let (transient, retry_after, key) = match error {
+            StepError::Store(e) => (e.is_transient(), e.retry_after, format!("{:?} {}", e.kind, e.operation)),
+            StepError::Damaged(_) => (false, None, error.to_string()),
+            other => (true, None, other.to_string()),
+        };
+        let name = self.database.paths.database.display();
+        match self.outages.borrow_mut().failed(&key, clock::now()) {
+            Tell::Nothing => {}
+            Tell::Cause if matches!(error, StepError::StartOver(_)) => log::info!(target: "replicated", "{name}: {error}"),
+            Tell::Cause if matches!(error, StepError::Damaged(_)) => log::error!(target: "replicated", "{name}: {error}"),
+            Tell::Cause => log::error!(target: "replicated", "{name}: not replicated: {error}. The application goes on; it is tried again"),
+            Tell::Still(failures) => log::warn!(target: "replicated", "{name}: still failing, {failures} times so far: {error}"),
+        }
+        self.database.progress.update(|f| {
+            f.state = if matches!(error, StepError::Damaged(_)) { ReplicationState::Damaged } else { ReplicationState::Offline };
+            f.last_error = Some(error.to_string());
+        });
+        if let Some(wait) = retry_after {
+            let now = clock::now();
+            let mut left_alone = self.left_alone.borrow_mut();
+            left_alone.retain(|_, until| *until > now);
+            left_alone.insert(self.database.store.url().to_owned(), now + wait.min(Backoff::LONGEST_ASKED));
+        }
+        self.back_off(transient, retry_after)
+    }
+
+    pub(super) fn back_off(&mut self, transient: bool, retry_after: Option<Duration>) -> Next {
+        let pause = self.backoff.failed(transient, retry_after, fastrand::f64());
+        Next::Backoff(pause, Backoff::while_waited_for(pause, transient, retry_after))
+    }
+}
