@@ -498,7 +498,7 @@ impl Listener for Quiet {
 #[test]
 fn a_look_that_finds_nothing_costs_one_listing_from_where_the_copy_is() {
     let mut place = Place::new(false, 11);
-    let txid = Txid::from_hex(&place.commit(30)).unwrap();
+    let txid = Txid::from_hex(&place.commit(3)).unwrap();
     let store = Counted { inner: place.bucket.store(), listed: Mutex::default(), reads: AtomicUsize::new(0) };
     let copy = place.copy();
     let every = Duration::from_millis(100);
@@ -553,7 +553,7 @@ fn a_bucket_that_litestream_writes_and_compacts_is_followed() {
     let mut follower = place.follow();
     follower.until("restored");
     let readers = Readers::start(&copy, place.dir.path());
-    let mut commit = |place: &mut Place, count: i64| {
+    let commit = |place: &mut Place, count: i64| {
         for _ in 0..count {
             place.n += 1;
             plain.execute_batch(&place.life.transaction(place.n).join(";")).unwrap();
