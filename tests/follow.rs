@@ -285,6 +285,14 @@ fn a_copy_that_somebody_has_written_to_is_refused_until_it_may_be_restored_anew(
     place.refused(&[], "WAL mode");
     drop(connection);
     place.follow_with(&["--force"]).until("restored");
+    // The file itself goes while it is followed.
+    let mut follower = place.follow();
+    follower.until("goes on");
+    std::fs::rename(&copy, place.path("gone.db")).unwrap();
+    place.commit(1);
+    let (status, told) = follower.end();
+    assert!(status.code() == Some(1) && told.contains("another file in its place"), "{told}");
+    place.follow().until("restored");
     // Past SQLite.
     std::fs::File::options().write(true).open(&copy).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
     place.refused(&[], "it was changed after the last batch");

@@ -192,7 +192,7 @@ fn what_is_missing_or_damaged_is_named_and_nothing_is_put_in_place() {
         if names.get(i + 1).is_some_and(|next| next[..8] == name[..8]) {
             replica.refused(&[], &["segments are missing between"]);
         }
-        let mut damage = |bytes: &[u8], words: &[&str]| {
+        let damage = |bytes: &[u8], words: &[&str]| {
             fs::write(&path, bytes).unwrap();
             replica.refused(&[], words);
         };

@@ -242,8 +242,11 @@ impl Copy {
     /// What it looks like; `None` where it is no copy of ours.
     fn looks(&self) -> io::Result<Option<Looks>> {
         let mut header = [0; HEADER_BYTES];
-        let size_bytes = self.file.metadata()?.len();
-        if size_bytes < HEADER_BYTES as u64 || beside(&self.path, "-wal").symlink_metadata().is_ok() {
+        let metadata = self.file.metadata()?;
+        let size_bytes = metadata.len();
+        // What was deleted or replaced under its name nobody reads any more.
+        let is_named = fs::metadata(&self.path).is_ok_and(|named| (named.dev(), named.ino()) == (metadata.dev(), metadata.ino()));
+        if !is_named || size_bytes < HEADER_BYTES as u64 || beside(&self.path, "-wal").symlink_metadata().is_ok() {
             return Ok(None);
         }
         self.file.read_exact_at(&mut header, 0)?;
@@ -258,7 +261,7 @@ impl Copy {
             Some(is) if *is == note.looks => Ok(()),
             Some(is) if is.counter.wrapping_sub(note.looks.counter) < LEAST_STEP => Err(self.foreign("somebody has written to it")),
             Some(_) => Err(self.foreign("it is not the file that was left there")),
-            None => Err(self.foreign("somebody has written to it, or has put it into WAL mode")),
+            None => Err(self.foreign("somebody has written to it, has put it into WAL mode, or has put another file in its place")),
         }
     }
 
