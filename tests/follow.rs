@@ -208,7 +208,9 @@ fn a_follower_may_die_at_every_point() {
     Follower::faulty(&place.bucket, &copy, "").until("restored");
     let points = ["noted", "journal", "journal-written", "locked", "page", "written", "synced", "committed"];
     for (i, point) in points.iter().enumerate() {
-        for sqlite_first in [true, false] {
+        // Of those that leave something to be rolled back, both.
+        let both = ["journal-written", "page", "synced"].contains(point);
+        for sqlite_first in [true, false].into_iter().filter(|first| both || *first == (i % 2 == 0)) {
             let before = place.n;
             let txid = match i % 3 {
                 0 => place.commit(3),

@@ -48,7 +48,11 @@ fn failure(args: &Args, store: &dyn Store, output: &Path, error: &FollowError) -
 
 fn failed(args: &Args, store: &dyn Store, output: &Path, why: &str, advice: String) -> Failure {
     let what = format!("cannot follow {} to {}", store.url(), output.display());
-    Failure::Failed { what, why: why.to_owned(), advice, json: args.json }
+    if args.json {
+        // As everything else here, a line.
+        text::to_stdout(&format!("{}\n", json!({ "status": "error", "what": &what, "why": why, "advice": &advice })));
+    }
+    Failure::Failed { what, why: why.to_owned(), advice, json: false }
 }
 
 /// Ready at the first SIGINT or SIGTERM. The second ends the process at once, which the copy survives like any other death.
