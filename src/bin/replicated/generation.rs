@@ -8,6 +8,7 @@ use replicated::restore::{RestoreError, RestoreOptions};
 use replicated::store::Store;
 use serde_json::json;
 
+use crate::integrity::IntegrityCheck;
 use crate::restore::Args;
 use crate::text;
 
@@ -68,7 +69,7 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Generatio
          \x20 time      {time} ({age}), when that was stored\n\
          \x20 size      {size}, {size_pages} pages of {page_size} bytes\n\
          \x20 read      {read} in {files}, {took}\n\
-         \x20 verified  every frame of the logs\n\
+         \x20 verified  every frame of the logs{checked}\n\
          \x20 replicates as a new database: give it a replica of its own\n",
         output = output.display(),
         url = store.url(),
@@ -79,6 +80,10 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Generatio
         read = text::size(plan.size_bytes()),
         files = text::count(plan.files().count(), "file"),
         took = text::elapsed(elapsed),
+        checked = match args.integrity_check {
+            IntegrityCheck::None => String::new(),
+            check => format!(", and SQLite's {} integrity check", check.name()),
+        },
     ));
 }
 
