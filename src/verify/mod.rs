@@ -36,6 +36,9 @@ pub use report::{Finding, Kind, MOST_FINDINGS, Outcome, Report};
 use reading::{Ended, Reading};
 use shape::Shape;
 
+/// What is wrong with a listing is looked at so often: it may have been one of the moment.
+const MOST_LOOKS: u32 = 3;
+
 /// What of a bucket is looked at, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
@@ -93,7 +96,10 @@ impl Verifier {
         let (kept, _) = note::read(store).await?;
         let txids: Vec<Txid> = kept.iter().map(|kept| kept.txid).collect();
         let (mut listings, mut shape) = self.look(now, &txids).await?;
-        if !(shape.findings.is_empty() && shape.if_ours.is_empty()) {
+        for _ in 1..MOST_LOOKS {
+            if shape.findings.is_empty() && shape.if_ours.is_empty() {
+                break;
+            }
             // Somebody may have been at work between one level and the next.
             (listings, shape) = self.look(now, &txids).await?;
         }
@@ -127,7 +133,9 @@ impl Verifier {
             }
         }
         of_objects.into_iter().for_each(|finding| report.add(finding));
-        self.look_again(now, &txids, &vanished, &mut report).await?;
+        if let Err(error) = self.look_again(now, &txids, &vanished, &mut report).await {
+            report.not_checked.push(format!("{} files that were gone when they were to be read: {error}", vanished.len()));
+        }
         Ok(report)
     }
 
