@@ -46,7 +46,7 @@ pub struct Scope {
     pub history: Duration,
     /// Within the last so much of it, each upload is.
     pub exact: Duration,
-    /// Whether what nothing promises any more is read as well.
+    /// Whether what nothing promises any more is read as well, each file by itself.
     pub everything: bool,
     /// Requests at once.
     pub parallelism: usize,
@@ -106,12 +106,14 @@ impl Verifier {
         let mut report = Report {
             files: listings.len(),
             bytes: listings.iter().map(|file| file.size_bytes).sum(),
-            files_not_promised: listings.len().saturating_sub(shape.reads.len()),
+            files_not_promised: listings.len().saturating_sub(shape.reads.len() + shape.others.len()),
             kept,
             ..Report::default()
         };
         let mut reading = Reading::new(store, &listings, shape.floor, self.scope.max_memory_bytes / 2, &mut report);
-        reading.read(&shape.reads, &self.scope, turn).await?;
+        if let Ended::Whole = reading.read(&shape.reads, &self.scope, turn).await? {
+            reading.read_alone(&shape.others, &self.scope, turn).await?;
+        }
         let (vanished, theirs) = (std::mem::take(&mut reading.vanished), std::mem::take(&mut reading.theirs));
         let times = std::mem::take(&mut reading.times);
         if !times.is_empty() {
