@@ -160,7 +160,7 @@ async fn stream(store: &dyn Store, sources: &mut [Source], name: LtxName, header
         }
         let mut finished = encoder.finish().map_err(unfit)?;
         out.parts(&mut finished.out, part_bytes, pace).await?;
-        out.end(finished.out, finished.size_bytes, finished.file_checksum).await?;
+        out.end(finished.out, finished.size_bytes, finished.file_checksum, pace).await?;
         Ok(finished.size_bytes)
     }
     .await;
@@ -200,8 +200,9 @@ impl Sending<'_> {
     }
 
     /// Makes the object visible, and looks whether the store has what was sent.
-    async fn end(&mut self, rest: Vec<u8>, size_bytes: u64, checksum: u64) -> Result<(), MaintainError> {
+    async fn end(&mut self, rest: Vec<u8>, size_bytes: u64, checksum: u64, pace: &Pace<'_>) -> Result<(), MaintainError> {
         let rest = Bytes::from(rest);
+        pace.wait().await?;
         if self.upload.is_some() && !rest.is_empty() {
             self.part(rest.clone()).await?;
         }
@@ -211,10 +212,11 @@ impl Sending<'_> {
             None => retried(async || self.store.create(&self.name, rest.clone(), self.header.timestamp).await).await?,
         };
         fault_point!("maintain.created");
+        pace.wait().await?;
         match (is_stored(self.store, &self.name, size_bytes, checksum).await?, created) {
             (true, _) => Ok(()),
             // Somebody else's of the same TXIDs, as Litestream makes it: good, if it is good.
-            (false, Created::AlreadyExists) => verify(self.store, &self.name, &Pace::none()).await.map(|_| ()),
+            (false, Created::AlreadyExists) => verify(self.store, &self.name, pace).await.map(|_| ()),
             (false, Created::New) => {
                 // Nothing needs it, and a restore would trip over it. Where it cannot be deleted the error says what it is.
                 let _ = self.store.delete(&[self.name]).await;

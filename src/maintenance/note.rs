@@ -181,9 +181,9 @@ fn now_ms() -> i64 {
 }
 
 impl<'a> Claim<'a> {
-    /// Takes it, or says who has it.
-    pub(super) async fn take(store: &'a dyn Store) -> Result<Self, MaintainError> {
-        let (node, owner) = (fastrand::u64(1..), owner());
+    /// Takes it, or says who has it. Who has a number of its own, which nobody else uses meanwhile, takes its own again: after it was killed, say.
+    pub(super) async fn take(store: &'a dyn Store, node: Option<u64>) -> Result<Self, MaintainError> {
+        let (node, owner) = (node.filter(|node| *node != 0).unwrap_or_else(|| fastrand::u64(1..)), owner());
         let claimed = change(store, |note| {
             if ![0, node].contains(&note.node) && note.expires_ms > now_ms() {
                 return Err(MaintainError::Busy { owner: note.owner.clone(), until: TimestampMs(note.expires_ms).to_rfc3339() });

@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder as Connections;
+use parking_lot::Mutex;
 use s3s::Body;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -48,6 +49,8 @@ pub struct Options {
     pub secret_key: String,
     /// How much later each answer comes.
     pub delay: Duration,
+    /// How much later still that to an upload to level 0.
+    pub upload_delay: Duration,
     /// Whose language it speaks.
     pub dialect: Dialect,
     /// Whether it replaces objects even when asked not to, as some stores do that take the condition and say nothing.
@@ -63,6 +66,7 @@ impl Default for Options {
             access_key: "testkit-access-key".to_owned(),
             secret_key: "testkit-secret-key".to_owned(),
             delay: Duration::ZERO,
+            upload_delay: Duration::ZERO,
             dialect: Dialect::S3,
             ignores_conditions: false,
         }
@@ -84,6 +88,36 @@ pub struct Requests {
     pub head: u64,
     /// Beginnings and ends of multipart uploads.
     pub multipart: u64,
+}
+
+/// One request, as the server saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// `PUT`, `GET` ...
+    pub method: String,
+    /// `/bucket/key`.
+    pub path: String,
+    /// What stands behind the `?`.
+    pub query: String,
+    /// Its place among all beginnings and ends of requests.
+    pub began: u64,
+    /// The same of its end; `None` while it is under way.
+    pub ended: Option<u64>,
+}
+
+impl Seen {
+    /// Whether it is an upload to level 0.
+    #[must_use]
+    pub fn is_upload(&self) -> bool {
+        self.method == "PUT" && self.path.contains("/0000/")
+    }
+}
+
+/// Requests in the order in which they came.
+#[derive(Default)]
+struct Log {
+    seen: Vec<Seen>,
+    moments: u64,
 }
 
 #[derive(Default)]
@@ -119,6 +153,7 @@ pub struct Server {
     address: SocketAddr,
     root: PathBuf,
     requests: Arc<Counters>,
+    log: Arc<Mutex<Log>>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
     _own_root: Option<tempfile::TempDir>,
@@ -156,9 +191,12 @@ impl Server {
             service.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
         }
         let requests = Arc::new(Counters::default());
+        let log = Arc::<Mutex<Log>>::default();
         let handler = Handler {
             service: service.build(),
             requests: Arc::clone(&requests),
+            log: Arc::clone(&log),
+            upload_delay: options.upload_delay,
             writes: RwLock::new(()),
             ignores_conditions: options.ignores_conditions,
             delay: options.delay,
@@ -175,7 +213,7 @@ impl Server {
                 runtime.shutdown_timeout(Duration::from_millis(200));
             }
         })?;
-        Ok(Self { options, address, root, requests, stop, thread: Some(thread), _own_root: own_root })
+        Ok(Self { options, address, root, requests, log, stop, thread: Some(thread), _own_root: own_root })
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -235,6 +273,12 @@ impl Server {
         &self.root
     }
 
+    /// Each request since the log was taken last, in the order in which they came.
+    #[must_use]
+    pub fn take_log(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.log.lock().seen)
+    }
+
     /// The requests so far.
     #[must_use]
     pub fn requests(&self) -> Requests {
@@ -256,6 +300,8 @@ impl Drop for Server {
 struct Handler {
     service: S3Service,
     requests: Arc<Counters>,
+    log: Arc<Mutex<Log>>,
+    upload_delay: Duration,
     /// The file system behind the server looks and then writes: one write at a time, and no read meanwhile, makes that one step.
     writes: RwLock<()>,
     ignores_conditions: bool,
@@ -267,7 +313,35 @@ struct Handler {
 impl Handler {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         self.requests.count(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
-        tokio::time::sleep(self.delay).await;
+        let began = self.begin(&request);
+        let response = self.answer(request).await;
+        let mut log = self.log.lock();
+        log.moments += 1;
+        let now = log.moments;
+        // Taken meanwhile, it is not there.
+        if let Some(seen) = log.seen.iter_mut().rfind(|seen| seen.began == began) {
+            seen.ended = Some(now);
+        }
+        response
+    }
+
+    fn begin(&self, request: &Request<Incoming>) -> u64 {
+        /// A test that never takes the log has enough of it.
+        const MOST: usize = 100_000;
+        let mut log = self.log.lock();
+        log.moments += 1;
+        let began = log.moments;
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        if log.seen.len() < MOST {
+            let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
+            log.seen.push(Seen { method, path, query, began, ended: None });
+        }
+        began
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let is_upload = request.method() == Method::PUT && request.uri().path().contains("/0000/");
+        tokio::time::sleep(self.delay + if is_upload { self.upload_delay } else { Duration::ZERO }).await;
         let (mut parts, body) = request.into_parts();
         if self.dialect == Dialect::Google {
             google::translate_request(&mut parts.headers);
