@@ -1,9 +1,11 @@
-//! Makes one object of several, from the bucket to the bucket, with ranged reads and in bounded memory, one request at a time.
+//! Makes one object of several, from the bucket to the bucket, with ranged reads and in bounded memory, one request at a time once each of
+//! them is open.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 
 use super::error::{MaintainError, Unfit};
 use super::pace::Pace;
@@ -13,6 +15,8 @@ use crate::restore::fetch::{CHUNK_BYTES, retried};
 use crate::store::{Created, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreError, Upload};
 use crate::types::PageNo;
 
+/// Most inputs are small, and had with one request each: so many of them are under way at once. What they bring has its place in any case.
+const OPENED_AT_ONCE: usize = 8;
 /// An input is read in pieces of this size at least.
 const LEAST_CHUNK_BYTES: u64 = 16 << 10;
 
@@ -110,18 +114,26 @@ pub(super) async fn merge(
 ) -> Result<Option<Merged>, MaintainError> {
     let total: u64 = inputs.iter().map(|input| input.size_bytes).sum();
     let mut sources: Vec<Source> = Vec::with_capacity(inputs.len());
-    let mut least = least;
-    for input in inputs {
-        pace.wait().await?;
-        // Each gets its part of the memory: what is small is read at once.
-        let part = u128::from(buffer_bytes) * u128::from(input.size_bytes) / u128::from(total.max(1));
-        let source = Source::open(store, *input, u64::try_from(part).unwrap_or(u64::MAX).min(CHUNK_BYTES)).await?;
-        let page_size = |source: &Source| source.header.map(|header| header.page_size);
-        if sources.first().is_some_and(|first| page_size(first) != page_size(&source)) {
-            least = if output.level == SNAPSHOT_LEVEL { least } else { 1 };
+    let (mut least, mut is_cut) = (least, false);
+    for together in inputs.chunks(OPENED_AT_ONCE) {
+        if is_cut {
             break;
         }
-        sources.push(source);
+        pace.wait().await?;
+        let opened = together.iter().map(|input| {
+            // Each gets its part of the memory: what is small is read at once.
+            let part = u128::from(buffer_bytes) * u128::from(input.size_bytes) / u128::from(total.max(1));
+            Source::open(store, *input, u64::try_from(part).unwrap_or(u64::MAX).min(CHUNK_BYTES))
+        });
+        for source in try_join_all(opened).await? {
+            let page_size = |source: &Source| source.header.map(|header| header.page_size);
+            is_cut |= sources.first().is_some_and(|first| page_size(first) != page_size(&source));
+            if is_cut {
+                least = if output.level == SNAPSHOT_LEVEL { least } else { 1 };
+                break;
+            }
+            sources.push(source);
+        }
     }
     let Some(last) = sources.last().and_then(|last| last.header).filter(|_| sources.len() >= least) else { return Ok(None) };
     let name = LtxName { max_txid: last.max_txid, ..output };

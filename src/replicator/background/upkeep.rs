@@ -9,16 +9,20 @@ use futures_util::FutureExt;
 
 use super::Background;
 use super::ledger::Pending;
-use crate::fault::fault_point;
+use crate::fault::{fault_point, fault_value};
 use crate::maintenance::{self, MaintainError, Maintainer, Policy, Report, Turn};
 use crate::replicator::database::Database;
 use crate::replicator::outage::{Outages, Over, Tell};
 use crate::replicator::step::panic_text;
+use crate::store::LtxName;
 
 /// So many uploads are worth a round, however short the process has been up.
-const ENOUGH_UPLOADS: u64 = 256;
-/// After so many without a round a closing process waits for one, once in a while.
-const NEGLECTED_UPLOADS: u64 = 1024;
+fn enough_uploads() -> u64 {
+    fault_value!("REPLICATED_TEST_ENOUGH_UPLOADS", 256, |uploads| uploads)
+}
+
+/// After so many times as many without a round a closing process waits for one, once in a while.
+const NEGLECTED: u64 = 4;
 const NEGLECT_MS: i64 = 3_600_000;
 /// Without a round for so many times as long as there should be between two: the process need not have been up for as long.
 const LONG_AGO: u32 = 12;
@@ -31,7 +35,7 @@ const MEMORY_SHARE: u64 = 4;
 
 /// Whether a closing process waits for a round.
 pub(super) fn is_neglected(pending: &Pending) -> bool {
-    pending.uploads >= NEGLECTED_UPLOADS && maintenance::now().0.saturating_sub(pending.waited_ms) >= NEGLECT_MS
+    pending.uploads >= NEGLECTED * enough_uploads() && maintenance::now().0.saturating_sub(pending.waited_ms) >= NEGLECT_MS
 }
 
 /// When rounds are due.
@@ -57,8 +61,8 @@ impl Times {
         }
         let at = match self.last {
             Some(last) if self.doublings > 0 => last + self.every * (1 << self.doublings.min(MOST_DOUBLINGS)),
-            Some(last) => last + if pending.uploads >= ENOUGH_UPLOADS { self.least } else { self.every },
-            None if pending.uploads >= ENOUGH_UPLOADS => now,
+            Some(last) => last + if pending.uploads >= enough_uploads() { self.least } else { self.every },
+            None if pending.uploads >= enough_uploads() => now,
             None => {
                 let long_ago_ms = i64::try_from((self.every * LONG_AGO).as_millis()).unwrap_or(i64::MAX);
                 let is_long_ago = pending.round_ms > 0 && now_ms.saturating_sub(pending.round_ms) > long_ago_ms;
@@ -145,6 +149,12 @@ impl Upkeep {
                 Err(error.into())
             }
             Ok(report) => {
+                let mut tail = database.lock_tail();
+                if tail.state.witness.is_some_and(|witness| changes.gone.contains(&LtxName::level0(witness))) {
+                    // It is not missed: what replaces it was read.
+                    tail.state.witness = acked;
+                }
+                drop(tail);
                 let appended = (!changes.is_listed).then_some((changes.made.as_slice(), changes.gone.as_slice()));
                 ledger.end(key, known, appended, maintenance::now().0);
                 Ok(Done { report, found_others: changes.found_others })
@@ -233,7 +243,7 @@ mod tests {
         assert_eq!(times.due(&pending(0), began, 0), None);
         assert_eq!(times.due(&pending(1), began, 0), Some(Duration::from_secs(450)));
         // What many processes have left.
-        assert_eq!(times.due(&pending(ENOUGH_UPLOADS), began, 0), Some(Duration::ZERO));
+        assert_eq!(times.due(&pending(enough_uploads()), began, 0), Some(Duration::ZERO));
         // The last one was long ago.
         let old = Pending { round_ms: 1, ..pending(1) };
         assert_eq!(times.due(&old, began, 3_600_002), Some(Duration::from_secs(45)));
@@ -242,18 +252,18 @@ mod tests {
         times.last = Some(began + Duration::from_secs(1000));
         let now = began + Duration::from_secs(1001);
         assert_eq!(times.due(&pending(1), now, 0), Some(Duration::from_secs(299)));
-        assert_eq!(times.due(&pending(ENOUGH_UPLOADS), now, 0), Some(Duration::from_secs(29)));
+        assert_eq!(times.due(&pending(enough_uploads()), now, 0), Some(Duration::from_secs(29)));
         // Failures make it wait, however much there is to do.
         times.doublings = 2;
-        assert_eq!(times.due(&pending(ENOUGH_UPLOADS), now, 0), Some(Duration::from_secs(1199)));
+        assert_eq!(times.due(&pending(enough_uploads()), now, 0), Some(Duration::from_secs(1199)));
     }
 
     #[test]
     fn a_close_waits_for_a_round_once_in_a_while() {
         let now = maintenance::now().0;
-        assert!(!is_neglected(&Pending { waited_ms: 0, ..pending(NEGLECTED_UPLOADS - 1) }));
-        assert!(is_neglected(&Pending { waited_ms: 0, ..pending(NEGLECTED_UPLOADS) }));
-        assert!(!is_neglected(&Pending { waited_ms: now - 1000, ..pending(10 * NEGLECTED_UPLOADS) }));
-        assert!(is_neglected(&Pending { waited_ms: now - NEGLECT_MS - 1, ..pending(NEGLECTED_UPLOADS) }));
+        assert!(!is_neglected(&Pending { waited_ms: 0, ..pending(NEGLECTED * enough_uploads() - 1) }));
+        assert!(is_neglected(&Pending { waited_ms: 0, ..pending(NEGLECTED * enough_uploads()) }));
+        assert!(!is_neglected(&Pending { waited_ms: now - 1000, ..pending(10 * NEGLECTED * enough_uploads()) }));
+        assert!(is_neglected(&Pending { waited_ms: now - NEGLECT_MS - 1, ..pending(NEGLECTED * enough_uploads()) }));
     }
 }

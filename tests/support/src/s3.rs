@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,7 +15,6 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder as Connections;
-use parking_lot::Mutex;
 use s3s::Body;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -49,8 +48,6 @@ pub struct Options {
     pub secret_key: String,
     /// How much later each answer comes.
     pub delay: Duration,
-    /// How much later still that to an upload to level 0.
-    pub upload_delay: Duration,
     /// Whose language it speaks.
     pub dialect: Dialect,
     /// Whether it replaces objects even when asked not to, as some stores do that take the condition and say nothing.
@@ -66,7 +63,6 @@ impl Default for Options {
             access_key: "testkit-access-key".to_owned(),
             secret_key: "testkit-secret-key".to_owned(),
             delay: Duration::ZERO,
-            upload_delay: Duration::ZERO,
             dialect: Dialect::S3,
             ignores_conditions: false,
         }
@@ -154,6 +150,7 @@ pub struct Server {
     root: PathBuf,
     requests: Arc<Counters>,
     log: Arc<Mutex<Log>>,
+    upload_delay_ms: Arc<AtomicU64>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
     _own_root: Option<tempfile::TempDir>,
@@ -192,11 +189,12 @@ impl Server {
         }
         let requests = Arc::new(Counters::default());
         let log = Arc::<Mutex<Log>>::default();
+        let upload_delay_ms = Arc::<AtomicU64>::default();
         let handler = Handler {
             service: service.build(),
             requests: Arc::clone(&requests),
             log: Arc::clone(&log),
-            upload_delay: options.upload_delay,
+            upload_delay_ms: Arc::clone(&upload_delay_ms),
             writes: RwLock::new(()),
             ignores_conditions: options.ignores_conditions,
             delay: options.delay,
@@ -213,7 +211,7 @@ impl Server {
                 runtime.shutdown_timeout(Duration::from_millis(200));
             }
         })?;
-        Ok(Self { options, address, root, requests, log, stop, thread: Some(thread), _own_root: own_root })
+        Ok(Self { options, address, root, requests, log, upload_delay_ms, stop, thread: Some(thread), _own_root: own_root })
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -273,10 +271,15 @@ impl Server {
         &self.root
     }
 
+    /// From here on the answer to an upload to level 0 comes so much later still.
+    pub fn delay_uploads(&self, delay: Duration) {
+        self.upload_delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
     /// Each request since the log was taken last, in the order in which they came.
-    #[must_use]
+    #[allow(clippy::must_use_candidate, reason = "it may be taken to be thrown away")]
     pub fn take_log(&self) -> Vec<Seen> {
-        std::mem::take(&mut self.log.lock().seen)
+        std::mem::take(&mut self.log.lock().unwrap().seen)
     }
 
     /// The requests so far.
@@ -301,7 +304,7 @@ struct Handler {
     service: S3Service,
     requests: Arc<Counters>,
     log: Arc<Mutex<Log>>,
-    upload_delay: Duration,
+    upload_delay_ms: Arc<AtomicU64>,
     /// The file system behind the server looks and then writes: one write at a time, and no read meanwhile, makes that one step.
     writes: RwLock<()>,
     ignores_conditions: bool,
@@ -315,7 +318,7 @@ impl Handler {
         self.requests.count(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
         let began = self.begin(&request);
         let response = self.answer(request).await;
-        let mut log = self.log.lock();
+        let mut log = self.log.lock().unwrap();
         log.moments += 1;
         let now = log.moments;
         // Taken meanwhile, it is not there.
@@ -328,7 +331,7 @@ impl Handler {
     fn begin(&self, request: &Request<Incoming>) -> u64 {
         /// A test that never takes the log has enough of it.
         const MOST: usize = 100_000;
-        let mut log = self.log.lock();
+        let mut log = self.log.lock().unwrap();
         log.moments += 1;
         let began = log.moments;
         let query = request.uri().query().unwrap_or_default().to_owned();
@@ -341,7 +344,8 @@ impl Handler {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_upload = request.method() == Method::PUT && request.uri().path().contains("/0000/");
-        tokio::time::sleep(self.delay + if is_upload { self.upload_delay } else { Duration::ZERO }).await;
+        let more = Duration::from_millis(self.upload_delay_ms.load(Ordering::SeqCst));
+        tokio::time::sleep(self.delay + if is_upload { more } else { Duration::ZERO }).await;
         let (mut parts, body) = request.into_parts();
         if self.dialect == Dialect::Google {
             google::translate_request(&mut parts.headers);
