@@ -78,15 +78,10 @@ fn dies(point: &str, which: Use, server: &Server) -> bool {
 
 #[test]
 fn a_process_may_die_at_each_point() {
-    let points = std::process::Command::new(host::faulty_program("crash-host")).arg("points").output().unwrap();
-    let points = String::from_utf8(points.stdout).unwrap();
     let server = Server::with_options(Options { delay: Duration::from_millis(10), ..Options::default() }).unwrap();
     let mut never = Vec::new();
-    // Those of a restore are met before there is a database (`restore_on_open`), those of a conflict with another writer (`two_hosts`), those of
-    // maintenance without one (`maintenance`).
-    let elsewhere = |point: &&str| ["if-missing.", "fence.", "maintain."].iter().any(|part| point.starts_with(part));
-    for point in points.lines().filter(|point| !elsewhere(point)) {
-        if !USES.iter().any(|which| dies(point, *which, &server)) {
+    for point in host::points() {
+        if !USES.iter().any(|which| dies(&point, *which, &server)) {
             never.push(point);
         }
     }

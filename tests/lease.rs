@@ -4,14 +4,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use replicated_testkit::bucket::Bucket;
 use replicated_testkit::faulty::{Endpoint, Fault, Kind, Plan};
 use replicated_testkit::host::{self, Db, Host, Program, eventually};
+use replicated_testkit::rows::{insert, restored, rows, rows_of};
 use replicated_testkit::s3::Server;
-use replicated_testkit::sqlite::integrity_check;
-use rusqlite::{Connection, OpenFlags};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -90,34 +89,11 @@ impl Waiting {
     }
 }
 
-fn insert(who: &str) -> String {
-    format!("INSERT INTO t(who, v) VALUES ('{who}', randomblob(500))")
-}
-
 fn begin(host: &mut Host, db: Db) {
     host.run(db, "PRAGMA journal_mode=wal; CREATE TABLE t(n INTEGER PRIMARY KEY, who TEXT, v BLOB); CREATE TABLE ballast(v BLOB)");
     host.query(db, "INSERT INTO ballast VALUES (randomblob(200000))");
     host.query(db, &insert("first"));
     host.sync(db);
-}
-
-fn rows(path: &Path) -> Vec<String> {
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-    let mut statement = db.prepare("SELECT who || ' ' || hex(v) FROM t ORDER BY n").unwrap();
-    statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
-}
-
-fn restored(bucket: &Bucket) -> Vec<String> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("restored.db");
-    bucket.restore(&path);
-    integrity_check(&path).unwrap();
-    rows(&path)
-}
-
-fn rows_of(host: &mut Host, db: Db) -> Vec<String> {
-    let rows = host.query(db, "SELECT who || ' ' || hex(v) FROM t ORDER BY n");
-    rows.into_iter().map(|row| row[0].as_str().unwrap().to_owned()).collect()
 }
 
 /// The lease as it lies in the store.

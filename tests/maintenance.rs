@@ -387,45 +387,17 @@ fn a_dry_run_says_what_a_round_then_does() {
 
 /// A bucket whose credentials allow everything but to delete, or whose objects are locked.
 #[derive(Debug)]
-struct Locked(Arc<dyn Store>);
+struct Locked {
+    inner: Arc<dyn Store>,
+}
 
 impl Store for Locked {
-    fn url(&self) -> &str {
-        self.0.url()
-    }
-
-    fn list(&self, level: Level, from: Option<Txid>) -> BoxFuture<'_, Result<Vec<Listed>, StoreError>> {
-        self.0.list(level, from)
-    }
-
-    fn create<'a>(&'a self, name: &'a LtxName, body: Bytes, timestamp: TimestampMs) -> BoxFuture<'a, Result<Created, StoreError>> {
-        self.0.create(name, body, timestamp)
-    }
-
-    fn upload<'a>(&'a self, name: &'a LtxName, timestamp: TimestampMs) -> BoxFuture<'a, Result<Box<dyn Upload>, StoreError>> {
-        self.0.upload(name, timestamp)
-    }
-
-    fn part_size_bytes(&self) -> usize {
-        self.0.part_size_bytes()
-    }
-
-    fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.0.get_range(name, range)
-    }
-
-    fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {
-        self.0.head(name)
-    }
+    replicated_testkit::pass_on!(url, list, create, upload, part_size_bytes, get_range, head, creates_are_conditional);
 
     fn delete<'a>(&'a self, _names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
         let (operation, object) = ("delete", "objects".to_owned());
         let (kind, cause) = (StoreErrorKind::PermissionDenied, "AccessDenied".to_owned());
         Box::pin(std::future::ready(Err(StoreError { kind, operation, object, cause, advice: "", retry_after: None })))
-    }
-
-    fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.0.creates_are_conditional()
     }
 }
 
@@ -437,11 +409,11 @@ fn credentials_that_cannot_delete_are_told_and_nothing_fails() {
         place.commit();
     }
     let order = Order { history_ms: 0, exact_ms: 0, snapshot_ms: 1, ..place.order().later(Duration::from_secs(5)) };
-    let locked: Arc<dyn Store> = Arc::new(Locked(place.bucket.store()));
+    let locked: Arc<dyn Store> = Arc::new(Locked { inner: place.bucket.store() });
     let report = maintenance::maintain(&mut Maintainer::new(locked, order.policy()), order.at()).unwrap();
     assert!(!report.made.is_empty() && report.problems.is_empty(), "{report:?}");
     let order = order.later(Duration::from_secs(10));
-    let locked: Arc<dyn Store> = Arc::new(Locked(place.bucket.store()));
+    let locked: Arc<dyn Store> = Arc::new(Locked { inner: place.bucket.store() });
     let report = maintenance::maintain(&mut Maintainer::new(locked, order.policy()), order.at()).unwrap();
     assert!(report.refused.as_deref().is_some_and(|why| why.contains("AccessDenied")), "{report:?}");
     assert!(report.deleted.is_empty() && report.problems.is_empty());

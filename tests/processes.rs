@@ -3,125 +3,25 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use replicated::types::Txid;
-use replicated_testkit::bucket::{Bucket, flattened};
-use replicated_testkit::host::{self, Db, Host, Program, eventually};
+use replicated_testkit::bucket::Bucket;
+use replicated_testkit::host::{self, Host, Program, eventually};
 use replicated_testkit::net::{Mode, Proxy};
+use replicated_testkit::place::{Place, TABLES, Worker};
 use replicated_testkit::s3::Server;
-use replicated_testkit::sqlite::{integrity_check, page_compare};
 use serde_json::json;
 
-/// With pages that never change, by which a full state is told from an increment.
-const TABLES: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, who, x); CREATE TABLE still(x);
-    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60) INSERT INTO still SELECT randomblob(3000) FROM n";
 const MODES: [&str; 4] = ["WAL", "DELETE", "PERSIST", "MEMORY"];
-
-struct Place {
-    dir: tempfile::TempDir,
-    bucket: Bucket,
-    /// What the log says goes here, and more options.
-    options: Vec<(&'static str, String)>,
-    _server: Option<Server>,
-}
-
-impl Place {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let bucket = Bucket::folder(&dir.path().join("bucket"));
-        Self::with(dir, bucket, None)
-    }
-
-    fn with(dir: tempfile::TempDir, bucket: Bucket, server: Option<Server>) -> Self {
-        let log = dir.path().join("log").to_str().unwrap().to_owned();
-        let options = vec![("sync_interval", "10ms".to_owned()), ("log", log), ("log_level", "debug".to_owned())];
-        Self { dir, bucket, options, _server: server }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("app.db")
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
-
-    fn uri(&self, more: &[(&str, &str)]) -> String {
-        let options: Vec<_> = self.options.iter().map(|(name, value)| (*name, value.as_str())).chain(more.iter().copied()).collect();
-        host::replicated(&self.path(), &self.bucket.url, &options)
-    }
-
-    fn start(&self, which: Program) -> Worker {
-        self.start_with(which, &[])
-    }
-
-    fn start_with(&self, which: Program, more: &[(&str, &str)]) -> Worker {
-        let mut host = Host::start(which, &self.bucket.env);
-        let db = host.open(&self.uri(more));
-        host.query(db, "PRAGMA busy_timeout=60000");
-        Worker { host, db }
-    }
-
-    /// A database with what the tests need, and a process that has it open.
-    fn first(&self, mode: &str, which: Program) -> Worker {
-        let mut first = self.start(which);
-        first.host.run(first.db, &format!("PRAGMA journal_mode={mode}; {TABLES}"));
-        first.write("first");
-        first.host.sync(first.db);
-        first
-    }
-
-    /// What is in the bucket is the database, and every TXID of it a state that was committed.
-    fn check(&self) {
-        let restored = self.dir.path().join("restored.db");
-        let _ = std::fs::remove_file(&restored);
-        self.bucket.restore(&restored);
-        let dir = self.dir.path().join("flat");
-        let _ = std::fs::create_dir(&dir);
-        page_compare(&flattened(&self.path(), &dir), &restored).unwrap();
-        let replayed = self.dir.path().join("replayed.db");
-        self.bucket.replay(&replayed, |_, state| integrity_check(state).unwrap()).unwrap();
-    }
-
-    /// How often all pages were sent.
-    fn full_states(&self) -> usize {
-        self.bucket.full_states()
-    }
-
-    fn assert_one_full_state(&self) {
-        assert_eq!(self.full_states(), 1, "{}", self.log());
-    }
-}
-
-/// A process and its connection.
-struct Worker {
-    host: Host,
-    db: Db,
-}
-
-impl Worker {
-    fn write(&mut self, who: &str) {
-        self.host.query(self.db, &format!("INSERT INTO t(who, x) VALUES ('{who}', randomblob(3000))"));
-    }
-
-    fn rows(&mut self) -> u64 {
-        self.host.value(self.db, "SELECT count(*) FROM t").as_u64().unwrap()
-    }
-
-    fn leave(mut self) {
-        self.host.close(self.db);
-        self.host.quit();
-    }
-}
 
 #[test]
 fn what_any_process_commits_is_replicated_in_every_journal_mode() {
     for mode in MODES {
         for (one, another) in [(Program::Rust, Program::Python), (Program::Python, Program::Rust)] {
-            let place = Place::new();
+            let place = Place::in_folder();
             let mut workers = vec![place.first(mode, one), place.start(another), place.start(one)];
             for round in 0..12 {
                 let turn = round % workers.len();
@@ -148,7 +48,7 @@ fn what_any_process_commits_is_replicated_in_every_journal_mode() {
 #[test]
 fn a_commit_in_one_process_wakes_the_uploader_of_another() {
     for mode in MODES {
-        let place = Place::new();
+        let place = Place::in_folder();
         let first = place.first(mode, Program::Rust);
         let mut second = place.start(Program::Python);
         let mut before = place.bucket.list().len();
@@ -170,7 +70,7 @@ fn a_commit_in_one_process_wakes_the_uploader_of_another() {
 fn when_the_uploader_goes_another_takes_over_without_a_full_state() {
     for mode in ["WAL", "DELETE"] {
         for kills in [true, false] {
-            let place = Place::new();
+            let place = Place::in_folder();
             let mut workers = vec![place.first(mode, Program::Rust), place.start(Program::Rust)];
             for round in 0..6 {
                 // Commits that the one may not have sent when it goes.
@@ -227,10 +127,10 @@ fn what_was_on_its_way_is_sent_by_a_successor_that_does_nothing() {
 #[test]
 fn remote_commits_of_every_process_are_in_the_bucket_when_they_return() {
     for mode in ["WAL", "DELETE"] {
-        let place = Place::new();
+        let place = Place::in_folder();
         let mut first = place.first(mode, Program::Rust);
-        let mut second = place.start_with(Program::Python, &[("durability", "remote"), ("ack_timeout", "60s")]);
-        let mut third = place.start_with(Program::Rust, &[("durability", "bounded"), ("max_lag", "50ms"), ("ack_timeout", "60s")]);
+        let mut second = place.start_with(Program::Python, "", &[("durability", "remote"), ("ack_timeout", "60s")]);
+        let mut third = place.start_with(Program::Rust, "", &[("durability", "bounded"), ("max_lag", "50ms"), ("ack_timeout", "60s")]);
         let rows_in_bucket = || {
             let restored = place.dir.path().join("restored.db");
             let _ = std::fs::remove_file(&restored);
@@ -259,7 +159,7 @@ fn remote_commits_of_every_process_are_in_the_bucket_when_they_return() {
 fn many_writers_at_once_lose_nothing() {
     const COMMITS: u32 = 400;
     for (mode, checkpoint) in [("WAL", 20), ("WAL", 1000), ("DELETE", 0)] {
-        let place = Place::new();
+        let place = Place::in_folder();
         let first = place.first(mode, Program::Rust);
         let mut workers = vec![first, place.start(Program::Rust), place.start(Program::Python), place.start(Program::Rust)];
         let commits = if mode == "WAL" { COMMITS } else { COMMITS / 8 };
@@ -298,7 +198,7 @@ fn many_writers_at_once_lose_nothing() {
 #[test]
 fn processes_that_come_and_go_cost_what_their_commits_cost() {
     for stays in [true, false] {
-        let place = Place::new();
+        let place = Place::in_folder();
         let mut first = Some(place.first("WAL", Program::Rust));
         if !stays {
             first.take().unwrap().leave();
@@ -399,7 +299,7 @@ fn a_full_state_is_whole_while_other_processes_write() {
 /// Those who cannot be joined are refused, with the reason.
 #[test]
 fn a_process_with_another_replica_is_refused() {
-    let place = Place::new();
+    let place = Place::in_folder();
     let mut first = place.first("WAL", Program::Rust);
     let other = Bucket::folder(&place.dir.path().join("other"));
     let mut second = Host::start(Program::Python, &[]);
@@ -419,7 +319,7 @@ fn a_stopped_uploader_holds_no_writer_up() {
     let signal = |worker: &Worker, name: &str| {
         assert!(Command::new("kill").args([&format!("-{name}"), &worker.host.id().to_string()]).status().unwrap().success());
     };
-    let place = Place::new();
+    let place = Place::in_folder();
     let mut first = place.first("WAL", Program::Rust);
     let mut second = place.start(Program::Rust);
     second.write("second");
@@ -442,7 +342,7 @@ fn a_stopped_uploader_holds_no_writer_up() {
 /// TXIDs are one order over all processes, and each of them can be waited for anywhere.
 #[test]
 fn one_process_waits_for_the_txid_of_another() {
-    let place = Place::new();
+    let place = Place::in_folder();
     let mut first = place.first("WAL", Program::Rust);
     let mut second = place.start(Program::Python);
     for _ in 0..5 {

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use replicated_testkit::bucket::{Bucket, flattened};
@@ -22,79 +23,7 @@ use serde_json::json;
 const KEPT: i64 = 30;
 /// Processes at the same time.
 const MOST: usize = 3;
-/// Every point that a process with a replicated database comes to, but for those of restoring, which has tests of its own.
-const POINTS: &[&str] = &[
-    "control.opened",
-    "control.locked",
-    "open.saved",
-    "open.registered",
-    "resolve",
-    "commit.publish",
-    "commit.wake",
-    "gate.asked",
-    "seal.begin",
-    "seal.saved",
-    "generation.begins",
-    "generation.save",
-    "generation.saved",
-    "wal.vanishes",
-    "wal.vanished",
-    "wal.shrinks",
-    "stamp.take",
-    "stamp.saved",
-    "control.save",
-    "control.saved",
-    "control.sync",
-    "control.synced",
-    "spool.create",
-    "spool.written",
-    "spool.renamed",
-    "spool.remove",
-    "capture.begin",
-    "capture.spooled",
-    "capture.saved",
-    "merge.begin",
-    "merge.written",
-    "merge.removed",
-    "attempt.write",
-    "attempt.written",
-    "attempt.rebuild",
-    "freeze.encoded",
-    "attempt.save",
-    "attempt.saved",
-    "freeze.spool-sent",
-    "step",
-    "send.put",
-    "send.done",
-    "send.compare",
-    "ack.save",
-    "ack.saved",
-    "ack.told",
-    "verify.begin",
-    "verify.done",
-    "resend",
-    "probe.begin",
-    "probe.done",
-    "lose.save",
-    "lose.saved",
-    "full.begin",
-    "full.begun",
-    "full.run",
-    "full.part",
-    "full.part-sent",
-    "full.put",
-    "full.put-done",
-    "full.marker",
-    "full.marked",
-    "full.acked",
-    "preserve.write",
-    "preserve.aside",
-    "preserve.restart",
-    "close.flush",
-    "close.flushed",
-    "forget.release",
-    "forget.released",
-];
+static POINTS: LazyLock<Vec<String>> = LazyLock::new(host::points);
 
 /// Why a full state may be sent where the journal is not the WAL.
 const LOST: [&str; 2] =
@@ -236,7 +165,7 @@ impl Life {
         match self.random.u8(0..10) {
             0..4 => format!("*=kill@{}", self.random.u32(1..300)),
             4..9 => {
-                let point = POINTS[self.random.usize(0..POINTS.len())];
+                let point = &POINTS[self.random.usize(0..POINTS.len())];
                 format!("{point}=kill@{}", if self.random.bool() { 1 } else { self.random.u32(1..25) })
             }
             _ => String::new(),

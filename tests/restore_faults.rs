@@ -42,25 +42,7 @@ impl Faulty {
 }
 
 impl Store for Faulty {
-    fn url(&self) -> &str {
-        self.inner.url()
-    }
-
-    fn list(&self, level: Level, from: Option<Txid>) -> BoxFuture<'_, Result<Vec<Listed>, StoreError>> {
-        self.inner.list(level, from)
-    }
-
-    fn create<'a>(&'a self, name: &'a LtxName, body: Bytes, timestamp: TimestampMs) -> BoxFuture<'a, Result<Created, StoreError>> {
-        self.inner.create(name, body, timestamp)
-    }
-
-    fn upload<'a>(&'a self, name: &'a LtxName, timestamp: TimestampMs) -> BoxFuture<'a, Result<Box<dyn Upload>, StoreError>> {
-        self.inner.upload(name, timestamp)
-    }
-
-    fn part_size_bytes(&self) -> usize {
-        self.inner.part_size_bytes()
-    }
+    replicated_testkit::pass_on!(url, list, create, upload, part_size_bytes, head, delete, creates_are_conditional);
 
     fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         async move {
@@ -83,18 +65,6 @@ impl Store for Faulty {
             }
         }
         .boxed()
-    }
-
-    fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {
-        self.inner.head(name)
-    }
-
-    fn delete<'a>(&'a self, names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.inner.delete(names)
-    }
-
-    fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.inner.creates_are_conditional()
     }
 }
 

@@ -70,29 +70,7 @@ fn failure(kind: StoreErrorKind, name: &LtxName) -> StoreError {
 }
 
 impl Store for Flaky {
-    fn url(&self) -> &str {
-        self.inner.url()
-    }
-
-    fn list(&self, level: Level, from: Option<Txid>) -> BoxFuture<'_, Result<Vec<Listed>, StoreError>> {
-        self.inner.list(level, from)
-    }
-
-    fn create<'a>(&'a self, name: &'a LtxName, body: Bytes, timestamp: TimestampMs) -> BoxFuture<'a, Result<Created, StoreError>> {
-        self.inner.create(name, body, timestamp)
-    }
-
-    fn upload<'a>(&'a self, name: &'a LtxName, timestamp: TimestampMs) -> BoxFuture<'a, Result<Box<dyn Upload>, StoreError>> {
-        self.inner.upload(name, timestamp)
-    }
-
-    fn part_size_bytes(&self) -> usize {
-        self.inner.part_size_bytes()
-    }
-
-    fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
-        self.inner.get_range(name, range)
-    }
+    replicated_testkit::pass_on!(url, list, create, upload, part_size_bytes, get_range, head, delete, creates_are_conditional);
 
     fn read_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>, body: &'a mut Vec<u8>) -> BoxFuture<'a, Result<(), StoreError>> {
         async move {
@@ -112,18 +90,6 @@ impl Store for Flaky {
             if only < range.end - range.start { Err(failure(StoreErrorKind::Truncated, name)) } else { Ok(()) }
         }
         .boxed()
-    }
-
-    fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {
-        self.inner.head(name)
-    }
-
-    fn delete<'a>(&'a self, names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
-        self.inner.delete(names)
-    }
-
-    fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.inner.creates_are_conditional()
     }
 }
 

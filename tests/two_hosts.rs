@@ -3,15 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use replicated::restore::Target;
 use replicated::types::Txid;
 use replicated_testkit::bucket::Bucket;
 use replicated_testkit::host::{self, Db, Host, Program, eventually};
+use replicated_testkit::rows::{insert, restored, rows, rows_of};
 use replicated_testkit::s3::{Options, Server};
 use replicated_testkit::sqlite::integrity_check;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -55,10 +56,6 @@ impl Machine {
     }
 }
 
-fn insert(who: &str) -> String {
-    format!("INSERT INTO t(who, v) VALUES ('{who}', randomblob(500))")
-}
-
 /// Makes the history that both begin with.
 fn begin(machine: &Machine, journal: &str) {
     let (mut host, db) = machine.open();
@@ -72,26 +69,6 @@ fn begin(machine: &Machine, journal: &str) {
         host.sync(db);
     }
     host.quit();
-}
-
-fn rows(path: &Path) -> Vec<String> {
-    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-    let mut statement = db.prepare("SELECT who || ' ' || hex(v) FROM t ORDER BY n").unwrap();
-    statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
-}
-
-fn restored(bucket: &Bucket) -> Vec<String> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("restored.db");
-    bucket.restore(&path);
-    integrity_check(&path).unwrap();
-    rows(&path)
-}
-
-/// Rows of a database that a host has open.
-fn rows_of(host: &mut Host, db: Db) -> Vec<String> {
-    let rows = host.query(db, "SELECT who || ' ' || hex(v) FROM t ORDER BY n");
-    rows.into_iter().map(|row| row[0].as_str().unwrap().to_owned()).collect()
 }
 
 /// Every state of the bucket is one of the winner's, in its order.

@@ -102,7 +102,7 @@ impl SetAside {
 
     /// The WAL of the moment, where another process has begun a new generation since.
     pub(crate) fn wal(&mut self) -> io::Result<Option<&WalFile>> {
-        if self.shared.aside_wal_copied.load(Ordering::Acquire) == 0 {
+        if !self.has_wal() {
             return Ok(None);
         }
         if self.wal.is_none() {

@@ -14,7 +14,7 @@
 use std::cell::Cell;
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use super::control::Identity;
 use super::local::{Paths, identity};
 use super::process::{self, StartThread};
 use super::remember::{self, RememberError, Restored};
+use super::stamp;
 use crate::config::Options;
 use crate::fault::fault_point;
 use crate::restore::{self, Plan, Progress, RestoreError, RestoreOptions};
@@ -363,7 +364,7 @@ impl std::fmt::Display for Note {
 /// Size and time of the last change: what a rename leaves as it is.
 fn looks(path: &Path) -> io::Result<(u64, i64)> {
     let metadata = std::fs::metadata(path)?;
-    Ok((metadata.len(), metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())))
+    Ok((metadata.len(), stamp::mtime_ns(&metadata)))
 }
 
 #[cfg(test)]

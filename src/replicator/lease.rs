@@ -33,7 +33,6 @@ pub(crate) use self::guard::LeasedStore;
 pub(crate) use self::node::node_of;
 pub(crate) use self::open::{Taken, take_at_open};
 use self::record::Record;
-use super::control::KeptLease;
 use super::database::{Database, now_ms};
 use super::progress::ReplicationState;
 use super::step::panic_text;
@@ -345,12 +344,10 @@ impl Lease {
         let taken = self.renew_or_take().await;
         let (cause, text, pause) = match taken {
             Ok(Whose::Ours) => {
-                let kept = {
+                {
                     let mut standing = self.standing.lock();
                     (standing.failure, standing.other) = (None, None);
-                    standing.kept(self.node)
-                };
-                keep_in_control(database, kept);
+                }
                 if !was_ours {
                     self.is_ours_again(database);
                 }
@@ -431,13 +428,12 @@ impl Lease {
         let name = database.paths.database.display();
         match tokio::time::timeout(RELEASE_LIMIT, self.release(true)).await {
             Ok(Ok(true)) => log::info!(target: "replicated", "{name}: the lease is let go: {why}"),
-            Ok(Ok(false)) => return,
+            Ok(Ok(false)) => {}
             Ok(Err(error)) => {
                 log::warn!(target: "replicated", "{name}: the lease could not be let go, and others wait until it runs out: {error}")
             }
             Err(_) => log::warn!(target: "replicated", "{name}: the lease could not be let go in time, and others wait until it runs out"),
         }
-        keep_in_control(database, None);
     }
 
     /// Names and values for people.
@@ -463,26 +459,9 @@ impl Lease {
     }
 }
 
-impl Standing {
-    fn kept(&self, node: u64) -> Option<KeptLease> {
-        self.held.as_ref().map(|held| KeptLease { node, generation: held.generation, expires_ms: held.expires_ms })
-    }
-}
-
 /// Status rows of a database without the option.
 pub(crate) fn no_rows() -> [(&'static str, String); 3] {
     ["lease", "lease_holder", "lease_expires"].map(|name| (name, if name == "lease" { "off" } else { "-" }.to_owned()))
-}
-
-/// For another process of this host that takes the uploading over, and for people.
-fn keep_in_control(database: &Database, kept: Option<KeptLease>) {
-    let mut tail = database.lock_tail();
-    if tail.state.lease != kept {
-        tail.state.lease = kept;
-        if let Err(error) = tail.save() {
-            log::warn!(target: "replicated", "{error}");
-        }
-    }
 }
 
 /// `<host name>:<process id>`, as Litestream names itself.
@@ -499,8 +478,6 @@ pub(crate) async fn keep(database: Arc<Database>) {
         let is_inherited = lease.standing.lock().is_inherited;
         if let Some(left) = lease.left().filter(|_| !is_inherited) {
             // Renewed just before it was handed over.
-            let kept = lease.standing.lock().kept(lease.node);
-            keep_in_control(&database, kept);
             let pause = left.saturating_sub(lease.ttl.saturating_sub(lease.margin() + lease.ttl / 3));
             // As below.
             let _ = tokio::time::timeout(pause, lease.look.notified()).await;

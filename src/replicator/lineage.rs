@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use super::batch::WalFile;
-use super::control::{Acked, Attempt, Conflict, FullReason, FullSent};
+use super::control::{Acked, Attempt, Conflict, FullReason, FullSent, State};
 use super::database::Database;
 use super::step::{StepError, stop};
 use super::tail::{Mode, StopKind};
@@ -130,17 +130,24 @@ pub(crate) async fn probe(database: &Database) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Compares what the control file says with the bucket, and sets the mode accordingly.
-pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
+/// Compares what the control file says with the bucket, and sets the mode accordingly. Where this host has done so just before it `may_be_left_out`: then false.
+pub(crate) async fn verify(database: &Database, may_be_left_out: bool) -> Result<bool, StepError> {
     let state = database.lock_tail().state.clone();
     if state.fencing.is_some() {
         database.progress.update(|f| f.fencing = state.fencing);
     }
-    let Some(acked) = state.acked else { return verify_unknown(database).await };
-    if looks::may_be_left_out(&state) && database.lock_tail().mode == Mode::Running {
+    let Some(acked) = state.acked else { return verify_unknown(database).await.map(|()| true) };
+    if may_be_left_out && looks::may_be_left_out(&state) && database.lock_tail().mode == Mode::Running {
         database.progress.update(|f| f.remote_txid = Some(acked.txid));
-        return Ok(());
+        if !state.looks.has_looked_back() {
+            look_back(database).await?;
+        }
+        return Ok(false);
     }
+    verify_known(database, state, acked).await.map(|()| true)
+}
+
+async fn verify_known(database: &Database, state: State, acked: Acked) -> Result<(), StepError> {
     let witness = state.witness.filter(|witness| *witness < acked.txid);
     let listed = database.store.list(Level::ZERO, Some(witness.unwrap_or(acked.txid))).await?;
     let reach = match listed.iter().map(|l| l.name.max_txid).max() {
@@ -154,11 +161,6 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
     let is_ours = |reach: Txid| reach <= acked.txid || state.attempt.is_some_and(|attempt| attempt.txid == reach);
     let of_ours = reach.map(|reach| if is_ours(reach) { reach } else { acked.txid });
     database.progress.update(|f| f.remote_txid = of_ours);
-    {
-        let mut tail = database.lock_tail();
-        tail.state.looks = state.looks.after_one();
-        tail.save()?;
-    }
     match reach {
         Some(reach) if reach == acked.txid => {}
         // The attempt of a predecessor arrived; sending it again finds that out.
@@ -174,6 +176,12 @@ pub(crate) async fn verify(database: &Database) -> Result<(), StepError> {
         && look_back(database).await? == LookBack::Lost
     {
         return Ok(());
+    }
+    {
+        let mut tail = database.lock_tail();
+        tail.state.looks.compared();
+        tail.state.looks.looked_back();
+        tail.save()?;
     }
     resend(database, reach)
 }
@@ -204,7 +212,9 @@ pub(crate) async fn look_back(database: &Database) -> Result<LookBack, StepError
         deleted(database, witness, FullReason::BucketBehind);
         return Ok(LookBack::Lost);
     }
-    database.lock_tail().state.witness = Some(acked.txid);
+    let mut tail = database.lock_tail();
+    tail.state.witness = Some(acked.txid);
+    tail.state.looks.looked_back();
     Ok(LookBack::Kept)
 }
 

@@ -1,47 +1,59 @@
-//! How often an open compares the bucket with what is remembered of it.
+//! When an open may go on without comparing the bucket first.
 //!
-//! Each open does, but for those of a program that is run again and again: to list the bucket costs as much as to write to it. Between two comparisons
-//! nothing is sent over another history all the same, as creation is conditional and the name of the next batch tells; an object that went from the bucket is found by
-//! the next comparison.
+//! A program that is run again and again would list the bucket as often as it writes to it. Its runs count as one: where the host has compared the bucket just before,
+//! or has sent something to a name that nobody had taken, what an open has to send is sent at once, and that creation is the comparison. Whoever keeps the database
+//! open for longer compares all the same, a moment later (`SOON`). An object that went from the bucket is found by a look every minute, as it is within one process.
+
+use std::time::Duration;
 
 use super::control::State;
 use super::database::now_ms;
 use super::stamp;
 
-/// One comparison is saved up for each of these.
-const INTERVAL_MS: i64 = 15_000;
-/// So many are saved up at the most.
-const BURST: i64 = 4;
+/// How long a comparison counts. Not for long: once nothing is left of what another writer has sent under the next name, as everything was merged, that name is free.
+const COMPARED: Duration = Duration::from_secs(300);
+/// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
+pub(crate) const LOOK_BACK: Duration = Duration::from_secs(60);
+/// An open that has left the comparison out makes it after so long.
+pub(crate) const SOON: Duration = Duration::from_secs(2);
 
-/// What was spent of the budget.
+/// When the processes of this host have looked at the bucket last, in milliseconds since the epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Looks {
-    /// The run of the machine that it was spent in: a power loss may have set the control file back.
+    /// The run of the machine that it was in: a power loss may have set the control file back.
     pub(crate) boot: u64,
-    /// Until when it is spent, as it were, in milliseconds since the epoch.
-    pub(crate) spent_until_ms: i64,
+    /// Nobody else had gone on.
+    pub(crate) compared_ms: i64,
+    /// What was sent before was there.
+    pub(crate) looked_back_ms: i64,
 }
 
 impl Looks {
-    /// What is left after one more.
-    pub(crate) fn after_one(self) -> Self {
-        let now = now_ms();
-        let spent = if self.is_of_now(now) { self.spent_until_ms.max(now) } else { now };
-        Self { boot: stamp::boot(), spent_until_ms: spent + INTERVAL_MS }
+    /// Nobody else has gone on.
+    pub(crate) fn compared(&mut self) {
+        self.compared_ms = now_ms();
+        self.boot = stamp::boot();
     }
 
-    /// Whether the clock may have been the same then: it is none that counts.
-    const fn is_of_now(self, now_ms: i64) -> bool {
-        self.spent_until_ms <= now_ms + BURST * INTERVAL_MS
+    /// What was sent before is there.
+    pub(crate) fn looked_back(&mut self) {
+        self.looked_back_ms = now_ms();
+        self.boot = stamp::boot();
     }
 
-    fn are_spent(self) -> bool {
-        let now = now_ms();
-        self.boot != 0 && self.boot == stamp::boot() && self.is_of_now(now) && self.spent_until_ms > now + (BURST - 1) * INTERVAL_MS
+    fn is_within(self, limit: Duration, when_ms: i64) -> bool {
+        // A clock that was put back tells nothing.
+        let age_ms = u64::try_from(now_ms() - when_ms).unwrap_or(u64::MAX);
+        self.boot != 0 && self.boot == stamp::boot() && Duration::from_millis(age_ms) < limit
+    }
+
+    /// Whether it was asked just before what the bucket still has.
+    pub(crate) fn has_looked_back(self) -> bool {
+        self.is_within(LOOK_BACK, self.looked_back_ms)
     }
 }
 
-/// Whether an open may go on without a comparison: where all is plain, and comparisons were made just before.
+/// Whether an open may go on without a comparison: where all is plain, and nobody else can have gone on for long.
 pub(crate) fn may_be_left_out(state: &State) -> bool {
     let is_plain = state.acked.is_some()
         && state.attempt.is_none()
@@ -51,7 +63,7 @@ pub(crate) fn may_be_left_out(state: &State) -> bool {
         && state.adopt.is_none()
         // The store refuses to replace objects.
         && state.fencing == Some(true);
-    is_plain && state.looks.are_spent()
+    is_plain && state.looks.is_within(COMPARED, state.looks.compared_ms)
 }
 
 #[cfg(test)]
@@ -59,18 +71,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comparisons_are_spent_after_a_burst_and_come_back_with_time_another_boot_or_another_clock() {
+    fn what_was_looked_at_counts_for_a_while_in_one_boot_by_one_clock() {
         let mut looks = Looks::default();
-        for _ in 0..BURST {
-            assert!(!looks.are_spent());
-            looks = looks.after_one();
-        }
-        assert!(looks.are_spent());
-        assert!(!Looks { boot: looks.boot ^ 1, ..looks }.are_spent());
-        assert!(!Looks { spent_until_ms: looks.spent_until_ms - INTERVAL_MS, ..looks }.are_spent());
-        // The clock was put back by a day: what it said before is worth nothing.
-        let from_another_day = Looks { spent_until_ms: looks.spent_until_ms + 86_400_000, ..looks };
-        assert!(!from_another_day.are_spent());
-        assert!(from_another_day.after_one().spent_until_ms <= looks.spent_until_ms);
+        assert!(!looks.has_looked_back() && !looks.is_within(COMPARED, looks.compared_ms));
+        looks.compared();
+        assert!(!looks.has_looked_back() && looks.is_within(COMPARED, looks.compared_ms));
+        looks.looked_back();
+        assert!(looks.has_looked_back());
+        assert!(!Looks { boot: looks.boot ^ 1, ..looks }.has_looked_back());
+        assert!(!Looks { looked_back_ms: looks.looked_back_ms - 60_000, ..looks }.has_looked_back());
+        // The clock was put back by a day.
+        assert!(!Looks { looked_back_ms: looks.looked_back_ms + 86_400_000, ..looks }.has_looked_back());
     }
 }

@@ -413,7 +413,7 @@ impl Beside<'_> {
         let paths = self.paths;
         let on_control = |source| OpenError::Local { database: self.database.clone(), path: paths.control().display().to_string(), source };
         let saved = control.load(&self.owner).map_err(on_control)?;
-        let mapped = map(&control.file()).inspect_err(|error| {
+        let mapped = control.clear_page().and_then(|()| map(&control.file())).inspect_err(|error| {
             log::warn!(target: "replicated", "{}: cannot be mapped ({error}): no other process can join", paths.control().display());
         });
         let is_shared = mapped.is_ok();

@@ -224,7 +224,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
         Streamed::Sent(Created::New) => {}
         // A name that was taken meanwhile: look again whose it is.
         Streamed::Sent(Created::AlreadyExists) => {
-            lineage::verify(database).await?;
+            lineage::verify(database, false).await?;
             return Ok(Next::Again);
         }
         Streamed::StartOver(why) => return Err(StepError::StartOver(why)),
@@ -250,6 +250,8 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
     }
     (tail.state.acked, tail.state.witness) = (Some(Acked { txid, end: moment.end }), Some(txid));
     (tail.state.full, tail.state.adopt, tail.state.restored_earlier, tail.state.attempt) = (None, None, None, None);
+    tail.state.looks.compared();
+    tail.state.looks.looked_back();
     tail.mode = Mode::Running;
     tail.save()?;
     fault_point!("full.acked");

@@ -1,5 +1,6 @@
 //! What a database file looks like, so that it can be told later whether anybody has written to it.
 
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -13,11 +14,19 @@ use crate::fault::fault_value;
 /// Reads the start of the database file, by whatever handle does no harm to the caller's locks.
 pub(crate) type ReadHeader<'a> = dyn Fn(&mut [u8; HEADER_BYTES]) -> io::Result<()> + 'a;
 
+const fn ns(seconds: i64, nanoseconds: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
+/// When a file was last written to, since the epoch.
+pub(crate) fn mtime_ns(metadata: &Metadata) -> i64 {
+    ns(metadata.mtime(), metadata.mtime_nsec())
+}
+
 /// The file as it is now; `None` where it cannot be told. `synced` says whether SQLite has synced it since its last write.
 pub(crate) fn take(database: &Path, header: &FileHeader, synced: bool) -> Option<Stamp> {
     let metadata = std::fs::metadata(database).ok()?;
-    let ns = |seconds: i64, nanoseconds: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds);
-    let mtime_ns = ns(metadata.mtime(), metadata.mtime_nsec());
+    let mtime_ns = mtime_ns(&metadata);
     // Putting files back after a made-up power loss changes this time, and nothing else tells them from untouched ones.
     let ctime_ns = fault_value!("REPLICATED_TEST_POWER", ns(metadata.ctime(), metadata.ctime_nsec()), |_| mtime_ns);
     Some(Stamp {

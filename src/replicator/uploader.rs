@@ -23,6 +23,7 @@ use super::dispatcher::{LeftAlone, Mailbox};
 use super::guest;
 use super::lease;
 use super::lineage::{self, Exists};
+use super::looks::LOOK_BACK;
 use super::outage::Outages;
 use super::process::Registry;
 use super::progress::{Facts, ReplicationState};
@@ -31,15 +32,13 @@ use super::snapshot;
 use super::step::{Next, StepError, panic_text, recover, report_stop, stop};
 use super::tail::{Inflight, Mode, StopKind};
 use super::turns::{REQUESTS_OF_VERIFY, StoreTurns};
-use super::{clock, compare};
+use super::{clock, compare, looks};
 use crate::fault::fault_point;
 use crate::store::{Created, Listed, LtxName, StoreErrorKind};
 use crate::types::TimestampMs;
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
 const ENCODE_AHEAD_FRAMES: u32 = 250;
-/// How often it is asked, while there is something to send, whether the bucket still has what was sent before.
-const LOOK_BACK: Duration = Duration::from_secs(60);
 /// How long nothing is done without a lease, unless whoever keeps it says so.
 const WITHOUT_LEASE: Duration = Duration::from_secs(60);
 
@@ -58,6 +57,28 @@ impl Drop for Companion {
     }
 }
 
+/// Whether the bucket was compared with what the control file says.
+#[derive(Clone, Copy, Debug)]
+enum Compared {
+    /// Not since the open.
+    AtOpen,
+    /// This host has done so just before: not until then.
+    LeftOutUntil(Instant),
+    /// It has to be, whoever has done it.
+    Due,
+    Done,
+}
+
+impl Compared {
+    fn is_due(self) -> bool {
+        match self {
+            Self::AtOpen | Self::Due => true,
+            Self::LeftOutUntil(until) => clock::now() >= until,
+            Self::Done => false,
+        }
+    }
+}
+
 /// One database's task.
 pub(super) struct Task {
     pub(super) database: Arc<Database>,
@@ -66,8 +87,7 @@ pub(super) struct Task {
     backoff: Backoff,
     siblings: Siblings,
     patience: Patience,
-    /// The bucket has been compared with what the control file says.
-    verified: bool,
+    compared: Compared,
     outages: RefCell<Outages>,
     left_alone: LeftAlone,
     turns: Rc<StoreTurns>,
@@ -97,7 +117,7 @@ impl Task {
             backoff: Backoff::default(),
             siblings: Siblings::default(),
             patience: Patience::default(),
-            verified: false,
+            compared: Compared::AtOpen,
             outages: RefCell::default(),
             left_alone,
             turns,
@@ -230,7 +250,9 @@ impl Task {
                 return Ok(Next::Backoff(WITHOUT_LEASE, WITHOUT_LEASE));
             };
             // Somebody else may have gone on meanwhile.
-            self.verified &= turn == self.lease_turn;
+            if turn != self.lease_turn && !matches!(self.compared, Compared::AtOpen) {
+                self.compared = Compared::Due;
+            }
             self.lease_turn = turn;
         }
         if compares {
@@ -240,13 +262,14 @@ impl Task {
             self.succeeded();
             return Ok(Next::Again);
         }
-        if !self.verified {
+        if self.compared.is_due() {
             fault_point!("verify.begin");
             let turns = Rc::clone(&self.turns);
             let _turn = self.turn(&turns.requests, REQUESTS_OF_VERIFY).await?;
-            self.meanwhile(lineage::verify(&database)).await??;
+            let may_be_left_out = matches!(self.compared, Compared::AtOpen) && database.lease.is_none();
+            let is_done = self.meanwhile(lineage::verify(&database, may_be_left_out)).await??;
             fault_point!("verify.done");
-            self.verified = true;
+            self.compared = if is_done { Compared::Done } else { Compared::LeftOutUntil(clock::now() + looks::SOON) };
             self.looked = (clock::now(), false);
             self.succeeded();
             return Ok(Next::Again);
@@ -302,7 +325,10 @@ impl Task {
             }
             drop(tail);
             database.sync_control();
-            return Ok(Next::Idle);
+            return Ok(match self.compared {
+                Compared::LeftOutUntil(until) => Next::Quiet(until.saturating_duration_since(clock::now())),
+                _ => Next::Idle,
+            });
         }
         database.progress.update(Facts::under_way);
         let (now, acked) = (clock::now(), database.progress.acked_sequence());
@@ -357,7 +383,7 @@ impl Task {
         if created == Created::AlreadyExists || replaces {
             fault_point!("send.compare");
             if !self.is_ours(&database, &inflight, &name, &inflight.attempt).await? {
-                return Ok(Next::Idle);
+                return Ok(Next::Again);
             }
         }
         self.sent = replaces.then_some(inflight.attempt);
@@ -387,6 +413,8 @@ impl Task {
     async fn is_ours(&mut self, database: &Database, inflight: &Inflight, name: &LtxName, attempt: &Attempt) -> Result<bool, StepError> {
         match self.patiently(database, inflight, lineage::compare(database, name, attempt)).await? {
             Exists::Ours => return Ok(true),
+            // Who it is can be told better with what else there is.
+            Exists::Foreign(_) if matches!(self.compared, Compared::LeftOutUntil(_)) => self.compared = Compared::Due,
             Exists::Foreign(conflict) => lineage::fence(database, conflict),
             Exists::Unreadable(message) => stop(database, StopKind::Fenced, message),
         }

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use crate::replicator::shared::{Mapped, PAGE_BYTES, PAGE_OFFSET, Page};
@@ -17,10 +16,10 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
-/// Maps it. Its blocks are written first where the file is too short: a store to a hole of a full disk would be a signal to the host.
+/// Maps it, where it is all there.
 pub(super) fn map(control: &File) -> io::Result<Box<dyn Mapped>> {
     if control.metadata()?.len() < PAGE_OFFSET + PAGE_BYTES as u64 {
-        control.write_all_at(&[0; PAGE_BYTES], PAGE_OFFSET)?;
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let offset = libc::off_t::try_from(PAGE_OFFSET).map_err(io::Error::other)?;
     // SAFETY: a new mapping at an address that the kernel chooses; the descriptor is open. On machines with larger pages than the offset the kernel

@@ -2,7 +2,6 @@
 
 use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
 use super::Database;
@@ -10,7 +9,6 @@ use super::outside::FileChange;
 use super::published::Published;
 use crate::replicator::control::Stamp;
 use crate::replicator::file_header::{FileHeader, HEADER_BYTES};
-use crate::replicator::hub::Notice;
 use crate::replicator::mark::{self, Mark};
 use crate::replicator::preserve::{DatabaseFile, Preserver};
 use crate::replicator::shared::{Preserving, Range};
@@ -186,8 +184,7 @@ impl Database {
     /// Has the uploader look, where a snapshot waits for a transaction that may have ended.
     pub(crate) fn look_for_snapshot(&self) {
         if self.shared.snapshot_waits.swap(0, Ordering::AcqRel) != 0 {
-            self.shared.asked.fetch_add(1, Ordering::AcqRel);
-            self.hub.notify(Notice::Look(self.id));
+            self.look_at_once();
         }
     }
 
@@ -305,5 +302,5 @@ impl Database {
 }
 
 fn size_and_time(file: &Metadata) -> [u64; 2] {
-    [file.len(), file.mtime().saturating_mul(1_000_000_000).saturating_add(file.mtime_nsec()).cast_unsigned()]
+    [file.len(), stamp::mtime_ns(file).cast_unsigned()]
 }

@@ -183,8 +183,7 @@ impl Database {
         let sequence = self.published().sequence;
         self.progress.look_again();
         self.shared.urgent.fetch_max(sequence.max(1), Ordering::AcqRel);
-        self.shared.asked.fetch_add(1, Ordering::AcqRel);
-        self.hub.notify(Notice::Look(self.id));
+        self.look_at_once();
         Ok(sequence)
     }
 

@@ -14,19 +14,33 @@ use crate::types::Txid;
 impl Database {
     /// The TXID with which the bucket has everything that is committed so far, if no full state comes between and nothing fails for good; 0 where it is not
     /// known yet how far the bucket goes.
-    fn local_txid(&self, facts: &Facts) -> u64 {
+    fn local_txid(&self) -> u64 {
+        // Right after an open it is asked how far the bucket goes.
+        const LOOKS: u32 = 200;
+        const PAUSE: Duration = Duration::from_millis(10);
+        for _ in 0..LOOKS {
+            if let Some(txid) = self.local_txid_by(&self.progress.facts()) {
+                return txid;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        0
+    }
+
+    /// `None` while it is being found out how far the bucket goes.
+    fn local_txid_by(&self, facts: &Facts) -> Option<u64> {
         const PATIENCE: Duration = Duration::from_millis(100);
-        let facts = &self.until_known(facts.clone());
         let remote = facts.remote_txid.map_or(0, Txid::get);
         let tail = self.try_lock_tail_for(PATIENCE);
         let published = self.published();
         if published.sequence <= facts.acked_sequence {
-            return remote;
+            return Some(remote);
         }
-        let Some(tail) = tail else { return remote.max(1) + 1 };
+        let Some(tail) = tail else { return Some(remote.max(1) + 1) };
         let acked = tail.state.acked.map_or(0, |acked| acked.txid.get()).max(tail.state.adopt.map_or(0, Txid::get));
         if acked == 0 && remote == 0 && tail.mode != Mode::Full(FullReason::First) {
-            return 0;
+            let will_be_known = facts.last_error.is_none() && published.known;
+            return if will_be_known { None } else { Some(0) };
         }
         // Newer than the facts where an acknowledgement came between. An empty bucket begins with the snapshot 1-2.
         let newest = acked.max(remote).max(1);
@@ -36,27 +50,7 @@ impl Database {
             Mode::Full(_) => (tail.state.captured.is_some(), has_batch),
             _ => (has_batch, false),
         };
-        newest + 1 + u64::from(goes_before) + u64::from(is_under_way && !(tail.spool.is_empty() && self.is_captured(&tail)))
-    }
-
-    /// The facts, once the bucket was looked at: somebody may ask right after an open. Not for long, and not where it cannot be had.
-    fn until_known(&self, mut facts: Facts) -> Facts {
-        const LOOKS: u32 = 200;
-        const PAUSE: Duration = Duration::from_millis(10);
-        for _ in 0..LOOKS {
-            let is_known = || {
-                let tail = self.try_lock_tail_for(PAUSE);
-                tail.is_none_or(|tail| {
-                    tail.state.acked.is_some() || tail.state.adopt.is_some() || tail.mode == Mode::Full(FullReason::First)
-                })
-            };
-            if facts.remote_txid.is_some() || facts.last_error.is_some() || !self.is_known() || is_known() {
-                break;
-            }
-            std::thread::sleep(PAUSE);
-            facts = self.progress.facts();
-        }
-        facts
+        Some(newest + 1 + u64::from(goes_before) + u64::from(is_under_way && !(tail.spool.is_empty() && self.is_captured(&tail))))
     }
 
     /// Names and values for people.
@@ -64,7 +58,7 @@ impl Database {
         let facts = self.progress.facts();
         let published = self.published();
         let waiting = published.sequence.saturating_sub(facts.acked_sequence);
-        let local = self.local_txid(&facts);
+        let local = self.local_txid();
         let lag = self.lag().filter(|_| waiting > 0).unwrap_or_default();
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let mut rows = vec![

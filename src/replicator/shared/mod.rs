@@ -173,119 +173,13 @@ pub(crate) struct Page {
 const _: () = assert!(size_of::<Page>() <= PAGE_BYTES);
 
 impl Page {
-    fn clear(&self) {
-        let Self {
-            layout,
-            joined,
-            in_memory,
-            mode,
-            tail_held,
-            tail_turns,
-            tail_flags,
-            lost,
-            stuck,
-            captured_sequence,
-            captured,
-            published,
-            looked,
-            began_empty,
-            oldest_waiting_ns,
-            oldest_behind_batch_ns,
-            batch_sequence,
-            due_sequence,
-            due_ns,
-            unseen_frames,
-            wake_frames,
-            urgent,
-            asked,
-            calls,
-            dozing,
-            snapshot_waits,
-            preserving,
-            aside_snapshot,
-            aside_pages,
-            aside_cursor,
-            aside_records,
-            aside_wal_frames,
-            aside_wal_copied,
-            left_as,
-            refuses_writes,
-            file_synced,
-            version: _,
-            _unused,
-            state,
-            acked_sequence,
-            remote_txid,
-            last_success_ms,
-            uploads,
-            snapshots,
-            fencing,
-            awaits_open,
-            last_maintenance_ms,
-            error,
-            maintenance_error,
-        } = self;
-        for word in [
-            layout,
-            joined,
-            in_memory,
-            mode,
-            tail_held,
-            tail_turns,
-            tail_flags,
-            lost,
-            stuck,
-            captured_sequence,
-            began_empty,
-            oldest_waiting_ns,
-            oldest_behind_batch_ns,
-            batch_sequence,
-            due_sequence,
-            due_ns,
-            unseen_frames,
-            wake_frames,
-            urgent,
-            asked,
-            calls,
-            dozing,
-            snapshot_waits,
-            preserving,
-            aside_snapshot,
-            aside_pages,
-            aside_cursor,
-            aside_records,
-            aside_wal_frames,
-            aside_wal_copied,
-            refuses_writes,
-            file_synced,
-            state,
-            acked_sequence,
-            remote_txid,
-            last_success_ms,
-            uploads,
-            snapshots,
-            fencing,
-            awaits_open,
-            last_maintenance_ms,
-        ] {
-            word.store(0, Ordering::Relaxed);
-        }
-        left_as.write(&[0; 2]);
-        captured.write(&[0; 3]);
-        published.write(&[0; 6]);
-        looked.write(&[0; 7]);
-        error.write(&[0; ERROR_WORDS]);
-        maintenance_error.write(&[0; MAINTENANCE_ERROR_WORDS]);
-    }
-
     /// Whether it is a page of this layout, which somebody has begun.
     pub(crate) fn is_begun(&self) -> bool {
         self.layout.load(Ordering::Acquire) == LAYOUT
     }
 
-    /// Makes it one, for a database that nobody has told of yet. Nobody else has it mapped.
+    /// Makes zeros one, for a database that nobody has told of yet. Nobody else has it mapped.
     pub(crate) fn begin(&self) {
-        self.clear();
         self.wake_frames.store(1, Ordering::Relaxed);
         self.layout.store(LAYOUT, Ordering::Release);
     }

@@ -167,6 +167,8 @@ impl Tail {
         let Some(inflight) = self.inflight.take() else { return Ok(None) };
         self.state.acked = Some(Acked { txid: inflight.attempt.txid, end: inflight.attempt.end });
         self.state.attempt = None;
+        // Nobody had taken the name.
+        self.state.looks.compared();
         fault_point!("ack.save");
         self.save()?;
         fault_point!("ack.saved");

@@ -95,11 +95,11 @@ impl Tail {
         let flags = self.shared.tail_flags.load(Ordering::Relaxed);
         (self.exchanged, self.rebooted_without_wal) = (flags & EXCHANGED != 0, flags & REBOOTED_WITHOUT_WAL != 0);
         (self.rolled_back, self.compares) = (flags & ROLLED_BACK != 0, flags & COMPARES != 0);
-        match self.control.as_mut().map_or(Ok(None), super::Control::newer) {
-            Ok(Some(state)) => self.adopt(state),
-            Ok(None) if has_died || was_another_s => self.adopt(self.state.clone()),
-            Ok(None) => {}
-            Err(error) => log::warn!(target: "replicated", "{}: {error}", self.paths.control().display()),
+        if has_died || was_another_s {
+            match self.control.as_mut().map_or(Ok(None), super::Control::newer) {
+                Ok(newer) => self.adopt(newer.unwrap_or_else(|| self.state.clone())),
+                Err(error) => log::warn!(target: "replicated", "{}: {error}", self.paths.control().display()),
+            }
         }
         if has_died {
             self.mode = self.shared_mode(true);
@@ -167,8 +167,9 @@ impl Tail {
         }
     }
 
-    /// The user has decided: whoever has stopped for want of that decides anew. For a process that joins, with the lock held.
+    /// The user has decided: whoever has stopped for want of that decides anew. For a process that joins, with the lock held and what was decided saved.
     pub(crate) fn look_again(&self) {
+        self.shared.tail_turns.fetch_add(1, Ordering::Relaxed);
         if matches!(decode(self.shared.mode.load(Ordering::Relaxed)), Shown::Stopped(StopKind::Diverged | StopKind::Fenced)) {
             self.shared.mode.store(encode(&Mode::Unresolved), Ordering::Relaxed);
             self.shared.refuses_writes.store(0, Ordering::Relaxed);
