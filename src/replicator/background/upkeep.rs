@@ -153,6 +153,9 @@ impl Upkeep {
                 if tail.state.witness.is_some_and(|witness| changes.gone.contains(&LtxName::level0(witness))) {
                     // It is not missed: what replaces it was read.
                     tail.state.witness = acked;
+                    if let Err(error) = tail.save() {
+                        log::debug!(target: "replicated", "{error}");
+                    }
                 }
                 drop(tail);
                 let appended = (!changes.is_listed).then_some((changes.made.as_slice(), changes.gone.as_slice()));
