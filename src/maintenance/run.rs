@@ -120,7 +120,7 @@ impl Maintainer {
             self.known = Some(catalogue.into_known());
             return Ok(report);
         }
-        Pace::new(turn, None).wait().await?;
+        self.make_way(turn).await?;
         let claim = Claim::take(&*store, self.inside).await?;
         self.changes.has_begun = true;
         fault_point!("maintain.claimed");
@@ -134,9 +134,14 @@ impl Maintainer {
         outcome
     }
 
+    /// In the process that uploads there is somebody to make way for from the beginning.
+    async fn make_way(&self, turn: Option<&Turn>) -> Result<(), MaintainError> {
+        if self.inside.is_some() { Pace::new(turn, None).wait().await } else { Ok(()) }
+    }
+
     async fn list(&mut self, now: TimestampMs, turn: Option<&Turn>) -> Result<Catalogue, MaintainError> {
         self.changes.is_listed = true;
-        Pace::new(turn, None).wait().await?;
+        self.make_way(turn).await?;
         list(&*self.store, now).await
     }
 
