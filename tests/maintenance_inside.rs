@@ -249,7 +249,11 @@ fn nothing_is_listed_and_nothing_is_asked_when_nothing_is_committed() {
         host.close(db);
         drop(host);
         let ledger = app.path("app.db-replicated/bucket");
-        if damage.is_empty() { std::fs::remove_file(&ledger).unwrap() } else { std::fs::write(&ledger, damage).unwrap() }
+        if damage.is_empty() {
+            std::fs::remove_file(&ledger).unwrap()
+        } else {
+            std::fs::write(&ledger, damage).unwrap()
+        }
         let _ = server.take_log();
         (host, _) = app.open();
         app.maintained(&mut host, db);
@@ -587,6 +591,40 @@ fn what_is_kept_stays() {
     app.check_newest();
 }
 
+/// The last close ends a round at once, and what it was making is not there.
+#[test]
+fn a_close_waits_for_no_round() {
+    let server = Server::start().unwrap();
+    let mut app = App::on(Some(Bucket::s3(&server, "close")), &[("history", "24h")]);
+    let (mut host, db) = app.open();
+    app.maintained(&mut host, db);
+    for _ in 0..40 {
+        app.commit(&mut host, db);
+    }
+    // In the midst of one: it has made something, and is not done.
+    server.delay_all(Duration::from_millis(40));
+    let _ = server.take_log();
+    let mut log = Vec::new();
+    eventually("a round", || {
+        log.extend(server.take_log());
+        if log.iter().all(|seen| seen.is_upload()) {
+            app.commit(&mut host, db);
+        }
+        log.iter().any(|seen| seen.method == "PUT" && seen.path.ends_with("maintenance.json"))
+    });
+    host.close(db);
+    let _ = server.take_log();
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(server.take_log(), []);
+    server.delay_all(Duration::ZERO);
+    app.check_newest();
+    // The next process takes its own claim again, and looks what the round has left.
+    let db = host.open(&app.uri);
+    app.maintained(&mut host, db);
+    assert_eq!(host.status(db, "maintenance_error"), "-");
+    app.check_newest();
+}
+
 /// Credentials that cannot delete: it is told once, tried once, and everything else goes on.
 #[test]
 fn who_may_not_delete_is_told_once() {
@@ -648,7 +686,10 @@ fn a_failure_is_told_and_changes_nothing_for_the_replication() {
 fn many_short_processes_come_to_a_round_in_the_end() {
     let server = Server::start().unwrap();
     let mut app = App::on(Some(Bucket::s3(&server, "short")), &[("spans", "1ms,1h,2h"), ("history", "24h"), ("snapshot_every", "24h")]);
-    let mut host = Host::start(Program::Faulty, &[app.bucket.env.clone(), vec![("REPLICATED_TEST_ENOUGH_UPLOADS".to_owned(), "8".to_owned())]].concat());
+    let mut host = Host::start(
+        Program::Faulty,
+        &[app.bucket.env.clone(), vec![("REPLICATED_TEST_ENOUGH_UPLOADS".to_owned(), "8".to_owned())]].concat(),
+    );
     let mut once = |app: &mut App, sql: &str| {
         let db = host.open(&app.uri);
         host.run(db, sql);

@@ -49,7 +49,9 @@ fn every_option_of_the_table_can_be_set_both_ways() {
 #[test]
 fn what_contradicts_each_other_is_refused_by_the_name_it_was_given_by() {
     assert!(resolve(&[("exact", "24h")], &[]).is_ok());
-    assert!(message(&[("exact", "25h")], &[]).starts_with("parameter exact: got \"25h\", that is longer than history, which is 24h; allowed"));
+    assert!(
+        message(&[("exact", "25h")], &[]).starts_with("parameter exact: got \"25h\", that is longer than history, which is 24h; allowed")
+    );
     let by_env = message(&[("history", "1h")], &[("REPLICATED_EXACT", "2h")]);
     assert!(by_env.starts_with("environment variable REPLICATED_EXACT: got \"2h\", that is longer than history, which is 1h"), "{by_env}");
     assert!(resolve(&[("history", "1h"), ("exact", "1h")], &[]).is_ok());

@@ -115,7 +115,9 @@ pub(super) async fn leads_there(
         match retried(async || store.head(&file.name).await).await {
             Ok(found) if found.size_bytes == file.size_bytes => {}
             Ok(found) => {
-                report.problems.push(format!("{} has {} bytes and not {}: nothing is deleted", file.name, found.size_bytes, file.size_bytes));
+                report
+                    .problems
+                    .push(format!("{} has {} bytes and not {}: nothing is deleted", file.name, found.size_bytes, file.size_bytes));
                 return Ok(false);
             }
             Err(error) if error.kind == StoreErrorKind::NotFound => {

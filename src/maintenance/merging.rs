@@ -17,6 +17,8 @@ use crate::types::PageNo;
 
 /// Most inputs are small, and had with one request each: so many of them are under way at once. What they bring has its place in any case.
 const OPENED_AT_ONCE: usize = 8;
+/// So many pages are decoded in a stretch: a fraction of a millisecond.
+const PAGES_AT_ONCE: u32 = 32;
 /// An input is read in pieces of this size at least.
 const LEAST_CHUNK_BYTES: u64 = 16 << 10;
 
@@ -40,6 +42,8 @@ struct Source {
     chunk_bytes: u64,
     offset: u64,
     page: Vec<u8>,
+    /// How many pages were decoded.
+    pages: u32,
     summary: Option<Summary>,
 }
 
@@ -47,7 +51,8 @@ impl Source {
     /// Reads its first piece, the header in it.
     async fn open(store: &dyn Store, file: Listed, chunk_bytes: u64) -> Result<Self, MaintainError> {
         let (decoder, chunk_bytes) = (Decoder::new(), chunk_bytes.max(LEAST_CHUNK_BYTES));
-        let mut source = Self { file, decoder, header: None, chunk: Bytes::new(), chunk_bytes, offset: 0, page: Vec::new(), summary: None };
+        let mut source =
+            Self { file, decoder, header: None, chunk: Bytes::new(), chunk_bytes, offset: 0, page: Vec::new(), pages: 0, summary: None };
         if !source.fill(store).await? || source.chunk.len() < HEADER_BYTES {
             return Err(source.unfit(Unfit::Short(file.size_bytes)));
         }
@@ -88,6 +93,11 @@ impl Source {
             self.chunk = self.chunk.slice(taken..);
             if page.is_some() {
                 self.decoder.swap_page(&mut self.page);
+                self.pages = self.pages.wrapping_add(1);
+                if self.pages.is_multiple_of(PAGES_AT_ONCE) {
+                    // Whoever shares the thread may have a commit to send.
+                    tokio::task::yield_now().await;
+                }
                 return Ok(page);
             }
             pace.wait().await?;

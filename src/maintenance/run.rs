@@ -215,7 +215,8 @@ impl Maintainer {
                     if !retention::still_leads(&files, &outdated, &kept) {
                         report.problems.push("what would be left does not lead to every state that it must".to_owned());
                     } else if self.policy.deletes && report.problems.is_empty() && !outdated.is_empty() {
-                        let is_there = certainty == Certainty::Listed || leads_there(store, &files, &outdated, &kept, pace, &mut report).await?;
+                        let is_there =
+                            certainty == Certainty::Listed || leads_there(store, &files, &outdated, &kept, pace, &mut report).await?;
                         if is_there {
                             self.delete(store, &outdated, pace, doing, &mut report).await?;
                         }

@@ -317,9 +317,7 @@ impl Ledger {
     /// A round begins: what it may go by. `acked` is what was uploaded last.
     pub(super) fn begin(&mut self, key: Key, acked: Option<Txid>) -> Option<Known> {
         let open = self.open(key);
-        let known = open
-            .filter(|open| open.header.is_known && Txid::new(open.last) == acked)
-            .and_then(|open| read_all(&self.path, &open));
+        let known = open.filter(|open| open.header.is_known && Txid::new(open.last) == acked).and_then(|open| read_all(&self.path, &open));
         if known.is_none() {
             self.forget();
         }
@@ -351,8 +349,12 @@ impl Ledger {
     /// False where it has to be written anew.
     fn append_round(&mut self, known: &Known, made: &[Listed], gone: &[LtxName], round: &Meanwhile, now_ms: i64) -> bool {
         let Some(Some(open)) = self.open else { return false };
-        let records: Vec<u8> =
-            made.iter().map(|file| Record::Made(*file)).chain(gone.iter().map(|name| Record::Gone(*name))).flat_map(|r| r.encode()).collect();
+        let records: Vec<u8> = made
+            .iter()
+            .map(|file| Record::Made(*file))
+            .chain(gone.iter().map(|name| Record::Gone(*name)))
+            .flat_map(|r| r.encode())
+            .collect();
         let bytes = open.bytes + records.len() as u64;
         let most = HEADER_BYTES + (2 * (known.files.len() + round.uploads.len()) + SLACK) * RECORD_BYTES;
         if bytes > most as u64 {
@@ -428,7 +430,8 @@ fn read_end(path: &Path, key: Key) -> io::Result<Option<Open>> {
     let mut header = [0; HEADER_BYTES];
     file.read_exact_at(&mut header, 0)?;
     let length = file.metadata()?.len();
-    let Some(header) = Header::decode(&header).filter(|header| header.key == key && (HEADER_BYTES as u64..=length).contains(&header.mark)) else {
+    let Some(header) = Header::decode(&header).filter(|header| header.key == key && (HEADER_BYTES as u64..=length).contains(&header.mark))
+    else {
         return Ok(None);
     };
     let mut open = Open { header, bytes: header.mark, last: header.last, since: header.uploads };

@@ -126,6 +126,8 @@ impl Background {
                     continue;
                 }
                 Some(pause) if !pause.is_zero() => {
+                    // A close is not to wait for what does not even begin.
+                    self.database.neglect.end();
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.news.notified() => {}

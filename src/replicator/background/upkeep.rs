@@ -127,6 +127,8 @@ impl Upkeep {
         let database = &background.database;
         let (key, acked) = (background.key(), database.lock_tail().state.acked.map(|acked| acked.txid));
         let known = background.ledger.borrow_mut().begin(key, acked);
+        // It may have been long.
+        tokio::task::yield_now().await;
         let others = Rc::clone(background);
         let turn: Box<Turn> = Box::new(move || {
             let background = Rc::clone(&others);
@@ -204,8 +206,12 @@ impl Upkeep {
         let name = background.database.paths.database.display();
         match self.outages.failed(why, Instant::now()) {
             Tell::Nothing => {}
-            Tell::Cause => log::warn!(target: "replicated", "{name}: the bucket is not maintained: {why}. Replication goes on; it is tried again"),
-            Tell::Still(failures) => log::warn!(target: "replicated", "{name}: the bucket is still not maintained, after {failures} failures: {why}"),
+            Tell::Cause => {
+                log::warn!(target: "replicated", "{name}: the bucket is not maintained: {why}. Replication goes on; it is tried again")
+            }
+            Tell::Still(failures) => {
+                log::warn!(target: "replicated", "{name}: the bucket is still not maintained, after {failures} failures: {why}")
+            }
         }
         background.database.progress.update(|f| f.maintenance_error = Some(why.to_owned()));
     }

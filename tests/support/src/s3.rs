@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -109,6 +109,13 @@ impl Seen {
     }
 }
 
+/// What is added to the delay of the options, in milliseconds.
+#[derive(Default)]
+struct Delays {
+    all: AtomicU64,
+    uploads: AtomicU64,
+}
+
 /// Requests in the order in which they came.
 #[derive(Default)]
 struct Log {
@@ -150,7 +157,7 @@ pub struct Server {
     root: PathBuf,
     requests: Arc<Counters>,
     log: Arc<Mutex<Log>>,
-    upload_delay_ms: Arc<AtomicU64>,
+    delays_ms: Arc<Delays>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
     _own_root: Option<tempfile::TempDir>,
@@ -189,12 +196,12 @@ impl Server {
         }
         let requests = Arc::new(Counters::default());
         let log = Arc::<Mutex<Log>>::default();
-        let upload_delay_ms = Arc::<AtomicU64>::default();
+        let delays_ms = Arc::<Delays>::default();
         let handler = Handler {
             service: service.build(),
             requests: Arc::clone(&requests),
             log: Arc::clone(&log),
-            upload_delay_ms: Arc::clone(&upload_delay_ms),
+            delays_ms: Arc::clone(&delays_ms),
             writes: RwLock::new(()),
             ignores_conditions: options.ignores_conditions,
             delay: options.delay,
@@ -211,7 +218,7 @@ impl Server {
                 runtime.shutdown_timeout(Duration::from_millis(200));
             }
         })?;
-        Ok(Self { options, address, root, requests, log, upload_delay_ms, stop, thread: Some(thread), _own_root: own_root })
+        Ok(Self { options, address, root, requests, log, delays_ms, stop, thread: Some(thread), _own_root: own_root })
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -273,7 +280,12 @@ impl Server {
 
     /// From here on the answer to an upload to level 0 comes so much later still.
     pub fn delay_uploads(&self, delay: Duration) {
-        self.upload_delay_ms.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.delays_ms.uploads.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
+    /// From here on each answer comes so much later still.
+    pub fn delay_all(&self, delay: Duration) {
+        self.delays_ms.all.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 
     /// Each request since the log was taken last, in the order in which they came.
@@ -304,7 +316,7 @@ struct Handler {
     service: S3Service,
     requests: Arc<Counters>,
     log: Arc<Mutex<Log>>,
-    upload_delay_ms: Arc<AtomicU64>,
+    delays_ms: Arc<Delays>,
     /// The file system behind the server looks and then writes: one write at a time, and no read meanwhile, makes that one step.
     writes: RwLock<()>,
     ignores_conditions: bool,
@@ -344,8 +356,9 @@ impl Handler {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let is_upload = request.method() == Method::PUT && request.uri().path().contains("/0000/");
-        let more = Duration::from_millis(self.upload_delay_ms.load(Ordering::SeqCst));
-        tokio::time::sleep(self.delay + if is_upload { more } else { Duration::ZERO }).await;
+        let Delays { all, uploads } = &*self.delays_ms;
+        let more_ms = all.load(Ordering::SeqCst) + if is_upload { uploads.load(Ordering::SeqCst) } else { 0 };
+        tokio::time::sleep(self.delay + Duration::from_millis(more_ms)).await;
         let (mut parts, body) = request.into_parts();
         if self.dialect == Dialect::Google {
             google::translate_request(&mut parts.headers);
