@@ -183,6 +183,7 @@ fn now_ms() -> i64 {
 impl<'a> Claim<'a> {
     /// Takes it, or says who has it. Who has a number of its own, which nobody else uses meanwhile, takes its own again: after it was killed, say.
     pub(super) async fn take(store: &'a dyn Store, node: Option<u64>) -> Result<Self, MaintainError> {
+        let is_inside = node.is_some();
         let (node, owner) = (node.filter(|node| *node != 0).unwrap_or_else(|| fastrand::u64(1..)), owner());
         let claimed = change(store, |note| {
             if ![0, node].contains(&note.node) && note.expires_ms > now_ms() {
@@ -197,7 +198,8 @@ impl<'a> Claim<'a> {
         let (note, version) = match claimed {
             // Two processes at once do no harm: see the top of this file.
             Err(MaintainError::Store(error)) if lacks_conditions(&error) => {
-                log::info!(target: "replicated", "{}: nothing keeps two processes from maintaining it at once: {error}", store.url());
+                let level = if is_inside { log::Level::Debug } else { log::Level::Info };
+                log::log!(target: "replicated", level, "{}: nothing keeps two processes from maintaining it at once: {error}", store.url());
                 (Note { kept: read(store).await?.0, ..Note::default() }, None)
             }
             other => other?,

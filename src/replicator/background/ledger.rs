@@ -22,7 +22,7 @@ use crate::store::{Level, Listed, LtxName};
 use crate::types::{TimestampMs, Txid};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"RPLBKT01");
-const WORDS: usize = 11;
+const WORDS: usize = 12;
 const HEADER_BYTES: usize = WORDS * 8 + 4;
 const RECORD_BYTES: usize = 40;
 /// More files are listed each time: remembered, they would take too much memory in a round.
@@ -51,6 +51,8 @@ struct Header {
     waited_ms: i64,
     /// What stands before this is part of the last round.
     mark: u64,
+    /// So long was the file when this was written: where it is shorter, or torn before, a power loss has taken what the header counts on.
+    end: u64,
     /// The newest TXID before the mark.
     last: u64,
     /// Uploads since the last round that have no record.
@@ -60,7 +62,7 @@ struct Header {
 impl Header {
     const fn unknown(key: Key) -> Self {
         let mark = HEADER_BYTES as u64;
-        Self { key, is_known: false, generation: None, listed_ms: 0, round_ms: 0, waited_ms: 0, mark, last: 0, uploads: 0 }
+        Self { key, is_known: false, generation: None, listed_ms: 0, round_ms: 0, waited_ms: 0, mark, end: mark, last: 0, uploads: 0 }
     }
 
     fn encode(&self) -> [u8; HEADER_BYTES] {
@@ -75,6 +77,7 @@ impl Header {
             signed(self.round_ms),
             signed(self.waited_ms),
             self.mark,
+            self.end,
             self.last,
             self.uploads,
         ];
@@ -88,7 +91,9 @@ impl Header {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let words = words(unsealed(bytes)?);
-        let [MAGIC, replica_hash, node_id, flags, generation, listed, round, waited, mark, last, uploads] = words[..] else { return None };
+        let [MAGIC, replica_hash, node_id, flags, generation, listed, round, waited, mark, end, last, uploads] = words[..] else {
+            return None;
+        };
         Some(Self {
             key: Key { replica_hash, node_id },
             is_known: flags & 1 != 0,
@@ -97,6 +102,7 @@ impl Header {
             round_ms: round.cast_signed(),
             waited_ms: waited.cast_signed(),
             mark,
+            end,
             last,
             uploads,
         })
@@ -362,7 +368,7 @@ impl Ledger {
         }
         let since = round.uploads.len() as u64;
         let last = open.last.saturating_sub(since);
-        let header = Header { generation: known.generation, round_ms: now_ms, mark: round.mark, last, ..open.header };
+        let header = Header { generation: known.generation, round_ms: now_ms, mark: round.mark, end: bytes, last, ..open.header };
         let written = append(&self.path, open.bytes, &records).and_then(|()| write_header(&self.path, &header));
         self.open = Some(Some(Open { header, bytes, since, ..open }));
         written.is_ok()
@@ -381,7 +387,7 @@ impl Ledger {
         let mark = (HEADER_BYTES + files.len() * RECORD_BYTES) as u64;
         let waited_ms = self.open.flatten().map_or(0, |open| open.header.waited_ms);
         let (generation, listed_ms) = (known.generation, known.listed.0);
-        let header = Header { key, is_known: true, generation, listed_ms, round_ms: now_ms, waited_ms, mark, last, uploads: 0 };
+        let header = Header { key, is_known: true, generation, listed_ms, round_ms: now_ms, waited_ms, mark, end: mark, last, uploads: 0 };
         let files: Vec<Listed> = files.into_values().chain(round.uploads.iter().copied()).collect();
         self.write(header, &files)?;
         if let Some(Some(open)) = &mut self.open {
@@ -443,7 +449,7 @@ fn read_end(path: &Path, key: Key) -> io::Result<Option<Open>> {
             (open.last, open.since) = (open.last.max(upload.name.max_txid.get()), open.since + 1);
         }
     }
-    Ok(Some(open))
+    Ok(Some(open).filter(|open| open.bytes >= header.end))
 }
 
 /// What stands between two places, up to the first record that is torn.

@@ -128,6 +128,21 @@ fn a_file_that_is_damaged_torn_foreign_or_old_is_worth_nothing() {
 }
 
 #[test]
+fn what_a_round_has_changed_counts_whole_or_not_at_all() {
+    let place = Place::new();
+    let mut ledger = place.listed();
+    let known = ledger.begin(KEY, txid(3)).unwrap();
+    let before = std::fs::metadata(place.path()).unwrap().len();
+    let one = merged(1, 2, 3);
+    let known = Known { files: known.files.into_iter().chain([one]).collect(), generation: Some(5), ..known };
+    ledger.end(KEY, Some(known), Some((&[one], &[])), 88);
+    assert_eq!(place.open().begin(KEY, txid(3)).unwrap().generation, Some(5));
+    // A power loss keeps what was written in place, and not what was appended.
+    std::fs::File::options().write(true).open(place.path()).unwrap().set_len(before).unwrap();
+    assert!(place.open().begin(KEY, txid(3)).is_none());
+}
+
+#[test]
 fn what_is_not_known_is_counted() {
     let place = Place::new();
     for number in 1..=300 {

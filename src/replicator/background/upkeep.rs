@@ -14,7 +14,7 @@ use crate::maintenance::{self, MaintainError, Maintainer, Policy, Report, Turn};
 use crate::replicator::database::Database;
 use crate::replicator::outage::{Outages, Over, Tell};
 use crate::replicator::step::panic_text;
-use crate::store::LtxName;
+use crate::store::{LtxName, StoreErrorKind};
 
 /// So many uploads are worth a round, however short the process has been up.
 fn enough_uploads() -> u64 {
@@ -113,7 +113,7 @@ impl Upkeep {
                 self.tell(background, &report);
             }
             // It is looked at again after the next upload.
-            Err(Failure::Store(MaintainError::Stopped)) => self.times.doublings = 0,
+            Err(Failure::Store(error)) if is_stopped(&error) => self.times.doublings = 0,
             Err(Failure::Store(error @ MaintainError::Busy { .. })) => {
                 log::debug!(target: "replicated", "{}: {error}", background.database.paths.database.display());
                 self.times.doublings = 0;
@@ -214,6 +214,15 @@ impl Upkeep {
             }
         }
         background.database.progress.update(|f| f.maintenance_error = Some(why.to_owned()));
+    }
+}
+
+/// It is not the time for it, or the lease has just been lost.
+fn is_stopped(error: &MaintainError) -> bool {
+    match error {
+        MaintainError::Stopped => true,
+        MaintainError::Store(error) => error.kind == StoreErrorKind::NoLease,
+        _ => false,
     }
 }
 
