@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -131,6 +131,8 @@ struct Counters {
     delete: AtomicU64,
     head: AtomicU64,
     multipart: AtomicU64,
+    received_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
 }
 
 impl Counters {
@@ -298,8 +300,14 @@ impl Server {
     #[must_use]
     pub fn requests(&self) -> Requests {
         let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-        let Counters { put, get, list, delete, head, multipart } = &*self.requests;
+        let Counters { put, get, list, delete, head, multipart, .. } = &*self.requests;
         Requests { put: read(put), get: read(get), list: read(list), delete: read(delete), head: read(head), multipart: read(multipart) }
+    }
+
+    /// Bytes of the bodies that came, and of those that went.
+    #[must_use]
+    pub fn body_bytes(&self) -> [u64; 2] {
+        [&self.requests.received_bytes, &self.requests.sent_bytes].map(|counter| counter.load(Ordering::SeqCst))
     }
 }
 
@@ -366,7 +374,10 @@ impl Handler {
         // Read before the lock is taken, so that a slow client holds up nobody.
         let Ok(body) = body.collect().await else { return refusal(StatusCode::BAD_REQUEST, "") };
         let is_write = !matches!(parts.method, Method::GET | Method::HEAD);
-        let request = Request::from_parts(parts, Body::from(body.to_bytes()));
+        let body = body.to_bytes();
+        self.requests.received_bytes.fetch_add(body.len() as u64, Ordering::SeqCst);
+        let is_head = parts.method == Method::HEAD;
+        let request = Request::from_parts(parts, Body::from(body));
         let _alone = if is_write { Some(self.writes.write().await) } else { None };
         let _with_others = if is_write { None } else { Some(self.writes.read().await) };
         if self.ignores_conditions && request.headers().contains_key("if-none-match") {
@@ -381,6 +392,9 @@ impl Handler {
         if self.dialect == Dialect::Google {
             google::translate_response(response.headers_mut());
         }
+        let length = response.headers().get("content-length").and_then(|length| length.to_str().ok()?.parse().ok());
+        let sent_bytes = length.or_else(|| response.body().size_hint().exact()).filter(|_| !is_head).unwrap_or(0);
+        self.requests.sent_bytes.fetch_add(sent_bytes, Ordering::SeqCst);
         response
     }
 
