@@ -167,6 +167,8 @@ pub(super) async fn let_go(store: &dyn Store, upto: Txid) -> Result<Vec<Kept>, M
 pub(super) struct Claim<'a> {
     store: &'a dyn Store,
     node: u64,
+    /// It was ours already: a round of ours was cut off.
+    was_ours: bool,
     held: Mutex<Held>,
 }
 
@@ -185,7 +187,9 @@ impl<'a> Claim<'a> {
     pub(super) async fn take(store: &'a dyn Store, node: Option<u64>) -> Result<Self, MaintainError> {
         let is_inside = node.is_some();
         let (node, owner) = (node.filter(|node| *node != 0).unwrap_or_else(|| fastrand::u64(1..)), owner());
+        let mut was_ours = false;
         let claimed = change(store, |note| {
+            was_ours = note.node == node;
             if ![0, node].contains(&note.node) && note.expires_ms > now_ms() {
                 return Err(MaintainError::Busy { owner: note.owner.clone(), until: TimestampMs(note.expires_ms).to_rfc3339() });
             }
@@ -204,7 +208,12 @@ impl<'a> Claim<'a> {
             }
             other => other?,
         };
-        Ok(Self { store, node, held: Mutex::new(Held { version, note }) })
+        Ok(Self { store, node, was_ours, held: Mutex::new(Held { version, note }) })
+    }
+
+    /// Whether the last one to claim it was this very node, which has not given it back.
+    pub(super) const fn was_ours(&self) -> bool {
+        self.was_ours
     }
 
     /// The how manieth claim it is; `None` where nobody counts.

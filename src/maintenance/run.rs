@@ -125,7 +125,7 @@ impl Maintainer {
         self.changes.has_begun = true;
         fault_point!("maintain.claimed");
         if claim.generation().is_some_and(|generation| catalogue.generation.map(|known| known.saturating_add(1)) != Some(generation)) {
-            self.changes.found_others = true;
+            self.changes.found_others = !claim.was_ours();
             catalogue = self.list(now, turn).await?;
         }
         catalogue.generation = claim.generation();
