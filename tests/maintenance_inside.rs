@@ -684,6 +684,23 @@ fn a_failure_is_told_and_changes_nothing_for_the_replication() {
     app.check_newest();
 }
 
+/// A fault of ours in a round is told like a failure: replication goes on, and so does the maintenance.
+#[test]
+fn a_fault_in_it_harms_nothing() {
+    let mut app = App::on(None, &[]);
+    let (mut host, db) = app.start(Program::Faulty, &[("REPLICATED_TEST_FAULT", "maintain.merged=panic@2")]);
+    app.commit_until(&mut host, db, "a fault", |host| host.status(db, "maintenance_error").contains("a fault in the extension"));
+    assert_eq!((host.status(db, "state").as_str(), host.status(db, "last_error").as_str()), ("idle", "-"));
+    app.commit_until(&mut host, db, "a round", |host| host.status(db, "maintenance_error") == "-");
+    let last = host.status(db, "last_maintenance");
+    host.close(db);
+    app.check_newest();
+    // The next process knows when that was.
+    let (mut host, db) = app.open();
+    host.sync(db);
+    assert!(host.status(db, "last_maintenance") >= last);
+}
+
 /// Processes that open, commit and close make no round, until so many have gone without one that a close waits for it.
 #[test]
 fn many_short_processes_come_to_a_round_in_the_end() {

@@ -76,7 +76,7 @@ pub(crate) struct Facts {
     pub(crate) snapshots: u64,
     /// Whether the store really refuses to replace objects; `None` before it was asked.
     pub(crate) fencing: Option<bool>,
-    /// When the bucket was maintained last by a process that had this database open.
+    /// When the bucket was maintained last by a process that had this database open, this one or another before.
     pub(crate) last_maintenance_ms: Option<i64>,
     /// Why it is not, or not as it should be.
     pub(crate) maintenance_error: Option<String>,

@@ -303,6 +303,11 @@ impl Ledger {
         self.has_news = true;
     }
 
+    /// When the last round ended, of this process or one before; 0 for never.
+    pub(super) fn round_ms(&mut self, key: Key) -> i64 {
+        self.open(key).map_or(0, |open| open.header.round_ms)
+    }
+
     pub(super) fn pending(&mut self, key: Key) -> Pending {
         match self.open(key) {
             _ if !self.has_news => Pending::default(),

@@ -116,6 +116,9 @@ impl Background {
             return;
         }
         let _ends = EndsNeglect(Arc::clone(&self.database));
+        let key = self.key();
+        let last_round_ms = self.ledger.borrow_mut().round_ms(key);
+        self.database.progress.update(|f| f.last_maintenance_ms = f.last_maintenance_ms.or(Some(last_round_ms).filter(|ms| *ms > 0)));
         let mut upkeep = Upkeep::new(&self.database);
         loop {
             let pending = self.pending();

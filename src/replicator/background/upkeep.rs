@@ -108,9 +108,9 @@ impl Upkeep {
         });
         fault_point!("upkeep.done");
         match outcome {
-            Ok(Done { report, found_others }) => {
+            Ok(Done { report, found_others, at_ms }) => {
                 self.times.doublings = if found_others { MOST_DOUBLINGS } else { 0 };
-                self.tell(background, &report);
+                self.tell(background, &report, at_ms);
             }
             // It is looked at again after the next upload.
             Err(Failure::Store(error)) if is_stopped(&error) => self.times.doublings = 0,
@@ -161,14 +161,15 @@ impl Upkeep {
                 }
                 drop(tail);
                 let appended = (!changes.is_listed).then_some((changes.made.as_slice(), changes.gone.as_slice()));
-                ledger.end(key, known, appended, maintenance::now().0);
-                Ok(Done { report, found_others: changes.found_others })
+                let at_ms = maintenance::now().0;
+                ledger.end(key, known, appended, at_ms);
+                Ok(Done { report, found_others: changes.found_others, at_ms })
             }
         }
     }
 
     /// A round has come to its end.
-    fn tell(&mut self, background: &Background, report: &Report) {
+    fn tell(&mut self, background: &Background, report: &Report, at_ms: i64) {
         let database = &background.database;
         let name = database.paths.database.display();
         if !report.problems.is_empty() {
@@ -192,7 +193,7 @@ impl Upkeep {
         }
         let still_refused = self.refused.is_some();
         database.progress.update(|f| {
-            f.last_maintenance_ms = Some(maintenance::now().0);
+            f.last_maintenance_ms = Some(at_ms);
             match &report.refused {
                 Some(why) => f.maintenance_error = Some(format!("nothing is deleted: {why}")),
                 None if still_refused => {}
@@ -230,6 +231,7 @@ fn is_stopped(error: &MaintainError) -> bool {
 struct Done {
     report: Report,
     found_others: bool,
+    at_ms: i64,
 }
 
 /// Why there was none.
