@@ -160,10 +160,17 @@ impl Background {
         if !is_over && is_good && may_write { Ok(()) } else { Err(MaintainError::Stopped) }
     }
 
+    /// Whether a commit, of whichever process, waits for an upload that has not begun.
+    fn somebody_waits(&self) -> bool {
+        let database = &self.database;
+        let acked = database.progress.acked_sequence();
+        database.published().sequence > acked && database.shared.urgent.load(Ordering::Acquire) > acked
+    }
+
     /// Returns when there is time for one more request of a round: after the uploads that are under way, and after commits that wait.
     async fn make_way(&self) -> Result<(), MaintainError> {
         self.is_idle()?;
-        self.housekeeping.traffic.gone(|| self.database.progress.committers_behind() > 0, || self.is_idle()).await?;
+        self.housekeeping.traffic.gone(|| self.somebody_waits(), || self.is_idle()).await?;
         if self.ledger.borrow().is_void() { Err(MaintainError::Stopped) } else { Ok(()) }
     }
 }

@@ -13,6 +13,8 @@ use super::Housekeeping;
 
 /// How often whoever waits looks whether there is still anything to wait for.
 const LOOK: Duration = Duration::from_secs(1);
+/// An upload that is expected and does not begin is waited for so many looks: something else holds it up, and others wait for their turn.
+const MOST_LOOKS: u32 = 10;
 
 /// The uploads of a process.
 #[derive(Debug, Default)]
@@ -35,11 +37,11 @@ impl Traffic {
 
     /// Waits as long as an upload is under way that was when this began, or is `expected` and has not ended since. `fits` ends it early.
     pub(super) async fn gone<E>(&self, expected: impl Fn() -> bool, fits: impl Fn() -> Result<(), E>) -> Result<(), E> {
-        let before = self.ended.get();
-        while self.ended.get() == before && (self.under_way.get() > 0 || expected()) {
+        let (before, mut looks) = (self.ended.get(), 0);
+        while self.ended.get() == before && (self.under_way.get() > 0 || expected() && looks < MOST_LOOKS) {
             tokio::select! {
                 () = self.changed.notified() => {}
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(LOOK) => looks += 1,
             }
             fits()?;
         }
