@@ -189,11 +189,15 @@ fn a_bucket_stays_small_while_the_application_writes() {
     for bucket in [Some(Bucket::s3(&server, "small")), None] {
         let mut app = App::on(bucket, &[]);
         let (mut host, db) = app.open();
-        for round in 0..60 {
-            app.remember(&mut host, db);
+        for round in 0..45 {
+            if round % 3 == 0 {
+                app.remember(&mut host, db)
+            } else {
+                app.commit(&mut host, db)
+            };
             if round % 15 == 0 {
                 app.check_newest();
-                let older: Vec<Txid> = app.states.keys().rev().step_by(5).take(4).copied().collect();
+                let older: Vec<Txid> = app.states.keys().rev().step_by(2).take(3).copied().collect();
                 for txid in older {
                     app.check(txid);
                 }

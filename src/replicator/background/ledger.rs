@@ -341,15 +341,20 @@ impl Ledger {
         self.round.as_ref().is_none_or(|round| round.is_void)
     }
 
-    /// A round has ended, and has left this behind; `None` where it has failed. Where nothing was listed `made` and `gone` is all that it has changed.
-    pub(super) fn end(&mut self, key: Key, known: Option<Known>, changed: Option<(&[Listed], &[LtxName])>, now_ms: i64) {
+    /// A round has ended, and has left this behind; `None` where it has failed. Where nothing was listed `made` and `gone` is all that it has changed. Whether
+    /// it is remembered.
+    pub(super) fn end(&mut self, key: Key, known: Option<Known>, changed: Option<(&[Listed], &[LtxName])>, now_ms: i64) -> bool {
         let round = self.round.take().unwrap_or_default();
         self.has_news = !round.uploads.is_empty();
-        let Some(known) = known.filter(|_| !round.is_void) else { return self.forget() };
+        let Some(known) = known.filter(|_| !round.is_void) else {
+            self.forget();
+            return false;
+        };
         let is_appended = changed.is_some_and(|(made, gone)| self.append_round(&known, made, gone, &round, now_ms));
         if !is_appended {
             self.settle(|ledger| ledger.rewrite(key, known, &round, now_ms));
         }
+        self.open.flatten().is_some_and(|open| open.header.is_known)
     }
 
     /// The round has failed, and has changed nothing.

@@ -44,7 +44,7 @@ impl Place {
         }
         assert!(ledger.begin(KEY, txid(3)).is_none());
         let files = (1..=3).map(upload).collect();
-        ledger.end(KEY, Some(Known { files, listed: TimestampMs(5), generation: Some(4) }), None, 77);
+        assert!(ledger.end(KEY, Some(Known { files, listed: TimestampMs(5), generation: Some(4) }), None, 77));
         ledger
     }
 }
@@ -170,7 +170,7 @@ fn a_full_state_ends_what_is_known_also_of_a_round_at_work() {
     assert!(place.open().begin(KEY, txid(3)).is_none());
     let mut ledger = place.listed();
     ledger.begin(KEY, txid(3)).unwrap();
-    ledger.end(KEY, None, None, 99);
+    assert!(!ledger.end(KEY, None, None, 99));
     assert!(place.open().begin(KEY, txid(3)).is_none(), "a round that has failed leaves nothing that is known");
 }
 

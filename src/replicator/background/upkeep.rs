@@ -26,7 +26,7 @@ const NEGLECTED: u64 = 4;
 const NEGLECT_MS: i64 = 3_600_000;
 /// Without a round for so many times as long as there should be between two: the process need not have been up for as long.
 const LONG_AGO: u32 = 12;
-/// After failures the pause doubles so many times. The same where somebody else maintains the bucket as well.
+/// After failures the pause doubles so many times. It is as long where each round costs a listing.
 const MOST_DOUBLINGS: u32 = 4;
 /// Where the store has refused to delete it is asked again after so long.
 const REFUSED: Duration = Duration::from_secs(24 * 3600);
@@ -108,8 +108,10 @@ impl Upkeep {
         });
         fault_point!("upkeep.done");
         match outcome {
-            Ok(Done { report, found_others, at_ms }) => {
-                self.times.doublings = if found_others { MOST_DOUBLINGS } else { 0 };
+            Ok(Done { report, is_seldom, at_ms }) => {
+                if report.problems.is_empty() {
+                    self.times.doublings = if is_seldom { MOST_DOUBLINGS } else { 0 };
+                }
                 self.tell(background, &report, at_ms);
             }
             // It is looked at again after the next upload.
@@ -162,8 +164,8 @@ impl Upkeep {
                 drop(tail);
                 let appended = (!changes.is_listed).then_some((changes.made.as_slice(), changes.gone.as_slice()));
                 let at_ms = maintenance::now().0;
-                ledger.end(key, known, appended, at_ms);
-                Ok(Done { report, found_others: changes.found_others, at_ms })
+                let is_remembered = ledger.end(key, known, appended, at_ms);
+                Ok(Done { report, is_seldom: changes.found_others || !is_remembered, at_ms })
             }
         }
     }
@@ -230,7 +232,8 @@ fn is_stopped(error: &MaintainError) -> bool {
 /// What a round came to.
 struct Done {
     report: Report,
-    found_others: bool,
+    /// Each one costs a listing: another one maintains the bucket too, or what it has cannot be remembered.
+    is_seldom: bool,
     at_ms: i64,
 }
 
