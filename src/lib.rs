@@ -4,11 +4,13 @@
 //! `replica` URL, and every commit is in the bucket a moment later. See the README and `docs/`.
 
 pub mod config;
+pub mod copy;
 pub mod ltx;
 pub mod maintenance;
 pub mod restore;
 pub mod store;
 pub mod types;
+pub mod verify;
 pub mod wal;
 
 #[cfg_attr(feature = "fault-injection", allow(missing_docs, reason = "tests only"))]

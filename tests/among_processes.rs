@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use replicated::types::Txid;
+use replicated_testkit::bucket::Bucket;
 use replicated_testkit::host::{self, Db, Host, Program, eventually};
 use replicated_testkit::net::{Mode, Proxy};
 use replicated_testkit::place::{Place, TABLES, Worker};
@@ -451,6 +452,46 @@ fn a_stopped_uploader_holds_no_checkpoint_and_no_close_up() {
         place.check_but_for_free_pages();
         place.assert_one_full_state();
     }
+}
+
+/// Whoever was stopped with the lock of a database that others change may go on in an hour: what else this process has open is replicated, and what is closed
+/// and opened meanwhile waits for nobody.
+#[test]
+fn who_was_stopped_with_one_database_holds_up_no_other() {
+    if !built::has_python() {
+        return;
+    }
+    let mut place = place();
+    place.env.push(("REPLICATED_TEST_PATIENCE_MS".to_owned(), "500".to_owned()));
+    let mut first = place.first("WAL", Program::Faulty);
+    // With a process that has joined the lock is one between processes.
+    let mut second = place.start(Program::Faulty);
+    second.write("second");
+    first.sync();
+    // Another one that has the lock and does nothing.
+    let held = "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX, 1, (1 << 40) + 3); print('held', flush=True); sys.stdin.read()";
+    let control = place.path().with_file_name("app.db-replicated").join("control");
+    let mut holder =
+        Command::new(host::python()).args(["-c", held]).arg(control).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    assert_eq!(BufReader::new(holder.stdout.take().unwrap()).lines().next().unwrap().unwrap(), "held");
+    first.write("first");
+    for round in 0..3 {
+        let bucket = Bucket::folder(&place.dir.path().join(format!("bucket-{round}")));
+        let path = place.dir.path().join(format!("other-{round}.db"));
+        let other = first.host.open(&host::replicated(&path, &bucket.url, &[("sync_interval", "10ms")]));
+        first.host.run(other, "PRAGMA journal_mode=WAL; CREATE TABLE o(x); INSERT INTO o VALUES (1)");
+        first.host.sync(other);
+        if round == 1 {
+            first.host.close(first.db);
+        }
+    }
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    second.write("second");
+    second.sync();
+    assert_eq!(second.rows(), 4);
+    place.check_but_for_free_pages();
+    place.assert_one_full_state();
 }
 
 /// A file that takes the place of one that is still open in the same process: what is committed to the old one disturbs nothing of the new one.

@@ -3,7 +3,7 @@
 use crc_fast::{CrcAlgorithm, Digest};
 
 /// Set in every checksum that the format stores, so that zero can mean "none".
-pub(super) const CHECKSUM_FLAG: u64 = 1 << 63;
+pub(crate) const CHECKSUM_FLAG: u64 = 1 << 63;
 
 /// The checksum of a file as it is read or written.
 #[derive(Clone, Debug)]
@@ -31,6 +31,14 @@ impl FileCrc {
     }
 }
 
+/// What a page gives to the rolling checksum of its database; never 0.
+pub(crate) fn page_checksum(page: u32, data: &[u8]) -> u64 {
+    let mut crc = FileCrc::new();
+    crc.update(&page.to_be_bytes());
+    crc.update(data);
+    crc.value()
+}
+
 /// The rolling checksum of a database whose pages are given one by one, the lock page excepted. Any order gives the same.
 #[derive(Clone, Debug)]
 pub(super) struct RollingChecksum(u64);
@@ -41,10 +49,7 @@ impl RollingChecksum {
     }
 
     pub(super) fn add(&mut self, page: u32, data: &[u8]) {
-        let mut crc = FileCrc::new();
-        crc.update(&page.to_be_bytes());
-        crc.update(data);
-        self.0 = (self.0 ^ crc.value()) | CHECKSUM_FLAG;
+        self.0 = (self.0 ^ page_checksum(page, data)) | CHECKSUM_FLAG;
     }
 
     /// Adds the pages of another one.

@@ -21,6 +21,7 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use checksum::{CHECKSUM_FLAG, page_checksum};
 pub use decoder::{Decoder, OnPage, Summary};
 pub use encoder::{Encoder, Finished};
 pub use error::LtxError;

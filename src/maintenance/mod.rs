@@ -19,7 +19,7 @@ mod error;
 mod merging;
 pub(crate) mod note;
 mod pace;
-mod policy;
+pub(crate) mod policy;
 mod retention;
 mod run;
 mod schedule;

@@ -129,7 +129,7 @@ fn unreadable(store: &dyn Store, why: &str) -> MaintainError {
 ///
 /// # Errors
 /// Where the note cannot be read: then nothing may be deleted.
-pub(super) async fn read(store: &dyn Store) -> Result<(Vec<Kept>, u64), MaintainError> {
+pub(crate) async fn read(store: &dyn Store) -> Result<(Vec<Kept>, u64), MaintainError> {
     match retried(async || store.read_note().await).await? {
         Some(object) => {
             let note = Note::parse(&object.body).map_err(|why| unreadable(store, &why))?;

@@ -61,6 +61,6 @@ impl Policy {
 }
 
 /// In the milliseconds that times are counted in.
-pub(super) fn millis(duration: Duration) -> i64 {
+pub(crate) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -4,7 +4,7 @@
 //! and a CRC-32, so that a torn write leaves the older one. Its blocks exist from the start: saving needs no free disk space.
 //! The layout is private to this version; an unknown one is treated as no control file at all, which costs a comparison, never data.
 
-mod slot;
+pub(crate) mod slot;
 
 use std::fs::{File, OpenOptions};
 use std::io;

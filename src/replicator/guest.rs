@@ -31,7 +31,7 @@ impl Database {
         self.shared.preserving.store(Preserving::No as u64, Ordering::SeqCst);
         aside::remove(&self.paths);
         self.shared.dozing.store(0, Ordering::SeqCst);
-        self.lock_tail().inflight = None;
+        self.lock_tail_here().inflight = None;
         if let Some(lease) = &self.lease {
             lease.is_taken_over();
         }

@@ -43,6 +43,8 @@ use crate::types::TimestampMs;
 
 /// While a database is being closed its lease is not renewed; it may be opened again before that is done.
 const CLOSING_PAUSE: Duration = Duration::from_millis(50);
+/// How long a close waits for whoever has the tail.
+const TAIL_PATIENCE: Duration = Duration::from_secs(1);
 /// What a close waits for when it lets the lease go.
 pub(crate) const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 /// Others may be faster each time.
@@ -331,6 +333,7 @@ impl Lease {
     /// Renews the lease, or takes it again; tells those who want to know. Returns how long to wait before the next time.
     async fn tend(&self, database: &Database) -> Duration {
         let third = self.ttl / 3;
+        database.tail_comes_free().await;
         if matches!(database.lock_tail().mode, Mode::Stopped(..)) {
             // Nothing will be sent by this one: somebody else may be waiting for it.
             self.let_go(database, "nothing is sent any more").await;
@@ -504,7 +507,7 @@ pub(crate) async fn release_at_close(database: &Database) {
         return;
     }
     let keeps = {
-        let tail = database.lock_tail();
+        let Some(tail) = database.try_lock_tail_for(TAIL_PATIENCE) else { return };
         let is_stopped = matches!(tail.mode, Mode::Stopped(..));
         !is_stopped && !if database.is_known() { database.is_settled(&tail) } else { is_clean(database, &tail.state) }
     };

@@ -223,6 +223,7 @@ impl Task {
         if !published.known {
             return Ok(Next::Idle);
         }
+        self.tail_comes_free().await?;
         database.note_looked();
         let (mode, compares) = {
             let mut tail = database.lock_tail();
@@ -386,6 +387,7 @@ impl Task {
                 return Ok(Next::Again);
             }
         }
+        self.tail_comes_free().await?;
         self.sent = replaces.then_some(inflight.attempt);
         let ended = Instant::now();
         self.siblings.released(database.progress.release_apart(ended - began), began, ended);

@@ -55,7 +55,7 @@ pub(crate) fn chunks<'a>(
         .buffered(parallelism)
 }
 
-pub(super) fn ranges(file: Listed) -> impl Iterator<Item = Chunk> {
+pub(crate) fn ranges(file: Listed) -> impl Iterator<Item = Chunk> {
     let count = file.size_bytes.div_ceil(CHUNK_BYTES);
     (0..count).map(move |i| {
         let start = i * CHUNK_BYTES;
@@ -64,7 +64,7 @@ pub(super) fn ranges(file: Listed) -> impl Iterator<Item = Chunk> {
 }
 
 /// The bytes of a range. One that breaks off is gone on with from where it ended; what counts are attempts that bring nothing to speak of.
-pub(super) async fn range(store: &dyn Store, name: &LtxName, range: Range<u64>) -> Result<Bytes, StoreError> {
+pub(crate) async fn range(store: &dyn Store, name: &LtxName, range: Range<u64>) -> Result<Bytes, StoreError> {
     let mut body = Vec::with_capacity(usize::try_from(range.end.saturating_sub(range.start)).unwrap_or_default());
     let mut retries = Retries::new();
     loop {

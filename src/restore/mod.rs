@@ -23,8 +23,8 @@ mod plan;
 mod times;
 
 pub use error::{Damage, RestoreError};
-pub(crate) use plan::is_usable;
 pub use plan::{Plan, PlanError, Target, oldest, plan};
+pub(crate) use plan::{SMALLEST_FILE_BYTES, is_usable};
 
 use output::Draft;
 use pipeline::Outcome;
@@ -190,11 +190,28 @@ fn block_on<T>(future: impl Future<Output = Result<T, RestoreError>>) -> Result<
 /// As `restore`.
 pub async fn restore_to_path(store: &dyn Store, options: &RestoreOptions<'_>) -> Result<Report, RestoreError> {
     let target = output::real_path(&options.output);
-    output::check_target(&target, options.overwrite)?;
+    let (report, draft) = restore_draft(store, options, &target).await?;
+    draft.sync()?;
+    draft.publish()?;
+    fault_point!("if-missing.placed");
+    // After the rename, which changes the file's ctime. After a crash in between the user has to say that this file goes on.
+    let restored = Restored { txid: report.txid, newest: report.max_txid_in_bucket, page_size: report.page_size };
+    let remembered = remember::restored(&target, store.url(), &restored);
+    Ok(Report { not_resumable: remembered.err().map(|error| error.to_string()), ..report })
+}
+
+/// Restores a database that is gone afterwards: `RestoreOptions::check` sees it, complete, beside where the output would be.
+pub(crate) async fn restore_aside(store: &dyn Store, options: &RestoreOptions<'_>) -> Result<Report, RestoreError> {
+    restore_draft(store, options, &output::real_path(&options.output)).await.map(|(report, _)| report)
+}
+
+/// Restores a database, complete and checked but for its name.
+async fn restore_draft(store: &dyn Store, options: &RestoreOptions<'_>, target: &Path) -> Result<(Report, Draft), RestoreError> {
+    output::check_target(target, options.overwrite)?;
     let mut plans = 1;
     let (report, draft) = loop {
         let (plan, listings) = make_plan(store, options.target).await?;
-        let draft = Draft::create(&target, options.overwrite)?;
+        let draft = Draft::create(target, options.overwrite)?;
         if let Some(progress) = options.progress {
             progress.planned(&plan);
         }
@@ -210,13 +227,7 @@ pub async fn restore_to_path(store: &dyn Store, options: &RestoreOptions<'_>) ->
     if let Some(check) = options.check {
         check(draft.path()).map_err(|why| RestoreError::Refused { url: store.url().to_owned(), txid: report.txid, why })?;
     }
-    draft.sync()?;
-    draft.publish()?;
-    fault_point!("if-missing.placed");
-    // After the rename, which changes the file's ctime. After a crash in between the user has to say that this file goes on.
-    let restored = Restored { txid: report.txid, newest: report.max_txid_in_bucket, page_size: report.page_size };
-    let remembered = remember::restored(&target, store.url(), &restored);
-    Ok(Report { not_resumable: remembered.err().map(|error| error.to_string()), ..report })
+    Ok((report, draft))
 }
 
 async fn make_plan(store: &dyn Store, target: Target) -> Result<(Plan, Vec<Listed>), RestoreError> {

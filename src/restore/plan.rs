@@ -9,7 +9,7 @@ use crate::store::{Listed, LtxName, SNAPSHOT_LEVEL};
 use crate::types::{TimestampMs, Txid};
 
 /// Header, end of pages, empty index and trailer: no LTX file is shorter.
-pub(super) const SMALLEST_FILE_BYTES: u64 = 131;
+pub(crate) const SMALLEST_FILE_BYTES: u64 = 131;
 
 /// The state that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,15 +7,21 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod adopt;
+mod against;
+mod copy;
+mod file_head;
 mod integrity;
 mod list;
+mod live;
 mod maintain;
 mod moment;
+mod private;
 mod restore;
 mod store_flags;
 mod text;
+mod verify;
 
-/// Restores, inspects and maintains what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
+/// Restores, inspects, verifies, copies and maintains what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
 #[derive(Debug, Parser)]
 #[command(name = "replicated", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
@@ -29,9 +35,11 @@ enum Command {
     Adopt(adopt::Args),
     List(list::Args),
     Maintain(maintain::Args),
+    Verify(verify::Args),
+    Copy(copy::Args),
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage; of verify also 3: could not be checked.";
 
 /// Long flags that Litestream's users write with one dash, and that clap would take for a row of short ones.
 const SINGLE_DASH: &[&str] = &[
@@ -56,6 +64,8 @@ const SINGLE_DASH: &[&str] = &[
 enum Failure {
     /// The arguments or the environment make no sense.
     Usage(String),
+    /// It has been told already.
+    Told(u8),
     /// It could not be done.
     Failed {
         /// What was tried, on what.
@@ -76,6 +86,8 @@ fn main() -> ExitCode {
         Command::Adopt(args) => adopt::run(&args),
         Command::List(args) => list::run(&args),
         Command::Maintain(args) => maintain::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Copy(args) => copy::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,6 +101,7 @@ fn report(failure: &Failure) -> ExitCode {
             text::to_stderr(&format!("error: {why}\n\nFor more information, try '--help'.\n"));
             ExitCode::from(2)
         }
+        Failure::Told(code) => ExitCode::from(*code),
         Failure::Failed { what, why, advice, json } => {
             let mut message = format!("error: {what}\n  why: {why}\n");
             if !advice.is_empty() {
@@ -157,6 +170,20 @@ mod tests {
         let (documented, missing): (Vec<&str>, Vec<&str>) =
             flags.partition(|flag| page.contains(&format!("| `--{flag}")) || page.contains(&format!(", `--{flag}`")));
         assert!(documented.len() > 10 && missing.is_empty(), "not in docs/maintenance.md: {missing:?}");
+    }
+
+    #[test]
+    fn every_flag_of_verify_and_copy_is_documented() {
+        let of_store =
+            ["endpoint", "region", "path-style", "allow-http", "ca-bundle", "profile", "connect-timeout", "request-timeout", "log-level"];
+        for (name, page) in [("verify", include_str!("../../../docs/verify.md")), ("copy", include_str!("../../../docs/copy.md"))] {
+            let command = Cli::command();
+            let arguments = command.find_subcommand(name).unwrap().get_arguments();
+            let flags = arguments.filter_map(|arg| arg.get_long()).filter(|flag| !of_store.contains(flag) && *flag != "help");
+            let (documented, missing): (Vec<&str>, Vec<&str>) =
+                flags.partition(|flag| page.contains(&format!("| `--{flag}")) || page.contains(&format!(", `--{flag}")));
+            assert!(documented.len() > 6 && missing.is_empty(), "not in docs/{name}.md: {missing:?}");
+        }
     }
 
     #[test]

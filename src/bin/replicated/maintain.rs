@@ -122,7 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                     text::to_stderr(&format!("  try: {advice}\n"));
                 }
             }
-            Err(usage) => return Err(usage),
+            Err(other) => return Err(other),
         }
         std::thread::sleep(every);
     }

@@ -7,7 +7,7 @@ use super::{
 use crate::replicator::looks::Looks;
 use crate::types::{Txid, WalPos};
 
-pub(super) fn newest_slot(page: &[u8]) -> Option<(u64, State)> {
+pub(crate) fn newest_slot(page: &[u8]) -> Option<(u64, State)> {
     if page.get(..8) != Some(MAGIC.as_slice()) {
         return None;
     }

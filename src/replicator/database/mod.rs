@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use self::file::PreserverSlot;
 pub(crate) use self::published::Published;
 use crate::config::Options;
-use crate::fault::fault_point;
+use crate::fault::{fault_point, fault_value};
 use crate::replicator::aside::SetsAside;
 use crate::replicator::background::Neglect;
 use crate::replicator::batch::WalFile;
@@ -250,11 +250,18 @@ impl Database {
         // Closing the descriptor gives the locks up.
         *self.marks.lock() = None;
         *self.locks.lock() = None;
-        let control = {
-            let mut tail = self.lock_tail();
-            let control = tail.control_file();
-            tail.release();
-            control
+        let control = match self.try_lock_tail_for(PATIENCE) {
+            Some(mut tail) => {
+                let control = tail.control_file();
+                tail.release();
+                control
+            }
+            None => {
+                let mut tail = self.lock_tail_here();
+                let control = tail.control_file();
+                tail.release_without_lock();
+                control
+            }
         };
         // Closed by somebody else later it would take the locks of a successor in this process away, too.
         let deadline = Instant::now() + PATIENCE;
@@ -272,12 +279,33 @@ impl Database {
         TailGuard::lock(&self.tail)
     }
 
+    /// What of it is this process's own.
+    pub(crate) fn lock_tail_here(&self) -> MutexGuard<'_, Tail> {
+        TailGuard::lock_here(&self.tail)
+    }
+
+    /// Whether the tail can be locked at once: who was stopped with it may go on in an hour, and the uploader has other databases.
+    pub(crate) fn is_tail_free(&self) -> bool {
+        self.shared.joined.load(Ordering::Relaxed) == 0 || self.try_lock_tail_for(Duration::ZERO).is_some()
+    }
+
+    /// Waits until it is.
+    pub(crate) async fn tail_comes_free(&self) {
+        const PAUSE: Duration = Duration::from_millis(2);
+        const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+        let mut pause = PAUSE;
+        while !self.is_tail_free() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
     /// The same for SQLite's threads, which must not wait for ever where a process was stopped that holds it. `None` then: what was to be captured is lost, and
     /// whoever has the tail next finds that out.
     fn tail_or_lost(&self) -> Option<TailGuard<'_>> {
         /// Encoding a large batch takes as long.
         const PATIENCE: Duration = Duration::from_secs(30);
-        let tail = self.tail_within(PATIENCE);
+        let tail = self.tail_within(fault_value!("REPLICATED_TEST_PATIENCE_MS", PATIENCE, Duration::from_millis));
         if tail.is_none() && self.shared.lost.swap(1, Ordering::AcqRel) == 0 {
             log::error!(
                 target: "replicated",

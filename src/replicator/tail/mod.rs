@@ -316,6 +316,12 @@ impl Tail {
         self.control = None;
     }
 
+    /// The same where another process has the lock, and was stopped. What is saved is there for a successor.
+    pub(crate) fn release_without_lock(&mut self) {
+        self.control = None;
+        self.locks = None;
+    }
+
     fn save_or_warn(&mut self) {
         if let Err(error) = self.save() {
             log::warn!(target: "replicated", "{error}");

@@ -39,7 +39,7 @@ impl Task {
 
     /// Reports a failure, once for each cause of an outage, and says how long to wait.
     pub(super) fn failed(&mut self, error: &StepError) -> Next {
-        if self.database.lock_tail().has_failed() {
+        if self.database.lock_tail_here().has_failed() {
             // A snapshot that a panic has ended, say: that is told already.
             return Next::Again;
         }

@@ -67,6 +67,14 @@ impl Task {
         }
     }
 
+    /// Waits until the tail can be locked, as for a request.
+    pub(super) async fn tail_comes_free(&self) -> Result<(), StepError> {
+        if !self.database.is_tail_free() {
+            self.meanwhile(self.database.tail_comes_free()).await?;
+        }
+        Ok(())
+    }
+
     /// How long the store is still to be left alone.
     pub(super) fn left_alone_for(&self) -> Option<Duration> {
         let until = *self.left_alone.borrow().get(self.database.store.url())?;
@@ -105,8 +113,9 @@ impl Task {
 
     /// Spools what waits in the WAL where it is much. Returns at how many frames to look again: never, where nothing can be spooled now.
     pub(super) fn encode_ahead(&self) -> u32 {
+        const PATIENCE: Duration = Duration::from_millis(20);
         let database = &self.database;
-        let mut tail = database.lock_tail();
+        let Some(mut tail) = database.try_lock_tail_for(PATIENCE) else { return u32::MAX };
         if tail.state.captured.is_none() || matches!(tail.mode, Mode::Stopped(..) | Mode::Unresolved) {
             return u32::MAX;
         }

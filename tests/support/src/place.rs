@@ -21,7 +21,8 @@ pub struct Place {
     /// The bucket's, where it has one.
     pub server: Option<Server>,
     options: Vec<(&'static str, String)>,
-    env: Vec<(String, String)>,
+    /// More of the processes' environment.
+    pub env: Vec<(String, String)>,
 }
 
 impl Place {
