@@ -64,8 +64,9 @@ impl Background {
         Self { database, housekeeping, ledger, news: Notify::new() }
     }
 
+    /// Neither changes as long as the database is open, so that no other process need be waited for.
     fn key(&self) -> Key {
-        let tail = self.database.lock_tail();
+        let tail = self.database.lock_tail_here();
         Key { replica_hash: tail.state.replica_hash, node_id: tail.state.node_id }
     }
 

@@ -15,6 +15,7 @@ use crate::replicator::database::Database;
 use crate::replicator::outage::{Outages, Over, Tell};
 use crate::replicator::step::panic_text;
 use crate::store::{LtxName, StoreErrorKind};
+use crate::types::Txid;
 
 /// So many uploads are worth a round, however short the process has been up.
 fn enough_uploads() -> u64 {
@@ -127,7 +128,8 @@ impl Upkeep {
     async fn try_round(&mut self, background: &Rc<Background>) -> Result<Done, Failure> {
         background.is_idle()?;
         let database = &background.database;
-        let (key, acked) = (background.key(), database.lock_tail().state.acked.map(|acked| acked.txid));
+        // Nobody else has anything acknowledged.
+        let (key, acked) = (background.key(), database.lock_tail_here().state.acked.map(|acked| acked.txid));
         let known = background.ledger.borrow_mut().begin(key, acked);
         // It may have been long.
         tokio::task::yield_now().await;
@@ -153,15 +155,7 @@ impl Upkeep {
                 Err(error.into())
             }
             Ok(report) => {
-                let mut tail = database.lock_tail();
-                if tail.state.witness.is_some_and(|witness| changes.gone.contains(&LtxName::level0(witness))) {
-                    // It is not missed: what replaces it was read.
-                    tail.state.witness = acked;
-                    if let Err(error) = tail.save() {
-                        log::debug!(target: "replicated", "{error}");
-                    }
-                }
-                drop(tail);
+                forget_witness(database, &changes.gone, acked);
                 let appended = (!changes.is_listed).then_some((changes.made.as_slice(), changes.gone.as_slice()));
                 let at_ms = maintenance::now().0;
                 let is_remembered = ledger.end(key, known, appended, at_ms);
@@ -217,6 +211,18 @@ impl Upkeep {
             }
         }
         background.database.progress.update(|f| f.maintenance_error = Some(why.to_owned()));
+    }
+}
+
+/// What the uploader looks for, to find out whether the bucket was emptied, may be among what went: it is not missed, as what replaces it was read.
+fn forget_witness(database: &Database, gone: &[LtxName], acked: Option<Txid>) {
+    // Where another process has the tail just now the uploader finds out by a listing.
+    let Some(mut tail) = database.try_lock_tail_for(Duration::ZERO) else { return };
+    if tail.state.witness.is_some_and(|witness| gone.contains(&LtxName::level0(witness))) {
+        tail.state.witness = acked;
+        if let Err(error) = tail.save() {
+            log::debug!(target: "replicated", "{error}");
+        }
     }
 }
 
