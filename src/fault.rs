@@ -164,6 +164,15 @@ mod active {
         "preserve.write",
         "preserve.aside",
         "preserve.restart",
+        // A copy that follows.
+        "follow.noted",
+        "follow.journal",
+        "follow.journal-written",
+        "follow.locked",
+        "follow.page",
+        "follow.written",
+        "follow.synced",
+        "follow.committed",
         // Closing.
         "close.flush",
         "close.flushed",

@@ -324,7 +324,10 @@ fn a_wrong_option_refuses_the_open_and_is_explained() {
         (
             &[vfs, replica, ("something", "secret")],
             &[],
-            &["unknown parameter something", "allowed are replica, restore, restore_wait, on_conflict, lease, lease_wait, sync_interval"],
+            &[
+                "unknown parameter something",
+                "allowed are replica, restore, restore_wait, restore_threads, on_conflict, lease, lease_wait, sync_interval",
+            ],
         ),
         (&[vfs, ("burst", "many")], &[], &["parameter burst", "got \"many\"", "allowed is a number from 1 to 100"]),
         (&[vfs, replica, ("burst", "101")], &[], &["parameter burst", "got \"101\"", "allowed is a number from 1 to 100"]),

@@ -411,16 +411,20 @@ fn an_empty_bucket_is_a_failure_unless_that_was_expected() {
 }
 
 #[test]
-fn a_bucket_of_litestream_0_3_is_recognised() {
+fn a_bucket_of_litestream_0_3_restores_to_the_bytes_that_litestream_restores() {
     const BUCKET: &str = "litestream-0.3.13-generations";
-    refused(&file_url(&fixture(BUCKET)), &["-if-replica-exists"], &["Litestream 0.3", "cannot be restored yet"]);
-    let server = Server::start().unwrap();
-    let generation = server.root().join(server.bucket()).join("old/generations/92852a2dde519981/snapshots");
-    fs::create_dir_all(&generation).unwrap();
-    let snapshot = "generations/92852a2dde519981/snapshots/00000000.snapshot.lz4";
-    fs::copy(fixture(BUCKET).join(snapshot), generation.join("00000000.snapshot.lz4")).unwrap();
-    let (run, _) = restore(&server.url("old"), &[], &server.env());
-    assert!(run.code == 1 && run.stderr.contains("Litestream 0.3"), "{}", run.stderr);
+    for args in [vec!["-if-replica-exists"], vec!["--integrity-check", "full"], vec!["--generation", "92852a2dde519981", "-index", "0"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("app.db");
+        let mut all = vec!["restore", "-o", output.to_str().unwrap()];
+        let url = file_url(&fixture(BUCKET));
+        all.push(&url);
+        all.extend(args);
+        let run = run(&all);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        assert_eq!(sha256(&output), expected_sha256(BUCKET));
+    }
+    refused(&file_url(&fixture(BUCKET)), &["--txid", "1"], &["Litestream 0.3", "no TXIDs"]);
 }
 
 #[test]

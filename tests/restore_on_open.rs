@@ -369,3 +369,34 @@ fn a_database_that_is_deleted_while_it_is_open_comes_back() {
     assert_eq!(host.status(gone, "state"), "failed");
     assert_eq!((rows_of(&bucket), bucket.full_states()), (7, 1));
 }
+
+/// In a host that has better things to do with its cores.
+#[test]
+fn an_open_that_restores_starts_no_more_threads_than_it_may() {
+    let server = Server::start().unwrap();
+    let bucket = Bucket::s3(&server, "app");
+    history(&bucket);
+    let proxy = Proxy::start(&server.endpoint()).unwrap();
+    let machine = tempfile::tempdir().unwrap();
+    // So that there is time to look.
+    proxy.set(Mode::Delay(std::time::Duration::from_millis(150))).unwrap();
+    let mut host = Host::start(Program::Rust, &bucket.through(&proxy.endpoint()).env);
+    let uri = host::replicated(&machine.path().join("app.db"), &bucket.url, &[IF_MISSING, ("restore_threads", "1")]);
+    host.send(&serde_json::json!({"op": "open", "uri": uri})).unwrap();
+    let decoding = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", host.id())).unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("replicated-deco")).count()
+    };
+    let mut most = 0;
+    eventually("it decodes", || {
+        most = most.max(decoding());
+        most > 0
+    });
+    while decoding() > 0 {
+        most = most.max(decoding());
+    }
+    assert_eq!(most, 1);
+    assert_eq!(host.answer().unwrap(), 1);
+    assert_eq!(rows(&machine.path().join("app.db")), 5);
+}

@@ -51,6 +51,8 @@ pub struct Options {
     pub restore_if_missing: bool,
     /// See `OPTIONS`.
     pub restore_wait: Duration,
+    /// See `OPTIONS`.
+    pub restore_threads: u32,
     /// Whether commits fail once another writer has gone on with the replica.
     pub readonly_on_conflict: bool,
     /// How long the lease lasts that allows to write to the replica; zero for none.
@@ -111,6 +113,7 @@ impl Default for Options {
             replica: None,
             restore_if_missing: false,
             restore_wait: Duration::from_secs(600),
+            restore_threads: 8,
             readonly_on_conflict: false,
             lease: Duration::ZERO,
             lease_wait: Duration::from_secs(120),
@@ -209,6 +212,7 @@ impl Options {
         match spec.name {
             "replica" => self.replica = replica(text)?,
             "restore_wait" => self.restore_wait = duration_within(spec, text)?,
+            "restore_threads" => self.restore_threads = count_within(spec, text)?,
             "restore" => self.restore_if_missing = one_of(text, ["never", "if-missing"])?,
             "on_conflict" => self.readonly_on_conflict = one_of(text, ["continue", "readonly"])?,
             "lease" => self.lease = lease(spec, text)?,

@@ -144,6 +144,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         "With `restore=if-missing`: how long an open waits for another process or thread that is restoring the database. Then it fails.",
     ),
     option(
+        "restore_threads",
+        Kind::Count { min: 1, max: 64 },
+        "8",
+        "With `restore=if-missing`: the most threads that decode while an open restores, of this process and until the restore ends. There is never more than one for each core.",
+    ),
+    option(
         "on_conflict",
         Kind::OneOf(&["continue", "readonly"]),
         "continue",

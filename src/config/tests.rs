@@ -95,7 +95,7 @@ fn unknown_names_are_refused_with_a_suggestion_and_without_their_value() {
     let far_off = message(&[("secret_access_key", "hunter2")], &[]);
     assert!(
         far_off.starts_with(
-            "unknown parameter secret_access_key; allowed are replica, restore, restore_wait, on_conflict, lease, lease_wait, sync_interval"
+            "unknown parameter secret_access_key; allowed are replica, restore, restore_wait, restore_threads, on_conflict, lease, lease_wait, sync_interval"
         ),
         "{far_off}"
     );
@@ -123,6 +123,8 @@ fn values_out_of_range_say_what_they_got_and_what_is_allowed() {
         ("close_timeout", "11m"),
         ("restore_wait", "9ms"),
         ("restore_wait", "25h"),
+        ("restore_threads", "0"),
+        ("restore_threads", "65"),
         ("restore", "always"),
         ("restore", "true"),
         ("on_conflict", "read-only"),
@@ -164,6 +166,8 @@ fn the_bounds_of_each_range_are_allowed() {
         ("close_timeout", "10m"),
         ("restore_wait", "10ms"),
         ("restore_wait", "24h"),
+        ("restore_threads", "1"),
+        ("restore_threads", "64"),
         ("max_lag", "10ms"),
         ("max_lag", "24h"),
         ("ack_timeout", "10ms"),

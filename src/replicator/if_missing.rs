@@ -154,7 +154,9 @@ fn restore_alone(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<(
         Ok(())
     };
     let max_memory_bytes = options.max_memory_bytes;
-    let how = RestoreOptions { max_memory_bytes, progress: Some(&watcher), check: Some(&check), ..RestoreOptions::latest(database) };
+    let threads = restore::threads_up_to(options.restore_threads);
+    let how =
+        RestoreOptions { max_memory_bytes, threads, progress: Some(&watcher), check: Some(&check), ..RestoreOptions::latest(database) };
     let report = match restore::restore(&*store, &how) {
         Ok(report) => report,
         Err(error) if error.is_empty_bucket() => {

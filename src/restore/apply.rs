@@ -18,7 +18,7 @@ use crate::store::{Listed, LtxName};
 use crate::types::{PageNo, PageSize};
 
 /// No page takes less of an LTX file: a page header, a size and the shortest LZ4 block of a page of zeroes.
-const SMALLEST_PAGE_BYTES: u64 = 16;
+pub(super) const SMALLEST_PAGE_BYTES: u64 = 16;
 
 /// What compresses more than so many times is a sparse file rather than a database full of data.
 const MOST_COMPRESSION: u64 = 16;

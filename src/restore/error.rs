@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::generations::GenerationError;
 use super::plan::{PlanError, Target, last_good_words};
 use crate::ltx::LtxError;
 use crate::store::{LtxName, StoreError, StoreErrorKind};
@@ -22,11 +23,27 @@ pub enum RestoreError {
         /// Why not.
         source: PlanError,
     },
-    /// The bucket holds a replica of Litestream 0.3 and nothing newer.
-    #[error("{url}: this is a bucket of Litestream 0.3 (it has generations), which cannot be restored yet")]
+    /// The bucket holds a replica of Litestream 0.3 and nothing newer, which has no TXIDs: see `generations::restore_generation`.
+    #[error("{url}: this is a bucket of Litestream 0.3: it has generations and no LTX files")]
     Generations {
         /// The bucket.
         url: String,
+    },
+    /// What Litestream 0.3 has left there cannot be restored.
+    #[error("{url}: {source}")]
+    Generation {
+        /// The bucket.
+        url: String,
+        /// Why not.
+        source: GenerationError,
+    },
+    /// The caller's check of a database restored from there refused it.
+    #[error("the database restored from {url} was refused: {why}")]
+    RefusedGeneration {
+        /// The bucket.
+        url: String,
+        /// What the check said.
+        why: String,
     },
     /// The store failed, retries included.
     #[error(transparent)]
@@ -144,7 +161,9 @@ impl RestoreError {
     pub fn advice(&self) -> String {
         match self {
             Self::Plan { source, target, .. } => plan_advice(source, *target),
-            Self::Generations { .. } => "restore it with Litestream 0.3.13 or 0.5".to_owned(),
+            Self::Generations { .. } => "`replicated restore URL -o PATH` restores it, to its newest state or with --timestamp; what replicates from there on begins a new history".to_owned(),
+            Self::Generation { source, .. } => source.advice().to_owned(),
+            Self::RefusedGeneration { .. } => "restore an earlier state with --timestamp, or with --generation and --index".to_owned(),
             Self::Store(error) if error.kind == StoreErrorKind::NotFound => {
                 "an object that was listed is gone: something deletes from this bucket, try again".to_owned()
             }

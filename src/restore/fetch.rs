@@ -138,18 +138,18 @@ pub(crate) async fn retried<T>(mut attempt: impl AsyncFnMut() -> Result<T, Store
 }
 
 /// Attempts that failed one after the other.
-struct Retries {
+pub(super) struct Retries {
     tried: u32,
     pause: Duration,
 }
 
 impl Retries {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { tried: 0, pause: FIRST_PAUSE }
     }
 
     /// Waits before the next attempt, or gives the error back where there is none.
-    async fn pause(&mut self, error: StoreError) -> Result<(), StoreError> {
+    pub(super) async fn pause(&mut self, error: StoreError) -> Result<(), StoreError> {
         self.tried += 1;
         if !error.is_transient() || self.tried >= MAX_ATTEMPTS {
             return Err(error);

@@ -17,6 +17,8 @@ mod apply;
 mod decode;
 mod error;
 pub(crate) mod fetch;
+pub mod follow;
+pub mod generations;
 mod output;
 mod pipeline;
 mod plan;
@@ -59,6 +61,8 @@ pub struct RestoreOptions<'a> {
     /// Whether files of more than 4 MiB are read only where they have pages that no newer file has, if that spares a quarter of them. The checksum of such a
     /// file cannot be verified then: it covers all of its pages.
     pub skip_superseded: bool,
+    /// Whether the position is kept beside the output, so that replication can go on from it.
+    pub remembers: bool,
     /// Who is told how far it is.
     pub progress: Option<&'a dyn Progress>,
     /// Looks at the complete database, by its temporary name, before it gets its own; an error refuses it.
@@ -81,6 +85,7 @@ impl RestoreOptions<'_> {
             max_memory_bytes: DEFAULT_MAX_MEMORY_BYTES,
             threads: default_threads(),
             skip_superseded: false,
+            remembers: true,
             progress: None,
             check: None,
         }
@@ -90,7 +95,13 @@ impl RestoreOptions<'_> {
 /// One for each core, up to 8: that is 20 GB a second of pages, which no store sends and no disk takes.
 #[must_use]
 pub fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8)
+    threads_up_to(8)
+}
+
+/// One for each core, up to so many.
+#[must_use]
+pub fn threads_up_to(most: u32) -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(usize::try_from(most.max(1)).unwrap_or(MAX_THREADS))
 }
 
 impl std::fmt::Debug for RestoreOptions<'_> {
@@ -194,6 +205,9 @@ pub async fn restore_to_path(store: &dyn Store, options: &RestoreOptions<'_>) ->
     draft.sync()?;
     draft.publish()?;
     fault_point!("if-missing.placed");
+    if !options.remembers {
+        return Ok(report);
+    }
     // After the rename, which changes the file's ctime. After a crash in between the user has to say that this file goes on.
     let restored = Restored { txid: report.txid, newest: report.max_txid_in_bucket, page_size: report.page_size };
     let remembered = remember::restored(&target, store.url(), &restored);

@@ -72,6 +72,11 @@ impl Draft {
         Ok(draft)
     }
 
+    /// Takes its name away, for one that is never published: then nothing of it is left, however this process ends.
+    pub(super) fn hide(&self) -> Result<(), RestoreError> {
+        fs::remove_file(&self.temporary).map_err(|source| self.failed("unlink", source))
+    }
+
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }

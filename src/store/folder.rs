@@ -29,7 +29,8 @@ use super::keys::Keys;
 use super::lock::{LOCK_FILE, MOST_LOCK_BYTES, NOTE_FILE};
 use super::url::ReplicaUrl;
 use super::{
-    Created, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload,
+    Created, GenerationFile, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError,
+    StoreErrorKind, Upload,
 };
 use crate::types::{TimestampMs, Txid};
 
@@ -117,14 +118,32 @@ impl FolderStore {
         Ok(listed)
     }
 
+    fn generations(&self) -> io::Result<Vec<GenerationFile>> {
+        let root = self.root.join(self.keys.generations());
+        let mut listed = Vec::new();
+        for generation in folders(&root)? {
+            for kind in ["snapshots", "wal"] {
+                let folder = root.join(&generation).join(kind);
+                for name in folders(&folder)? {
+                    let metadata = fs::metadata(folder.join(&name))?;
+                    let path = format!("{generation}/{kind}/{name}");
+                    listed.extend(
+                        GenerationFile::parse(&path, metadata.len(), timestamp(metadata.modified()?)).filter(|_| metadata.is_file()),
+                    );
+                }
+            }
+        }
+        Ok(listed)
+    }
+
     fn begin(&self, name: &LtxName, timestamp: TimestampMs) -> io::Result<Draft> {
         self.clean();
         Draft::begin(self.path(name), timestamp)
     }
 
     /// Puts the bytes of a range behind what is in `body`.
-    fn read(&self, name: &LtxName, range: &Range<u64>, body: &mut Vec<u8>) -> io::Result<()> {
-        let file = File::open(self.path(name))?;
+    fn read(&self, path: &Path, range: &Range<u64>, body: &mut Vec<u8>) -> io::Result<()> {
+        let file = File::open(path)?;
         let size = file.metadata()?.len();
         if size < range.end {
             let message = format!("the file has {size} bytes, bytes {} to {} were asked for", range.start, range.end);
@@ -227,6 +246,16 @@ fn lacks_locks(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::ENOTSUP | libc::ENOSYS)) || error.kind() == io::ErrorKind::Unsupported
 }
 
+/// The names in a folder; none where there is no such folder.
+fn folders(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+    names.filter_map(io::Result::transpose).collect()
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.to_owned().into_os_string();
     name.push(suffix);
@@ -295,12 +324,12 @@ impl Store for FolderStore {
 
     fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
         let mut body = Vec::new();
-        let read = self.read(name, &range, &mut body).map_err(|e| self.error("get", name, &e));
+        let read = self.read(&self.path(name), &range, &mut body).map_err(|e| self.error("get", name, &e));
         ready(read.map(|()| body.into())).boxed()
     }
 
     fn read_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>, body: &'a mut Vec<u8>) -> BoxFuture<'a, Result<(), StoreError>> {
-        ready(self.read(name, &range, body).map_err(|e| self.error("get", name, &e))).boxed()
+        ready(self.read(&self.path(name), &range, body).map_err(|e| self.error("get", name, &e))).boxed()
     }
 
     fn head<'a>(&'a self, name: &'a LtxName) -> BoxFuture<'a, Result<Listed, StoreError>> {
@@ -315,6 +344,20 @@ impl Store for FolderStore {
     fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         let generations = self.root.join(self.keys.generations());
         ready(generations.try_exists().map_err(|e| self.error("list", &"generations", &e))).boxed()
+    }
+
+    fn list_generations(&self) -> BoxFuture<'_, Result<Vec<GenerationFile>, StoreError>> {
+        ready(self.generations().map_err(|e| self.error("list", &"generations", &e))).boxed()
+    }
+
+    fn read_generation<'a>(
+        &'a self,
+        file: &'a GenerationFile,
+        range: Range<u64>,
+        body: &'a mut Vec<u8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        let path = self.root.join(self.keys.generations()).join(&file.path);
+        ready(self.read(&path, &range, body).map_err(|e| self.error("get", file, &e))).boxed()
     }
 
     fn read_lock(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {

@@ -6,6 +6,7 @@ mod clients;
 mod credentials;
 mod env;
 mod folder;
+mod generations;
 mod http;
 mod keys;
 mod lock;
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
 pub use self::env::Env;
+pub use self::generations::{GenerationFile, GenerationPart};
 pub(crate) use self::http::HttpClients;
 pub use self::lock::{LockObject, LockVersion, LockWritten};
 pub(crate) use self::open::open_sharing;
@@ -190,6 +192,28 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Whether Litestream 0.3 has left a replica here (`generations/`), which is another format. Stores that it could not write to have none.
     fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         Box::pin(std::future::ready(Ok(false)))
+    }
+
+    /// What Litestream 0.3 has left here, in no order. Foreign names are left out.
+    fn list_generations(&self) -> BoxFuture<'_, Result<Vec<GenerationFile>, StoreError>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    /// The bytes of a range of one of its objects, put behind what is in `body`; as `read_range`.
+    fn read_generation<'a>(
+        &'a self,
+        file: &'a GenerationFile,
+        _range: Range<u64>,
+        _body: &'a mut Vec<u8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(std::future::ready(Err(StoreError {
+            kind: StoreErrorKind::NotFound,
+            operation: "get",
+            object: format!("{file} in {}", self.url()),
+            cause: "this store has no generations".to_owned(),
+            advice: "",
+            retry_after: None,
+        })))
     }
 
     /// The object that a lease is kept in; `None` where there is none.

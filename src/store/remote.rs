@@ -30,8 +30,8 @@ use super::parts::PartRetries;
 use super::remote_error::Context;
 use super::url::ReplicaUrl;
 use super::{
-    Created, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError, StoreErrorKind, Upload,
-    clients,
+    Created, GenerationFile, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError,
+    StoreErrorKind, Upload, clients,
 };
 use crate::types::{TimestampMs, Txid};
 
@@ -177,6 +177,24 @@ impl Inner {
         Ok(!page.result.objects.is_empty())
     }
 
+    async fn list_generations(&self) -> Result<Vec<GenerationFile>, StoreError> {
+        let prefix = self.keys.generations();
+        let context = self.context("list", &"generations");
+        let (mut listed, mut page_token) = (Vec::new(), None);
+        loop {
+            let options = PaginatedListOptions { page_token: page_token.take(), ..Default::default() };
+            let page = self.check(&context, traced(self.client.bucket.list_paginated(Some(&prefix), options)).await)?;
+            listed.extend(page.result.objects.iter().filter_map(|object| {
+                let path = object.location.as_ref().strip_prefix(prefix.trim_start_matches('/'))?;
+                GenerationFile::parse(path, object.size, TimestampMs(object.last_modified.timestamp_millis()))
+            }));
+            match page.page_token {
+                Some(token) => page_token = Some(token),
+                None => return Ok(listed),
+            }
+        }
+    }
+
     async fn put(&self, path: &Path, body: Bytes, timestamp: TimestampMs, mode: PutMode) -> Traced<()> {
         let options = PutOptions { mode, attributes: self.attributes(timestamp), ..Default::default() };
         let (result, refusal) = traced(self.bucket().put_opts(path, body.into(), options)).await;
@@ -233,13 +251,16 @@ impl Inner {
     }
 
     async fn read_range(&self, name: &LtxName, range: Range<u64>, body: &mut Vec<u8>) -> Result<(), StoreError> {
-        let context = self.context("get", name);
-        let path = self.path(&context, &self.keys.file(name))?;
+        self.read_key(&self.context("get", name), &self.keys.file(name), range, body).await
+    }
+
+    async fn read_key(&self, context: &Context<'_>, key: &str, range: Range<u64>, body: &mut Vec<u8>) -> Result<(), StoreError> {
+        let path = self.path(context, key)?;
         if range.is_empty() {
             return Ok(());
         }
         let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..Default::default() };
-        let response = self.check(&context, traced(self.bucket().get_opts(&path, options)).await)?;
+        let response = self.check(context, traced(self.bucket().get_opts(&path, options)).await)?;
         let (before, wanted) = (body.len(), range.end.saturating_sub(range.start));
         let mut pieces = response.into_stream();
         while let Some(piece) = pieces.next().await {
@@ -430,6 +451,24 @@ impl Store for RemoteStore {
 
     fn has_generations(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.0.has_generations().boxed()
+    }
+
+    fn list_generations(&self) -> BoxFuture<'_, Result<Vec<GenerationFile>, StoreError>> {
+        self.0.list_generations().boxed()
+    }
+
+    fn read_generation<'a>(
+        &'a self,
+        file: &'a GenerationFile,
+        range: Range<u64>,
+        body: &'a mut Vec<u8>,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move {
+            let inner = &self.0;
+            let key = format!("{}{}", inner.keys.generations(), file.path);
+            inner.read_key(&inner.context("get", file), &key, range, body).await
+        }
+        .boxed()
     }
 
     fn read_lock(&self) -> BoxFuture<'_, Result<Option<LockObject>, StoreError>> {

@@ -10,6 +10,8 @@ mod adopt;
 mod against;
 mod copy;
 mod file_head;
+mod follow;
+mod generation;
 mod integrity;
 mod list;
 mod live;
@@ -53,6 +55,10 @@ const SINGLE_DASH: &[&str] = &[
     "threads",
     "skip-superseded",
     "force",
+    "generation",
+    "index",
+    "follow",
+    "every",
     "json",
     "dry-run",
     "quiet",

@@ -2,17 +2,19 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use replicated::config::parse_duration;
 use replicated::restore::{
-    self, DEFAULT_MAX_MEMORY_BYTES, DEFAULT_PARALLELISM, Plan, Progress, Report, RestoreError, RestoreOptions, Target,
+    self, DEFAULT_MAX_MEMORY_BYTES, DEFAULT_PARALLELISM, Plan, PlanError, Progress, Report, RestoreError, RestoreOptions, Target,
 };
 use replicated::store::Store;
 use replicated::types::{TimestampMs, Txid};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Failure;
+use crate::generation;
 use crate::integrity::IntegrityCheck;
 use crate::moment;
 use crate::store_flags::StoreFlags;
@@ -25,28 +27,28 @@ pub(crate) struct Args {
     url: String,
     /// The file to restore to; must not exist, or be empty
     #[arg(short, value_name = "PATH", required_unless_present = "dry_run")]
-    output: Option<PathBuf>,
+    pub(crate) output: Option<PathBuf>,
     /// Restore the state right after this TXID (hexadecimal) instead of the latest
     #[arg(long, value_name = "HEX", value_parser = txid, conflicts_with = "timestamp")]
     txid: Option<Txid>,
     /// Restore the last state at or before this time: 2026-11-22T13:49:05.448Z, "2 hours ago", "yesterday 14:30"
     #[arg(long, value_name = "TIME", value_parser = timestamp)]
-    timestamp: Option<TimestampMs>,
+    pub(crate) timestamp: Option<TimestampMs>,
     /// Do nothing, successfully, if the output exists
     #[arg(long)]
     if_db_not_exists: bool,
     /// Do nothing, successfully, if the bucket has nothing
     #[arg(long)]
-    if_replica_exists: bool,
+    pub(crate) if_replica_exists: bool,
     /// Replace an existing output; its -wal, -shm and -journal are removed
     #[arg(long)]
     force: bool,
     /// Only show what would be read
     #[arg(long)]
-    dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Let SQLite check the database before it is put in place
     #[arg(long, value_enum, default_value_t = IntegrityCheck::None, value_name = "none|quick|full", hide_possible_values = true)]
-    integrity_check: IntegrityCheck,
+    pub(crate) integrity_check: IntegrityCheck,
     /// Requests at once, each of up to 4 MiB
     #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = clap::value_parser!(u64).range(1..=128))]
     parallelism: u64,
@@ -59,18 +61,34 @@ pub(crate) struct Args {
     /// Read large files only where newer ones have not replaced their pages; their checksums cannot be verified then
     #[arg(long)]
     skip_superseded: bool,
+    /// Of a replica of Litestream 0.3: the generation, 16 hexadecimal digits [default: the one with the latest state]
+    #[arg(long, value_name = "HEX", value_parser = hexadecimal, conflicts_with = "txid")]
+    pub(crate) generation: Option<u64>,
+    /// With --generation: the state at the end of the log of this number (hexadecimal)
+    #[arg(long, value_name = "HEX", value_parser = hexadecimal, requires = "generation", conflicts_with = "timestamp")]
+    pub(crate) index: Option<u64>,
+    /// Keep the output current until stopped, as a copy to read from; it goes on where it was left
+    #[arg(long, conflicts_with_all = ["txid", "timestamp", "generation", "dry_run", "if_db_not_exists"])]
+    follow: bool,
+    /// With --follow: the pause between two looks into the bucket
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration, requires = "follow")]
+    every: Duration,
     /// Write the result to standard output as JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
     /// Write nothing but errors
     #[arg(long, short)]
-    quiet: bool,
+    pub(crate) quiet: bool,
     #[command(flatten)]
     store: StoreFlags,
 }
 
 fn txid(text: &str) -> Result<Txid, String> {
     Txid::from_hex(text).ok_or_else(|| "a TXID is 1 to 16 hexadecimal digits and not zero".to_owned())
+}
+
+fn hexadecimal(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text, 16).map_err(|_| "that is no hexadecimal number".to_owned())
 }
 
 fn timestamp(text: &str) -> Result<TimestampMs, String> {
@@ -83,14 +101,29 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return skipped(args, &format!("{} exists already", output.display()));
     }
     let store = args.store.open(&args.url)?;
+    if let Some(output) = args.output.as_ref().filter(|_| args.follow) {
+        return crate::follow::run(args, &*store, output, args.every);
+    }
     let target = match (args.txid, args.timestamp) {
         (Some(txid), _) => Target::Txid(txid),
         (None, Some(at)) => Target::Timestamp(at),
         (None, None) => Target::Latest,
     };
+    if args.generation.is_some() {
+        return generation::run(args, &*store).map_err(|error| failure(args, &*store, &error));
+    }
     let outcome = match &args.output {
         Some(output) if !args.dry_run => restore_to(args, &*store, target, output),
         _ => restore::plan_restore(&*store, target).map(|plan| show_plan(args, &*store, &plan)),
+    };
+    let outcome = match outcome {
+        // A bucket that Litestream 0.3 has left, or what 0.3 has left in a bucket of 0.5, from before that.
+        Err(RestoreError::Generations { .. }) if args.txid.is_none() => generation::run(args, &*store),
+        Err(error @ RestoreError::Plan { source: PlanError::BeforeOldest { .. }, .. }) => match generation::run(args, &*store) {
+            Err(RestoreError::Generation { .. }) => Err(error),
+            older => older,
+        },
+        outcome => outcome,
     };
     match outcome {
         Ok(()) => Ok(()),
@@ -101,6 +134,20 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
+impl Args {
+    /// How to restore, by the flags.
+    pub(crate) fn options(&self, output: &Path) -> RestoreOptions<'static> {
+        RestoreOptions {
+            overwrite: self.force,
+            parallelism: usize::try_from(self.parallelism).unwrap_or(DEFAULT_PARALLELISM),
+            max_memory_bytes: self.max_memory_mib << 20,
+            threads: self.threads.and_then(|threads| usize::try_from(threads).ok()).unwrap_or_else(restore::default_threads),
+            skip_superseded: self.skip_superseded,
+            ..RestoreOptions::latest(output)
+        }
+    }
+}
+
 fn restore_to(args: &Args, store: &dyn Store, target: Target, output: &Path) -> Result<(), RestoreError> {
     let started = Instant::now();
     let bar = Bar::new(args.quiet || args.json);
@@ -108,28 +155,18 @@ fn restore_to(args: &Args, store: &dyn Store, target: Target, output: &Path) -> 
         bar.checking(args.integrity_check);
         args.integrity_check.run(path)
     };
-    let options = RestoreOptions {
-        target,
-        overwrite: args.force,
-        parallelism: usize::try_from(args.parallelism).unwrap_or(DEFAULT_PARALLELISM),
-        max_memory_bytes: args.max_memory_mib << 20,
-        threads: args.threads.and_then(|threads| usize::try_from(threads).ok()).unwrap_or_else(restore::default_threads),
-        skip_superseded: args.skip_superseded,
-        progress: Some(&bar),
-        check: Some(&check),
-        ..RestoreOptions::latest(output)
-    };
+    let options = RestoreOptions { target, progress: Some(&bar), check: Some(&check), ..args.options(output) };
     let outcome = restore::restore(store, &options);
-    bar.0.finish_and_clear();
+    bar.end();
     show_report(args, store, output, &outcome?, started);
     Ok(())
 }
 
 /// On a terminal, on stderr.
-struct Bar(ProgressBar);
+pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
-    fn new(is_hidden: bool) -> Self {
+    pub(crate) fn new(is_hidden: bool) -> Self {
         if is_hidden || !std::io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
@@ -139,7 +176,11 @@ impl Bar {
         Self(ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
     }
 
-    fn checking(&self, check: IntegrityCheck) {
+    pub(crate) fn end(&self) {
+        self.0.finish_and_clear();
+    }
+
+    pub(crate) fn checking(&self, check: IntegrityCheck) {
         if check != IntegrityCheck::None {
             self.0.set_message("; checking");
             self.0.tick();
@@ -158,27 +199,33 @@ impl Progress for Bar {
     }
 }
 
-fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, started: Instant) {
+/// The result of a restore.
+pub(crate) fn report_json(args: &Args, store: &dyn Store, output: &Path, report: &Report, started: Instant) -> Value {
+    json!({
+        "status": "restored",
+        "url": store.url(),
+        "output": output.to_string_lossy(),
+        "txid": report.txid.to_string(),
+        "max_txid_in_bucket": report.max_txid_in_bucket.to_string(),
+        "timestamp": report.timestamp.to_rfc3339(),
+        "asked_timestamp": args.timestamp.map(TimestampMs::to_rfc3339),
+        "page_size": report.page_size.get(),
+        "pages": report.commit_pages,
+        "database_bytes": report.database_bytes(),
+        "files": report.files.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "read_bytes": report.read_bytes,
+        "files_read_in_part": report.files_in_part,
+        "resumable": !args.follow && report.not_resumable.is_none() && report.txid == report.max_txid_in_bucket,
+        "elapsed_ms": u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "integrity_check": args.integrity_check.name(),
+    })
+}
+
+/// The same, as the flags want it.
+pub(crate) fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, started: Instant) {
     let elapsed = started.elapsed();
     if args.json {
-        return text::to_stdout_json(&json!({
-            "status": "restored",
-            "url": store.url(),
-            "output": output.to_string_lossy(),
-            "txid": report.txid.to_string(),
-            "max_txid_in_bucket": report.max_txid_in_bucket.to_string(),
-            "timestamp": report.timestamp.to_rfc3339(),
-            "asked_timestamp": args.timestamp.map(TimestampMs::to_rfc3339),
-            "page_size": report.page_size.get(),
-            "pages": report.commit_pages,
-            "database_bytes": report.database_bytes(),
-            "files": report.files.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "read_bytes": report.read_bytes,
-            "files_read_in_part": report.files_in_part,
-            "resumable": report.not_resumable.is_none() && report.txid == report.max_txid_in_bucket,
-            "elapsed_ms": u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-            "integrity_check": args.integrity_check.name(),
-        }));
+        return text::to_stdout_json(&report_json(args, store, output, report, started));
     }
     if args.quiet {
         return;
@@ -199,6 +246,7 @@ fn show_report(args: &Args, store: &dyn Store, output: &Path, report: &Report, s
     let speed = report.read_bytes as f64 / elapsed.as_secs_f64().max(0.001);
     let asked = args.timestamp.map(|at| format!(", the last at or before {}", text::time(at))).unwrap_or_default();
     let next = match &report.not_resumable {
+        _ if args.follow => "no, it follows the bucket and is there to be read".to_owned(),
         Some(why) => format!("its position could not be kept beside it ({why}): see `replicated adopt`"),
         None if report.txid < report.max_txid_in_bucket => "nothing until you decide with `replicated adopt`".to_owned(),
         None => "goes on from here when it is opened with this replica".to_owned(),
@@ -255,7 +303,7 @@ fn show_plan(args: &Args, store: &dyn Store, plan: &Plan) {
     text::to_stdout(&shown);
 }
 
-fn skipped(args: &Args, why: &str) -> Result<(), Failure> {
+pub(crate) fn skipped(args: &Args, why: &str) -> Result<(), Failure> {
     if args.json {
         text::to_stdout_json(&json!({ "status": "skipped", "why": why }));
     } else if !args.quiet {
@@ -269,5 +317,11 @@ fn failure(args: &Args, store: &dyn Store, error: &RestoreError) -> Failure {
         Some(output) if !args.dry_run => format!("cannot restore {} to {}", store.url(), output.display()),
         _ => format!("cannot plan a restore of {}", store.url()),
     };
-    Failure::Failed { what, why: error.to_string(), advice: error.advice(), json: args.json }
+    let advice = match error {
+        RestoreError::Generations { .. } if args.txid.is_some() => {
+            "it has no TXIDs: ask for a state with --timestamp, or with --generation and --index".to_owned()
+        }
+        error => error.advice(),
+    };
+    Failure::Failed { what, why: error.to_string(), advice, json: args.json }
 }

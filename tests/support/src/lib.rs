@@ -7,6 +7,7 @@
 //! * [`life`]: an application whose every state can be told by itself;
 //! * [`host`]: programs with a SQLite of their own;
 //! * [`maintenance`]: rounds of it at any time;
+//! * [`follower`]: copies that follow a bucket, and who reads them;
 //! * [`committers`]: threads that say what was acknowledged;
 //! * [`sqlite`]: comparing databases;
 //! * [`crash`]: processes that die on demand, and power losses;
@@ -20,6 +21,7 @@ pub mod bucket;
 pub mod committers;
 pub mod crash;
 pub mod faulty;
+pub mod follower;
 mod google;
 pub mod host;
 pub mod life;
