@@ -273,6 +273,10 @@ pub(crate) fn close(database: &Arc<Database>) {
             database.paths.database.display()
         );
     }
+    if database.is_owner() {
+        // Only where rounds have been left undone by many processes that lived for a moment.
+        database.neglect.wait(limit);
+    }
     fault_point!("close.flushed");
 }
 

@@ -22,6 +22,7 @@ pub(crate) use self::published::Published;
 use crate::config::Options;
 use crate::fault::{fault_point, fault_value};
 use crate::replicator::aside::SetsAside;
+use crate::replicator::background::Neglect;
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::FullReason;
 use crate::replicator::database::outside::Outside;
@@ -68,6 +69,7 @@ pub(crate) struct Database {
     /// Where the option asks for one. `store` writes nothing without it.
     pub(crate) lease: Option<Arc<Lease>>,
     pub(crate) progress: Progress,
+    pub(in crate::replicator) neglect: Neglect,
     hub: Arc<Hub>,
     host: Arc<dyn Host>,
     /// What all processes have in common that have the database open.
@@ -121,6 +123,7 @@ impl Database {
             store,
             lease,
             progress: Progress::new(Arc::clone(&shared)),
+            neglect: Neglect::default(),
             hub,
             host,
             shared,
