@@ -137,6 +137,11 @@ mod active {
         "ack.save",
         "ack.saved",
         "ack.told",
+        // What is remembered of the bucket.
+        "ledger.write",
+        "ledger.written",
+        "ledger.append",
+        "ledger.count",
         // The bucket and this database, compared.
         "verify.begin",
         "verify.done",
@@ -174,6 +179,8 @@ mod active {
         "forget.release",
         "forget.released",
         // Maintenance.
+        "upkeep.begin",
+        "upkeep.done",
         "maintain.claimed",
         "maintain.part",
         "maintain.create",

@@ -15,11 +15,13 @@ use crate::types::Txid;
 mod durability;
 mod error;
 mod table;
+mod upkeep;
 mod value;
 
 pub use durability::{Durability, WaitFor};
 pub use error::{ConfigError, Problem, Source};
 pub use table::{Kind, OPTIONS, OptionSpec};
+pub use upkeep::Upkeep;
 
 /// Reads a time such as `500ms`, `10s`, `2m` or `1h`.
 ///
@@ -101,6 +103,10 @@ pub struct Options {
     pub ca_bundle: Option<PathBuf>,
     /// See `OPTIONS`.
     pub profile: Option<String>,
+    /// Whether the process that uploads maintains the bucket too.
+    pub maintenance: bool,
+    /// How.
+    pub upkeep: Upkeep,
     /// See `OPTIONS`.
     pub refuse_lost_tail: bool,
     /// See `OPTIONS`.
@@ -141,6 +147,8 @@ impl Default for Options {
             allow_http: None,
             ca_bundle: None,
             profile: None,
+            maintenance: true,
+            upkeep: Upkeep::default(),
             refuse_lost_tail: false,
             adopt: None,
             adopt2: None,
@@ -186,6 +194,7 @@ impl Options {
             let source = if given.contains(spec.name) { Source::Uri } else { Source::Env };
             return Err(invalid(spec, source, &text, "there is no replica beside it".to_owned()));
         }
+        options.upkeep.agrees().map_err(|(name, why)| contradiction(name, uri, env, why))?;
         Ok(options)
     }
 
@@ -258,6 +267,8 @@ impl Options {
             "allow_http" => self.allow_http = Some(value::switch(text)?),
             "ca_bundle" => self.ca_bundle = Some(non_empty(text)?.into()),
             "profile" => self.profile = Some(non_empty(text)?),
+            "maintenance" => self.maintenance = !one_of(text, ["on", "off"])?,
+            name if Upkeep::has(name) => self.upkeep.set(name, text)?,
             "refuse_lost_tail" => self.refuse_lost_tail = value::switch(text)?,
             "adopt" => self.adopt = Some(Txid::from_hex(text).ok_or("that is no TXID")?),
             "adopt2" => self.adopt2 = Some(Txid::from_hex(text).ok_or("that is no TXID")?),
@@ -265,6 +276,18 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// Two options that are right by themselves and do not go together. The parameter is the one to be named, if it was given as one.
+fn contradiction(name: &str, uri: &[(String, String)], env: &[(String, String)], why: String) -> ConfigError {
+    let given = |list: &[(String, String)], name: &str| list.iter().find(|(given, _)| given == name).map(|(_, text)| text.clone());
+    let spec = table::find(name);
+    let variable = spec.map(OptionSpec::env_name).unwrap_or_default();
+    let (source, name, got) = match given(uri, name) {
+        Some(got) => (Source::Uri, name.to_owned(), got),
+        None => (Source::Env, variable.clone(), given(env, &variable).unwrap_or_default()),
+    };
+    ConfigError { name, source, problem: Problem::Invalid { got, why, allowed: spec.map(|spec| spec.kind.allowed()).unwrap_or_default() } }
 }
 
 fn unknown_parameter(name: &str) -> ConfigError {

@@ -46,6 +46,8 @@ pub enum Kind {
     WaitFor,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// Three durations, of levels 1 to 3.
+    Spans,
 }
 
 impl Kind {
@@ -69,6 +71,7 @@ impl Kind {
             Self::Durability => "local, bounded or remote".to_owned(),
             Self::WaitFor => "first, both or any".to_owned(),
             Self::OneOf(words) => words.join(" or "),
+            Self::Spans => "three durations that are not zero and do not become shorter, such as 30s,5m,1h".to_owned(),
         }
     }
 }
@@ -108,6 +111,9 @@ pub(super) const SQLITE_PARAMETERS: &[&str] = &["vfs", "mode", "cache", "psow", 
 
 /// A shorter lease is over before it is renewed.
 pub(super) const SHORTEST_LEASE: Duration = Duration::from_millis(200);
+
+/// Ten years.
+const MOST_HISTORY_MS: u64 = 3650 * 24 * 3_600_000;
 
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
@@ -251,6 +257,38 @@ pub const OPTIONS: &[OptionSpec] = &[
     option("allow_http", Kind::Switch, "", "Whether an endpoint without TLS is allowed."),
     option("ca_bundle", Kind::Text, "", "A PEM file with certificates of authorities to trust, beside those of the system."),
     option("profile", Kind::Text, "", "The profile in `~/.aws` to take credentials and region from."),
+    option(
+        "maintenance",
+        Kind::OneOf(&["on", "off"]),
+        "on",
+        "Whether the process that uploads also merges what the bucket has, makes snapshots and deletes what no restore within `history` needs. `off` where `replicated maintain` or Litestream does.",
+    ),
+    option("history", durations(0, MOST_HISTORY_MS), "24h", "Any state of the last so much time can be restored."),
+    option(
+        "exact",
+        durations(0, MOST_HISTORY_MS),
+        "",
+        "Within the last so much of `history`, to each upload; before that to a span of level 1. Not longer than `history`; without it all of that.",
+    ),
+    option(
+        "grace",
+        durations(0, MOST_HISTORY_MS),
+        "1h",
+        "What no restore needs any more is kept for so much longer, for restores and readers that are under way.",
+    ),
+    option("spans", Kind::Spans, "30s,5m,1h", "The time that a file of level 1, 2 and 3 spans."),
+    option(
+        "snapshot_every",
+        durations(1, MOST_HISTORY_MS),
+        "24h",
+        "Another snapshot is made when the newest one is so old, counted from midnight UTC, where anything has changed.",
+    ),
+    option(
+        "snapshot_change",
+        Kind::Count { min: 1, max: 100_000 },
+        "100",
+        "Another one is made as well when the changes since are so large, in hundredths of its size.",
+    ),
     option(
         "refuse_lost_tail",
         Kind::Switch,

@@ -38,6 +38,7 @@ fn every_option_of_the_table_can_be_set_both_ways() {
             Kind::Durability => "bounded",
             Kind::WaitFor => "any",
             Kind::OneOf(words) => words.last().unwrap(),
+            Kind::Spans => "1s,2s,3s",
         };
         // Not by itself.
         let first = if spec.name == "replica2" { Some(("REPLICATED_REPLICA", "s3://bucket/first")) } else { None };
@@ -46,6 +47,21 @@ fn every_option_of_the_table_can_be_set_both_ways() {
         assert_ne!(by_uri, resolve(&[], &Vec::from_iter(first)).unwrap(), "{}", spec.name);
         assert_eq!(by_uri, by_env, "{}", spec.name);
     }
+}
+
+#[test]
+fn what_contradicts_each_other_is_refused_by_the_name_it_was_given_by() {
+    assert!(resolve(&[("exact", "24h")], &[]).is_ok());
+    assert!(
+        message(&[("exact", "25h")], &[]).starts_with("parameter exact: got \"25h\", that is longer than history, which is 24h; allowed")
+    );
+    let by_env = message(&[("history", "1h")], &[("REPLICATED_EXACT", "2h")]);
+    assert!(by_env.starts_with("environment variable REPLICATED_EXACT: got \"2h\", that is longer than history, which is 1h"), "{by_env}");
+    assert!(resolve(&[("history", "1h"), ("exact", "1h")], &[]).is_ok());
+    for wrong in ["1s,2s", "0s,1s,2s", "2s,1s,3s", "1s,2s,3s,4s", "1,2,3"] {
+        assert!(resolve(&[("spans", wrong)], &[]).is_err(), "{wrong}");
+    }
+    assert!(message(&[("maintenance", "yes")], &[]).contains("allowed is on or off"));
 }
 
 #[test]

@@ -1,9 +1,11 @@
-//! Makes one object of several, from the bucket to the bucket, with ranged reads and in bounded memory, one request at a time.
+//! Makes one object of several, from the bucket to the bucket, with ranged reads and in bounded memory, one request at a time once each of
+//! them is open.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 
 use super::error::{MaintainError, Unfit};
 use super::pace::Pace;
@@ -13,6 +15,10 @@ use crate::restore::fetch::{CHUNK_BYTES, retried};
 use crate::store::{Created, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreError, Upload};
 use crate::types::PageNo;
 
+/// Most inputs are small, and had with one request each: so many of them are under way at once. What they bring has its place in any case.
+const OPENED_AT_ONCE: usize = 8;
+/// So many pages are decoded in a stretch: a fraction of a millisecond.
+const PAGES_AT_ONCE: u32 = 32;
 /// An input is read in pieces of this size at least.
 const LEAST_CHUNK_BYTES: u64 = 16 << 10;
 
@@ -36,6 +42,8 @@ struct Source {
     chunk_bytes: u64,
     offset: u64,
     page: Vec<u8>,
+    /// How many pages were decoded.
+    pages: u32,
     summary: Option<Summary>,
 }
 
@@ -43,7 +51,8 @@ impl Source {
     /// Reads its first piece, the header in it.
     async fn open(store: &dyn Store, file: Listed, chunk_bytes: u64) -> Result<Self, MaintainError> {
         let (decoder, chunk_bytes) = (Decoder::new(), chunk_bytes.max(LEAST_CHUNK_BYTES));
-        let mut source = Self { file, decoder, header: None, chunk: Bytes::new(), chunk_bytes, offset: 0, page: Vec::new(), summary: None };
+        let mut source =
+            Self { file, decoder, header: None, chunk: Bytes::new(), chunk_bytes, offset: 0, page: Vec::new(), pages: 0, summary: None };
         if !source.fill(store).await? || source.chunk.len() < HEADER_BYTES {
             return Err(source.unfit(Unfit::Short(file.size_bytes)));
         }
@@ -84,6 +93,11 @@ impl Source {
             self.chunk = self.chunk.slice(taken..);
             if page.is_some() {
                 self.decoder.swap_page(&mut self.page);
+                self.pages = self.pages.wrapping_add(1);
+                if self.pages.is_multiple_of(PAGES_AT_ONCE) {
+                    // Whoever shares the thread may have a commit to send.
+                    tokio::task::yield_now().await;
+                }
                 return Ok(page);
             }
             pace.wait().await?;
@@ -110,18 +124,26 @@ pub(super) async fn merge(
 ) -> Result<Option<Merged>, MaintainError> {
     let total: u64 = inputs.iter().map(|input| input.size_bytes).sum();
     let mut sources: Vec<Source> = Vec::with_capacity(inputs.len());
-    let mut least = least;
-    for input in inputs {
-        pace.wait().await?;
-        // Each gets its part of the memory: what is small is read at once.
-        let part = u128::from(buffer_bytes) * u128::from(input.size_bytes) / u128::from(total.max(1));
-        let source = Source::open(store, *input, u64::try_from(part).unwrap_or(u64::MAX).min(CHUNK_BYTES)).await?;
-        let page_size = |source: &Source| source.header.map(|header| header.page_size);
-        if sources.first().is_some_and(|first| page_size(first) != page_size(&source)) {
-            least = if output.level == SNAPSHOT_LEVEL { least } else { 1 };
+    let (mut least, mut is_cut) = (least, false);
+    for together in inputs.chunks(OPENED_AT_ONCE) {
+        if is_cut {
             break;
         }
-        sources.push(source);
+        pace.wait().await?;
+        let opened = together.iter().map(|input| {
+            // Each gets its part of the memory: what is small is read at once.
+            let part = u128::from(buffer_bytes) * u128::from(input.size_bytes) / u128::from(total.max(1));
+            Source::open(store, *input, u64::try_from(part).unwrap_or(u64::MAX).min(CHUNK_BYTES))
+        });
+        for source in try_join_all(opened).await? {
+            let page_size = |source: &Source| source.header.map(|header| header.page_size);
+            is_cut |= sources.first().is_some_and(|first| page_size(first) != page_size(&source));
+            if is_cut {
+                least = if output.level == SNAPSHOT_LEVEL { least } else { 1 };
+                break;
+            }
+            sources.push(source);
+        }
     }
     let Some(last) = sources.last().and_then(|last| last.header).filter(|_| sources.len() >= least) else { return Ok(None) };
     let name = LtxName { max_txid: last.max_txid, ..output };
@@ -160,7 +182,7 @@ async fn stream(store: &dyn Store, sources: &mut [Source], name: LtxName, header
         }
         let mut finished = encoder.finish().map_err(unfit)?;
         out.parts(&mut finished.out, part_bytes, pace).await?;
-        out.end(finished.out, finished.size_bytes, finished.file_checksum).await?;
+        out.end(finished.out, finished.size_bytes, finished.file_checksum, pace).await?;
         Ok(finished.size_bytes)
     }
     .await;
@@ -200,8 +222,9 @@ impl Sending<'_> {
     }
 
     /// Makes the object visible, and looks whether the store has what was sent.
-    async fn end(&mut self, rest: Vec<u8>, size_bytes: u64, checksum: u64) -> Result<(), MaintainError> {
+    async fn end(&mut self, rest: Vec<u8>, size_bytes: u64, checksum: u64, pace: &Pace<'_>) -> Result<(), MaintainError> {
         let rest = Bytes::from(rest);
+        pace.wait().await?;
         if self.upload.is_some() && !rest.is_empty() {
             self.part(rest.clone()).await?;
         }
@@ -211,10 +234,11 @@ impl Sending<'_> {
             None => retried(async || self.store.create(&self.name, rest.clone(), self.header.timestamp).await).await?,
         };
         fault_point!("maintain.created");
+        pace.wait().await?;
         match (is_stored(self.store, &self.name, size_bytes, checksum).await?, created) {
             (true, _) => Ok(()),
             // Somebody else's of the same TXIDs, as Litestream makes it: good, if it is good.
-            (false, Created::AlreadyExists) => verify(self.store, &self.name, &Pace::none()).await.map(|_| ()),
+            (false, Created::AlreadyExists) => verify(self.store, &self.name, pace).await.map(|_| ()),
             (false, Created::New) => {
                 // Nothing needs it, and a restore would trip over it. Where it cannot be deleted the error says what it is.
                 let _ = self.store.delete(&[self.name]).await;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::store::Store;
 use crate::types::{TimestampMs, Txid};
 
+mod catalogue;
 mod error;
 mod merging;
 pub(crate) mod note;
@@ -26,6 +27,7 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use catalogue::Known;
 pub use error::{MaintainError, Unfit};
 pub use note::Kept;
 pub use pace::Turn;

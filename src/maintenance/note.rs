@@ -167,6 +167,8 @@ pub(super) async fn let_go(store: &dyn Store, upto: Txid) -> Result<Vec<Kept>, M
 pub(super) struct Claim<'a> {
     store: &'a dyn Store,
     node: u64,
+    /// It was ours already: a round of ours was cut off.
+    was_ours: bool,
     held: Mutex<Held>,
 }
 
@@ -181,10 +183,13 @@ fn now_ms() -> i64 {
 }
 
 impl<'a> Claim<'a> {
-    /// Takes it, or says who has it.
-    pub(super) async fn take(store: &'a dyn Store) -> Result<Self, MaintainError> {
-        let (node, owner) = (fastrand::u64(1..), owner());
+    /// Takes it, or says who has it. Who has a number of its own, which nobody else uses meanwhile, takes its own again: after it was killed, say.
+    pub(super) async fn take(store: &'a dyn Store, node: Option<u64>) -> Result<Self, MaintainError> {
+        let is_inside = node.is_some();
+        let (node, owner) = (node.filter(|node| *node != 0).unwrap_or_else(|| fastrand::u64(1..)), owner());
+        let mut was_ours = false;
         let claimed = change(store, |note| {
+            was_ours = note.node == node;
             if ![0, node].contains(&note.node) && note.expires_ms > now_ms() {
                 return Err(MaintainError::Busy { owner: note.owner.clone(), until: TimestampMs(note.expires_ms).to_rfc3339() });
             }
@@ -197,12 +202,18 @@ impl<'a> Claim<'a> {
         let (note, version) = match claimed {
             // Two processes at once do no harm: see the top of this file.
             Err(MaintainError::Store(error)) if lacks_conditions(&error) => {
-                log::info!(target: "replicated", "{}: nothing keeps two processes from maintaining it at once: {error}", store.url());
+                let level = if is_inside { log::Level::Debug } else { log::Level::Info };
+                log::log!(target: "replicated", level, "{}: nothing keeps two processes from maintaining it at once: {error}", store.url());
                 (Note { kept: read(store).await?.0, ..Note::default() }, None)
             }
             other => other?,
         };
-        Ok(Self { store, node, held: Mutex::new(Held { version, note }) })
+        Ok(Self { store, node, was_ours, held: Mutex::new(Held { version, note }) })
+    }
+
+    /// Whether the last one to claim it was this very node, which has not given it back.
+    pub(super) const fn was_ours(&self) -> bool {
+        self.was_ours
     }
 
     /// The how manieth claim it is; `None` where nobody counts.

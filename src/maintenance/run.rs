@@ -3,23 +3,21 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::catalogue::{Catalogue, Certainty, Changes, Known, leads_there, list, uploaded_since};
 use super::error::MaintainError;
 use super::merging::{self, Merged};
-use super::note::{self, Claim, Kept};
+use super::note::{Claim, Kept};
 use super::pace::{Pace, Turn};
-use super::policy::{Policy, millis};
+use super::policy::Policy;
 use super::retention::{self, Outdated};
 use super::schedule::{self, Due, Group};
 use crate::fault::fault_point;
-use crate::restore::fetch::{list_upwards, retried};
+use crate::restore::fetch::retried;
 use crate::restore::{self, Target, is_usable};
 use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreError};
 use crate::types::{TimestampMs, Txid};
 
-/// What is known of a bucket is asked for again after so long.
-const LISTED_EVERY: Duration = Duration::from_secs(3600);
 /// Objects of one request that deletes.
 const BATCH: usize = 500;
 
@@ -68,26 +66,10 @@ pub struct Maintainer {
     verified: BTreeSet<LtxName>,
     /// What the bucket has, as far as this process knows.
     known: Option<Known>,
-}
-
-/// What a round has left behind.
-#[derive(Debug)]
-struct Known {
-    files: Vec<Listed>,
-    /// When all levels were listed.
-    listed: TimestampMs,
-    /// The claim it was made with: if nobody has taken another one, nobody else has changed anything but by uploading.
-    generation: u64,
-}
-
-/// The files of a bucket, and how they came to be known.
-struct Catalogue {
-    files: Vec<Listed>,
-    listed: TimestampMs,
-    generation: u64,
-    kept: Vec<Kept>,
-    /// All levels have been listed just now. Only then is anything deleted.
-    is_fresh: bool,
+    /// It is in the process that uploads, which knows by itself what is uploaded; claims are made under this number.
+    inside: Option<u64>,
+    /// What the last round has changed.
+    changes: Changes,
 }
 
 /// What a round may do.
@@ -102,36 +84,65 @@ impl Maintainer {
     /// Of a bucket, by a policy.
     #[must_use]
     pub const fn new(store: Arc<dyn Store>, policy: Policy) -> Self {
-        Self { store, policy, verified: BTreeSet::new(), known: None }
+        let changes = Changes { has_begun: false, is_listed: false, found_others: false, made: Vec::new(), gone: Vec::new() };
+        Self { store, policy, verified: BTreeSet::new(), known: None, inside: None, changes }
+    }
+
+    /// For the process that uploads, and what it remembers: it makes no listing as long as that can be trusted.
+    pub(crate) fn inside(store: Arc<dyn Store>, policy: Policy, node: u64, known: Option<Known>) -> Self {
+        Self { known, inside: Some(node), ..Self::new(store, policy) }
+    }
+
+    /// What is known after a round, and what that has changed; `None` where it has found something wrong, or has failed.
+    pub(crate) fn into_known(self) -> (Option<Known>, Changes) {
+        (self.known, self.changes)
     }
 
     /// One round. `turn` is asked before each request.
     ///
-    /// Of rounds that follow each other the first lists the bucket, and then one an hour; the others ask what was uploaded since, and delete nothing.
+    /// Of rounds that follow each other the first lists the bucket, and then one an hour; the others ask what was uploaded since, and delete nothing. In the
+    /// process that uploads none does that knows what is there.
     ///
     /// # Errors
     /// Where the store fails, or another process maintains the bucket. What was done until then is complete.
     pub async fn round(&mut self, now: TimestampMs, turn: Option<&Turn>) -> Result<Report, MaintainError> {
         let store = Arc::clone(&self.store);
+        self.changes = Changes::default();
         // Whatever happens on the way, what is known is forgotten with it.
         let mut catalogue = match self.known.take() {
-            Some(known) if now.0.saturating_sub(known.listed.0) < millis(LISTED_EVERY) => uploaded_since(&*store, known).await?,
-            _ => list(&*store, now).await?,
+            // Where nobody counts who has maintained the bucket, somebody may have.
+            Some(known) if self.inside.is_some() && (known.generation.is_some() || known.is_recent(now)) => Catalogue::remembered(known),
+            Some(known) if self.inside.is_none() && known.is_recent(now) => uploaded_since(&*store, known).await?,
+            _ => self.list(now, turn).await?,
         };
         if !self.is_due(&catalogue, now) {
             let report = Report::of(&catalogue);
-            self.known = Some(Known { files: catalogue.files, listed: catalogue.listed, generation: catalogue.generation });
+            self.known = Some(catalogue.into_known());
             return Ok(report);
         }
-        let claim = Claim::take(&*store).await?;
+        self.make_way(turn).await?;
+        let claim = Claim::take(&*store, self.inside).await?;
+        self.changes.has_begun = true;
         fault_point!("maintain.claimed");
-        if claim.generation().is_some_and(|generation| generation != catalogue.generation.saturating_add(1)) {
-            catalogue = list(&*store, now).await?;
+        if claim.generation().is_some_and(|generation| catalogue.generation.map(|known| known.saturating_add(1)) != Some(generation)) {
+            self.changes.found_others = !claim.was_ours();
+            catalogue = self.list(now, turn).await?;
         }
-        catalogue.generation = claim.generation().unwrap_or_default();
+        catalogue.generation = claim.generation();
         let outcome = self.work(&*store, now, catalogue, &Pace::new(turn, Some(&claim)), Some(&claim)).await;
         claim.release().await;
         outcome
+    }
+
+    /// In the process that uploads there is somebody to make way for from the beginning.
+    async fn make_way(&self, turn: Option<&Turn>) -> Result<(), MaintainError> {
+        if self.inside.is_some() { Pace::new(turn, None).wait().await } else { Ok(()) }
+    }
+
+    async fn list(&mut self, now: TimestampMs, turn: Option<&Turn>) -> Result<Catalogue, MaintainError> {
+        self.changes.is_listed = true;
+        self.make_way(turn).await?;
+        list(&*self.store, now).await
     }
 
     /// What a round would do, without doing it.
@@ -150,8 +161,8 @@ impl Maintainer {
     fn is_due(&self, catalogue: &Catalogue, now: TimestampMs) -> bool {
         let files = &catalogue.files;
         let is_merge = |group: &Group| group.is_cut_off || group.inputs.len() > 1;
-        let deletes =
-            || catalogue.is_fresh && !retention::outdated(files, &self.policy, now, &[]).is_ok_and(|outdated| outdated.is_empty());
+        let may_delete = catalogue.certainty != Certainty::Added && (self.policy.deletes || self.inside.is_none());
+        let deletes = || may_delete && !retention::outdated(files, &self.policy, now, &[]).is_ok_and(|outdated| outdated.is_empty());
         !files.is_empty()
             && (schedule::compacted_levels().any(|(level, _)| schedule::groups(files, level, &self.policy, now).iter().any(is_merge))
                 || !matches!(schedule::snapshot(files, &self.policy, now), Ok(None))
@@ -168,10 +179,11 @@ impl Maintainer {
         claim: Option<&Claim<'_>>,
     ) -> Result<Report, MaintainError> {
         let mut report = Report::of(&catalogue);
-        let Catalogue { files: listings, listed, generation, is_fresh, .. } = catalogue;
+        let Catalogue { files: listings, listed, generation, certainty, .. } = catalogue;
         if listings.is_empty() {
             return Ok(report);
         }
+        let before = listings.len();
         if let Err(error) = restore::plan(&listings, Target::Latest) {
             // A gap may be one of the listing only, and what is merged beyond it would leave a hole in a level for ever.
             report.problems.push(format!("{error}; nothing is merged or deleted"));
@@ -190,7 +202,8 @@ impl Maintainer {
         }
         round.snapshot().await?;
         let mut files = round.listings;
-        if is_fresh {
+        self.changes.made = files.get(before..).unwrap_or_default().to_vec();
+        if certainty != Certainty::Added {
             if let Some(claim) = claim {
                 // Read again: what was kept since must not go.
                 report.kept = claim.renew().await?;
@@ -202,7 +215,11 @@ impl Maintainer {
                     if !retention::still_leads(&files, &outdated, &kept) {
                         report.problems.push("what would be left does not lead to every state that it must".to_owned());
                     } else if self.policy.deletes && report.problems.is_empty() && !outdated.is_empty() {
-                        self.delete(store, &outdated, pace, doing, &mut report).await?;
+                        let is_there =
+                            certainty == Certainty::Listed || leads_there(store, &files, &outdated, &kept, pace, &mut report).await?;
+                        if is_there {
+                            self.delete(store, &outdated, pace, doing, &mut report).await?;
+                        }
                     }
                 }
                 Err(error) => report.problems.push(error.to_string()),
@@ -211,6 +228,7 @@ impl Maintainer {
         report.problems.dedup();
         let gone: BTreeSet<LtxName> = report.deleted.iter().map(|file| file.name).collect();
         files.retain(|file| !gone.contains(&file.name));
+        self.changes.gone = gone.into_iter().collect();
         self.known = Some(Known { files, listed, generation }).filter(|_| report.problems.is_empty());
         Ok(report)
     }
@@ -271,25 +289,6 @@ impl Report {
         let bytes = catalogue.files.iter().map(|file| file.size_bytes).sum();
         Self { files: catalogue.files.len(), bytes, kept: catalogue.kept.clone(), ..Self::default() }
     }
-}
-
-/// Everything that the bucket has, and what its note says: in this order the note cannot be newer than the listing.
-async fn list(store: &dyn Store, now: TimestampMs) -> Result<Catalogue, MaintainError> {
-    let (kept, generation) = note::read(store).await?;
-    let files = list_upwards(store).await?;
-    Ok(Catalogue { files, listed: now, generation, kept, is_fresh: true })
-}
-
-/// What was known and what uploads have added: behind the end of level 0, and a snapshot where the page size has changed.
-async fn uploaded_since(store: &dyn Store, known: Known) -> Result<Catalogue, MaintainError> {
-    let Known { mut files, listed, generation } = known;
-    let newest = files.iter().filter(|file| file.name.level == Level::ZERO).map(|file| file.name.max_txid).max();
-    let added = retried(async || store.list(Level::ZERO, newest.map(Txid::next)).await).await?;
-    files.extend(added);
-    let snapshots = retried(async || store.list(SNAPSHOT_LEVEL, None).await).await?;
-    files.retain(|file| file.name.level != SNAPSHOT_LEVEL);
-    files.extend(snapshots);
-    Ok(Catalogue { files, listed, generation, kept: Vec::new(), is_fresh: false })
 }
 
 /// The store does not let it be deleted: by the credentials, or by a lock on the object. That is the user's wish.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use super::background::Housekeeping;
 use super::hub::{Hub, HubReceiver, Notice};
 use super::process::Registry;
 use super::turns::Turns;
@@ -39,6 +40,7 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
     let mailboxes: Rc<RefCell<HashMap<u64, Rc<Mailbox>>>> = Rc::default();
     let left_alone = LeftAlone::default();
     let mut turns = Turns::default();
+    let housekeeping = Rc::<Housekeeping>::default();
     loop {
         wake.readable().await?;
         let mut bytes = [0; 64];
@@ -51,7 +53,7 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
                     let mailbox = Rc::new(Mailbox::default());
                     mailboxes.borrow_mut().insert(database.id, Rc::clone(&mailbox));
                     let turns = turns.of(&database);
-                    let task = Task::new(database, mailbox, Rc::clone(&left_alone), turns);
+                    let task = Task::new(database, mailbox, Rc::clone(&left_alone), turns, Rc::clone(&housekeeping));
                     let mailboxes = Rc::clone(&mailboxes);
                     tokio::task::spawn_local(async move {
                         let id = task.database.id;

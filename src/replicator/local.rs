@@ -71,6 +71,11 @@ impl Paths {
         self.directory.join("wake")
     }
 
+    /// What the bucket has, as far as it is remembered.
+    pub(crate) fn bucket(&self) -> PathBuf {
+        self.directory.join("bucket")
+    }
+
     /// Has the disk keep what files there are.
     pub(crate) fn sync_directories(&self) {
         for directory in [Some(self.directory.as_path()), self.directory.parent()].into_iter().flatten() {

@@ -10,6 +10,7 @@
 //! | `control`, `local`, `mark` | what is kept beside the database |
 //! | `shared`, `guest`, `wake` | what the processes that have it open tell each other, and which of them uploads |
 //! | `dispatcher`, `uploader`, `step`, `send`, `budget`, `turns`, `clock` | when what is sent |
+//! | `background` | what is done beside that when there is time: the maintenance of the bucket |
 //! | `outage` | what is told of failures |
 //! | `snapshot`, `preserve`, `aside`, `base` | the full state of a live database |
 //! | `lineage` | whether bucket and database are one history |
@@ -24,6 +25,7 @@
 //! | `process`, `beside` | what a process has one of; what it finds beside a database |
 
 mod aside;
+mod background;
 mod base;
 mod batch;
 mod beside;

@@ -398,6 +398,11 @@ pub(crate) fn close(replicas: &Replicas) {
             );
         }
     }
+    let maintained_by = Instant::now() + limit;
+    for database in last.databases.iter().filter(|database| database.is_owner()) {
+        // Only where rounds have been left undone by many processes that lived for a moment.
+        database.neglect.wait(maintained_by.saturating_duration_since(Instant::now()));
+    }
     fault_point!("close.flushed");
 }
 

@@ -76,6 +76,10 @@ pub(crate) struct Facts {
     pub(crate) snapshots: u64,
     /// Whether the store really refuses to replace objects; `None` before it was asked.
     pub(crate) fencing: Option<bool>,
+    /// When the bucket was maintained last by a process that had this database open, this one or another before.
+    pub(crate) last_maintenance_ms: Option<i64>,
+    /// Why it is not, or not as it should be.
+    pub(crate) maintenance_error: Option<String>,
     /// The last handle is closed and has left a journal behind: nothing can be sent before the next open rolls that back.
     pub(crate) awaits_open: bool,
 }
@@ -201,6 +205,8 @@ impl Progress {
                 0 => None,
                 word => Some(word == STRONG),
             },
+            last_maintenance_ms: Some(page.last_maintenance_ms.load(Ordering::Relaxed).cast_signed()).filter(|ms| *ms != 0),
+            maintenance_error: page.maintenance_error(),
             awaits_open: page.awaits_open.load(Ordering::Relaxed) != 0,
         }
     }
@@ -221,6 +227,9 @@ impl Progress {
         if after.last_error != before.last_error {
             page.set_error(after.last_error.as_deref());
         }
+        if after.maintenance_error != before.maintenance_error {
+            page.set_maintenance_error(after.maintenance_error.as_deref());
+        }
         let set = |word: &std::sync::atomic::AtomicU64, before: u64, after: u64| {
             if before != after {
                 word.store(after, Ordering::Release);
@@ -228,7 +237,8 @@ impl Progress {
         };
         let txid = |txid: Option<Txid>| txid.map_or(0, Txid::get);
         set(&page.remote_txid, txid(before.remote_txid), txid(after.remote_txid));
-        set(&page.last_success_ms, ms(&before), ms(&after));
+        set(&page.last_success_ms, ms(before.last_success_ms), ms(after.last_success_ms));
+        set(&page.last_maintenance_ms, ms(before.last_maintenance_ms), ms(after.last_maintenance_ms));
         set(&page.uploads, before.uploads, after.uploads);
         set(&page.snapshots, before.snapshots, after.snapshots);
         set(&page.fencing, fencing_word(before.fencing), fencing_word(after.fencing));
@@ -348,6 +358,6 @@ const fn fencing_word(fencing: Option<bool>) -> u64 {
     }
 }
 
-fn ms(facts: &Facts) -> u64 {
-    facts.last_success_ms.unwrap_or_default().cast_unsigned()
+fn ms(at: Option<i64>) -> u64 {
+    at.unwrap_or_default().cast_unsigned()
 }

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use self::waiting::Heard;
+use super::background::{Background, Housekeeping};
 use super::budget::{Backoff, Budget, Siblings};
 use super::control::Attempt;
 use super::database::{Database, now_ms};
@@ -33,7 +34,8 @@ use super::tail::{Inflight, Mode, StopKind};
 use super::turns::{REQUESTS_OF_VERIFY, StoreTurns};
 use super::{clock, compare, looks};
 use crate::fault::fault_point;
-use crate::store::{Created, LtxName, StoreErrorKind};
+use crate::store::{Created, Listed, LtxName, StoreErrorKind};
+use crate::types::TimestampMs;
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
 const ENCODE_AHEAD_FRAMES: u32 = 250;
@@ -89,6 +91,7 @@ pub(super) struct Task {
     outages: RefCell<Outages>,
     left_alone: LeftAlone,
     turns: Rc<StoreTurns>,
+    background: Rc<Background>,
     /// When the bucket was looked at last, and whether something was sent since.
     looked: (Instant, bool),
     /// The turn of the lease that the bucket was compared in.
@@ -98,7 +101,14 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(database: Arc<Database>, mailbox: Rc<Mailbox>, left_alone: LeftAlone, turns: Rc<StoreTurns>) -> Self {
+    pub(super) fn new(
+        database: Arc<Database>,
+        mailbox: Rc<Mailbox>,
+        left_alone: LeftAlone,
+        turns: Rc<StoreTurns>,
+        housekeeping: Rc<Housekeeping>,
+    ) -> Self {
+        let background = Rc::new(Background::new(Arc::clone(&database), housekeeping));
         let budget = Budget::new(database.options.sync_interval, database.options.burst, clock::now());
         Self {
             database,
@@ -111,6 +121,7 @@ impl Task {
             outages: RefCell::default(),
             left_alone,
             turns,
+            background,
             looked: (clock::now(), false),
             lease_turn: 0,
             sent: None,
@@ -145,13 +156,23 @@ impl Task {
             })
         });
         let _keeping = database.lease.is_some().then(|| Companion::begin(lease::keep(Arc::clone(&database))));
+        let mut _beside = Some(Companion::begin(Rc::clone(&self.background).keep()));
         loop {
+            if self.database.closing.load(Ordering::Acquire) {
+                // What a round was making is not there: nobody waits for it.
+                _beside = None;
+            }
             if is_over(&self.database, registry).await {
                 return;
+            }
+            if _beside.is_none() && !self.database.shared.has_left() {
+                // Opened again meanwhile.
+                _beside = Some(Companion::begin(Rc::clone(&self.background).keep()));
             }
             if self.database.shared.has_left() {
                 // Another process uploads from here on, and must hear all that is said; those who wait for this one to go hear that it has.
                 _listening = None;
+                _beside = None;
             }
             let heard = Heard {
                 asked: self.database.shared.asked.load(Ordering::Acquire),
@@ -264,11 +285,13 @@ impl Task {
             let turns = Rc::clone(&self.turns);
             let _turn = self.turn(&turns.full, 1).await?;
             let Mode::Full(reason) = database.lock_tail().mode.clone() else { return Ok(Next::Again) };
+            self.background.forget_bucket();
             let before = database.progress.facts().snapshots;
             let next = self.meanwhile(snapshot::send_full(&database, reason)).await??;
             if database.progress.facts().snapshots > before {
                 self.budget.take(clock::now());
                 self.succeeded();
+                self.background.began_anew();
             } else if next == Next::Again && matches!(database.lock_tail().mode, Mode::Full(_)) {
                 // The name was taken, and nothing but another try came of it.
                 return Ok(self.back_off(true, None));
@@ -345,6 +368,7 @@ impl Task {
             tail.inflight.clone()
         };
         let Some(inflight) = inflight else { return Ok(Next::Again) };
+        let _under_way = self.background.under_way();
         // A restored database has not asked yet.
         self.meanwhile(lineage::probe(&database)).await??;
         let replaces = database.progress.facts().fencing == Some(false);
@@ -406,6 +430,9 @@ impl Task {
             database.is_settled(&tail)
         };
         fault_point!("ack.told");
+        let Attempt { txid, size_bytes, timestamp_ms, .. } = inflight.attempt;
+        let timestamp = TimestampMs(timestamp_ms);
+        self.background.uploaded(Listed { name: LtxName::level0(txid), size_bytes, timestamp, timestamp_is_exact: true });
         database.note_acked(inflight.sequence);
         database.progress.update(|f| {
             f.acked_sequence = f.acked_sequence.max(inflight.sequence);

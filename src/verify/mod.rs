@@ -36,6 +36,9 @@ pub use report::{Finding, Kind, MOST_FINDINGS, Outcome, Report};
 use reading::{Ended, Reading};
 use shape::Shape;
 
+/// What is wrong with a listing is looked at so often: it may have been one of the moment.
+const MOST_LOOKS: u32 = 3;
+
 /// What of a bucket is looked at, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
@@ -43,7 +46,7 @@ pub struct Scope {
     pub history: Duration,
     /// Within the last so much of it, each upload is.
     pub exact: Duration,
-    /// Whether what nothing promises any more is read as well.
+    /// Whether what nothing promises any more is read as well, each file by itself.
     pub everything: bool,
     /// Requests at once.
     pub parallelism: usize,
@@ -93,19 +96,24 @@ impl Verifier {
         let (kept, _) = note::read(store).await?;
         let txids: Vec<Txid> = kept.iter().map(|kept| kept.txid).collect();
         let (mut listings, mut shape) = self.look(now, &txids).await?;
-        if !(shape.findings.is_empty() && shape.if_ours.is_empty()) {
+        for _ in 1..MOST_LOOKS {
+            if shape.findings.is_empty() && shape.if_ours.is_empty() {
+                break;
+            }
             // Somebody may have been at work between one level and the next.
             (listings, shape) = self.look(now, &txids).await?;
         }
         let mut report = Report {
             files: listings.len(),
             bytes: listings.iter().map(|file| file.size_bytes).sum(),
-            files_not_promised: listings.len().saturating_sub(shape.reads.len()),
+            files_not_promised: listings.len().saturating_sub(shape.reads.len() + shape.others.len()),
             kept,
             ..Report::default()
         };
         let mut reading = Reading::new(store, &listings, shape.floor, self.scope.max_memory_bytes / 2, &mut report);
-        reading.read(&shape.reads, &self.scope, turn).await?;
+        if let Ended::Whole = reading.read(&shape.reads, &self.scope, turn).await? {
+            reading.read_alone(&shape.others, &self.scope, turn).await?;
+        }
         let (vanished, theirs) = (std::mem::take(&mut reading.vanished), std::mem::take(&mut reading.theirs));
         let times = std::mem::take(&mut reading.times);
         if !times.is_empty() {
@@ -127,7 +135,9 @@ impl Verifier {
             }
         }
         of_objects.into_iter().for_each(|finding| report.add(finding));
-        self.look_again(now, &txids, &vanished, &mut report).await?;
+        if let Err(error) = self.look_again(now, &txids, &vanished, &mut report).await {
+            report.not_checked.push(format!("{} files that were gone when they were to be read: {error}", vanished.len()));
+        }
         Ok(report)
     }
 

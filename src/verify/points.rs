@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::Verifier;
 use super::report::{Finding, Kind, Report};
 use crate::restore::{self, RestoreError, Target};
-use crate::types::{TimestampMs, Txid};
+use crate::types::Txid;
 
 /// A state that is to be restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +54,8 @@ impl Point {
         match self.target {
             Target::Latest => "the newest state".to_owned(),
             Target::Txid(txid) => format!("TXID {txid}"),
-            Target::Timestamp(TimestampMs(_)) => format!("the last state at or before {}", self.target_time()),
+            Target::Timestamp(at) => format!("the last state at or before {at}"),
         }
-    }
-
-    fn target_time(&self) -> String {
-        if let Target::Timestamp(at) = self.target { at.to_rfc3339() } else { String::new() }
     }
 }
 

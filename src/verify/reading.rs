@@ -73,6 +73,8 @@ pub(super) struct Reading<'a> {
     /// Files without a node id, as Litestream makes them.
     pub(super) theirs: BTreeSet<LtxName>,
     refused: usize,
+    /// Nothing is said of how files go together: what leads to them may be gone rightly.
+    is_alone: bool,
     /// When the last commit of each was, as they say themselves.
     pub(super) times: BTreeMap<LtxName, TimestampMs>,
 }
@@ -103,8 +105,15 @@ impl<'a> Reading<'a> {
             vanished: Vec::new(),
             theirs: BTreeSet::new(),
             refused: 0,
+            is_alone: false,
             times: BTreeMap::new(),
         }
+    }
+
+    /// Reads files each by itself.
+    pub(super) async fn read_alone(&mut self, files: &[Listed], scope: &Scope, turn: Option<&Turn>) -> Result<Ended, MaintainError> {
+        self.is_alone = true;
+        self.read(files, scope, turn).await
     }
 
     /// Reads files in the order of the states that they end with.
@@ -174,9 +183,9 @@ impl<'a> Reading<'a> {
         }
         let header = open.header?;
         let (pages, tally, comparison) = (&mut self.pages, &mut open.tally, &mut open.comparison);
-        let before = open.commit_before;
+        let (before, is_alone) = (open.commit_before, self.is_alone);
         let pushed = open.decoder.push(rest, &mut |page, content| {
-            if page.get() > header.commit_pages {
+            if page.get() > header.commit_pages || is_alone {
                 return Ok(());
             }
             tally.inside += 1;
@@ -230,6 +239,9 @@ impl<'a> Reading<'a> {
         if header.node_id == 0 {
             self.theirs.insert(name);
         }
+        if self.is_alone {
+            return Some(());
+        }
         let has_snapshot = self.snapshots.contains(&name.max_txid);
         let (min, is_base) = (name.min_txid.get(), name.min_txid == Txid::FIRST);
         if let Some(state) = self.state.filter(|state| state.txid == name.max_txid) {
@@ -280,9 +292,13 @@ impl<'a> Reading<'a> {
             let advice = "A restore does not need it. Litestream's read replica does: have the bucket's maintenance make the file anew, or copy the bucket";
             self.report.wrong(Kind::Index, name, "its page index is not that of its pages", advice);
         }
+        if self.is_alone {
+            return;
+        }
         let lock_page = header.page_size.lock_page().get();
         let pages_from = |first: u32| {
-            u64::from(header.commit_pages.saturating_sub(first)) - u64::from((first + 1..=header.commit_pages).contains(&lock_page))
+            u64::from(header.commit_pages.saturating_sub(first))
+                - u64::from((first.saturating_add(1)..=header.commit_pages).contains(&lock_page))
         };
         if name.level == SNAPSHOT_LEVEL && tally.inside != pages_from(0) {
             let what = format!("it is a snapshot of {} pages and has {} of them", header.commit_pages, tally.inside);

@@ -2,7 +2,7 @@
 
 use crate::maintenance::Kept;
 use crate::store::{Listed, LtxName};
-use crate::types::{TimestampMs, Txid};
+use crate::types::Txid;
 
 /// Findings that are told; of more only the number.
 pub const MOST_FINDINGS: usize = 200;
@@ -144,12 +144,6 @@ impl Report {
             (true, false) => Outcome::NotChecked,
             (true, true) => Outcome::Verified,
         }
-    }
-
-    /// The time of the newest state, as far as it is known.
-    #[must_use]
-    pub fn newest_time(&self) -> Option<TimestampMs> {
-        self.newest.map(|newest| newest.timestamp)
     }
 
     /// Adds what is wrong.

@@ -24,6 +24,8 @@ pub(super) struct Shape {
     pub(super) newest: Option<Listed>,
     /// What has to be read, in the order in which it is: by the state that a file ends with, and of those the shortest first.
     pub(super) reads: Vec<Listed>,
+    /// What nothing promises any more, where it is to be read all the same.
+    pub(super) others: Vec<Listed>,
     /// States behind the floor that some files lead to.
     pub(super) states: Vec<Txid>,
     pub(super) findings: Vec<Finding>,
@@ -92,7 +94,7 @@ pub(super) fn look(listings: &[Listed], scope: &Scope, now: TimestampMs, kept: &
         return shape;
     };
     let is_base = |file: &&Listed| is_usable(file) && file.name.level == SNAPSHOT_LEVEL && file.timestamp <= before(scope.history);
-    shape.floor = listings.iter().filter(is_base).filter(|_| !scope.everything).max_by_key(|file| file.name.max_txid).copied();
+    shape.floor = listings.iter().filter(is_base).max_by_key(|file| file.name.max_txid).copied();
     let floor = shape.floor;
     let reached = floor.map_or(0, |floor| floor.name.max_txid.get());
     let is_promised = |file: &&Listed| file.name.max_txid.get() > reached || floor.is_some_and(|floor| floor.name == file.name);
@@ -113,6 +115,9 @@ pub(super) fn look(listings: &[Listed], scope: &Scope, now: TimestampMs, kept: &
         shape.one(listings, file);
     }
     shape.reads = listings.iter().filter(|file| reads.contains(&file.name) && is_usable(file)).copied().collect();
+    if scope.everything {
+        shape.others = listings.iter().filter(|file| !reads.contains(&file.name) && is_usable(file)).copied().collect();
+    }
     shape.reads.sort_unstable_by_key(|file| (file.name.max_txid, std::cmp::Reverse(file.name.min_txid), file.name.level));
 
     let since = before(scope.exact.min(scope.history));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use replicated::config::parse_duration;
+use replicated::config::{Upkeep, parse_duration};
 use replicated::maintenance::{self, MaintainError, Maintainer, Policy, Report};
 use replicated::store::{Listed, Store};
 use replicated::types::Txid;
@@ -24,23 +24,23 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     every: Option<Duration>,
     /// Any state of the last so much time can be restored
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
-    history: Duration,
+    #[arg(long, value_name = "DURATION", default_value = Upkeep::default_of("history"), value_parser = option("history"))]
+    history: String,
     /// Within the last so much of it, to each upload; before that to a span of level 1 [default: all of --history]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    exact: Option<Duration>,
+    #[arg(long, value_name = "DURATION", value_parser = option("exact"))]
+    exact: Option<String>,
     /// What nothing needs any more is kept for so much longer, for restores and readers that are under way
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
-    grace: Duration,
+    #[arg(long, value_name = "DURATION", default_value = Upkeep::default_of("grace"), value_parser = option("grace"))]
+    grace: String,
     /// The time that a file of level 1, 2 and 3 spans
-    #[arg(long, value_name = "L1,L2,L3", default_value = "30s,5m,1h", value_parser = spans)]
-    spans: Spans,
+    #[arg(long, value_name = "L1,L2,L3", default_value = Upkeep::default_of("spans"), value_parser = option("spans"))]
+    spans: String,
     /// Make a snapshot when the newest one is so old, where anything has changed
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
-    snapshot_every: Duration,
+    #[arg(long, value_name = "DURATION", default_value = Upkeep::default_of("snapshot_every"), value_parser = option("snapshot_every"))]
+    snapshot_every: String,
     /// Make one as well when the changes since are so large, in hundredths of its size
-    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    snapshot_change: u32,
+    #[arg(long, value_name = "PERCENT", default_value = Upkeep::default_of("snapshot_change"), value_parser = option("snapshot_change"))]
+    snapshot_change: String,
     /// What the merging may take in memory, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(8..=1_048_576))]
     max_memory: u64,
@@ -63,19 +63,13 @@ pub(crate) struct Args {
     store: StoreFlags,
 }
 
-#[derive(Clone, Debug)]
-struct Spans([Duration; maintenance::COMPACTED_LEVELS]);
-
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text)
 }
 
-fn spans(text: &str) -> Result<Spans, String> {
-    let spans: Vec<Duration> = text.split(',').map(|part| parse_duration(part.trim())).collect::<Result<_, _>>()?;
-    let spans =
-        <[Duration; maintenance::COMPACTED_LEVELS]>::try_from(spans).map_err(|_| "three durations, such as 30s,5m,1h".to_owned())?;
-    let ascend = spans.windows(2).all(|pair| pair.first() <= pair.last()) && spans.iter().all(|span| !span.is_zero());
-    if ascend { Ok(Spans(spans)) } else { Err("the spans must not be zero, and not become shorter".to_owned()) }
+/// One of the options that the application has as well.
+fn option(name: &'static str) -> impl Fn(&str) -> Result<String, String> + Clone {
+    move |text| Upkeep::check(name, text).map(|()| text.to_owned())
 }
 
 fn txid(text: &str) -> Result<Txid, String> {
@@ -84,26 +78,23 @@ fn txid(text: &str) -> Result<Txid, String> {
 
 impl Args {
     fn policy(&self) -> Result<Policy, Failure> {
-        let exact = self.exact.unwrap_or(self.history);
-        if exact > self.history {
-            return Err(Failure::Usage("--exact is longer than --history".to_owned()));
+        let mut upkeep = Upkeep::default();
+        let given = [
+            ("history", Some(&self.history)),
+            ("exact", self.exact.as_ref()),
+            ("grace", Some(&self.grace)),
+            ("spans", Some(&self.spans)),
+            ("snapshot_every", Some(&self.snapshot_every)),
+            ("snapshot_change", Some(&self.snapshot_change)),
+        ];
+        for (name, text) in given.into_iter().filter_map(|(name, text)| Some((name, text?))) {
+            upkeep.set(name, text).map_err(|why| Failure::Usage(format!("--{}: {why}", name.replace('_', "-"))))?;
         }
+        upkeep.agrees().map_err(|(name, why)| Failure::Usage(format!("--{}: {why}", name.replace('_', "-"))))?;
         if self.every.is_some_and(|every| every < Duration::from_secs(1)) {
             return Err(Failure::Usage("--every must be 1s or more".to_owned()));
         }
-        if self.snapshot_every.is_zero() {
-            return Err(Failure::Usage("--snapshot-every must not be zero".to_owned()));
-        }
-        Ok(Policy {
-            history: self.history,
-            exact,
-            grace: self.grace,
-            spans: self.spans.0,
-            snapshot_every: self.snapshot_every,
-            snapshot_change_percent: self.snapshot_change,
-            max_memory_bytes: self.max_memory << 20,
-            deletes: !self.no_delete,
-        })
+        Ok(upkeep.policy(self.max_memory << 20, !self.no_delete))
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// Within the last so much of it, each upload [default: all of --history]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     exact: Option<Duration>,
-    /// Read what is older than that as well
+    /// Read what is older than that as well, each file by itself
     #[arg(long)]
     all: bool,
     /// Read the newest state's files alone, and restore nothing

@@ -23,6 +23,7 @@ pub(crate) use self::published::Published;
 use crate::config::Options;
 use crate::fault::{fault_point, fault_value};
 use crate::replicator::aside::SetsAside;
+use crate::replicator::background::Neglect;
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::FullReason;
 use crate::replicator::database::outside::Outside;
@@ -73,6 +74,7 @@ pub(crate) struct Database {
     pub(crate) progress: Progress,
     /// What it was restored from, where that was another replica of the database.
     pub(crate) origin: Option<Found>,
+    pub(in crate::replicator) neglect: Neglect,
     hub: Arc<Hub>,
     host: Arc<dyn Host>,
     /// What all processes have in common that have the database open.
@@ -127,6 +129,7 @@ impl Database {
             lease,
             progress: Progress::new(Arc::clone(&shared)),
             origin,
+            neglect: Neglect::default(),
             hub,
             host,
             shared,

@@ -82,6 +82,8 @@ impl Database {
                 }
                 .to_owned(),
             ),
+            ("last_maintenance", or_dash(facts.last_maintenance_ms.map(|ms| crate::types::TimestampMs(ms).to_string()))),
+            ("maintenance_error", or_dash(facts.maintenance_error)),
             ("replica", self.store.url().to_owned()),
         ];
         rows.extend(self.lease.as_ref().map_or_else(lease::no_rows, |lease| lease.rows()));

@@ -28,6 +28,7 @@ pub(crate) const PAGE_OFFSET: u64 = 65536;
 /// How long it is.
 pub(crate) const PAGE_BYTES: usize = 4096;
 const ERROR_WORDS: usize = 120;
+const MAINTENANCE_ERROR_WORDS: usize = 60;
 /// What `Page::layout` says.
 const LAYOUT: u64 = 0x5250_4c53_4841_5202;
 
@@ -166,7 +167,9 @@ pub(crate) struct Page {
     pub(crate) snapshots: AtomicU64,
     pub(crate) fencing: AtomicU64,
     pub(crate) awaits_open: AtomicU64,
+    pub(crate) last_maintenance_ms: AtomicU64,
     error: Slots<ERROR_WORDS>,
+    maintenance_error: Slots<MAINTENANCE_ERROR_WORDS>,
 }
 
 const _: () = assert!(size_of::<Page>() <= PAGE_BYTES);
@@ -201,26 +204,43 @@ impl Page {
 
     /// Text for people, cut where it is too long.
     pub(crate) fn set_error(&self, text: Option<&str>) {
-        let mut words = [0_u64; ERROR_WORDS];
-        let Some((length, content)) = words.split_first_mut() else { return };
-        let text = text.unwrap_or_default();
-        let end = (0..=text.len().min(content.len() * 8)).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-        *length = end as u64;
-        for (word, bytes) in content.iter_mut().zip(text.as_bytes().get(..end).unwrap_or_default().chunks(8)) {
-            let mut padded = [0; 8];
-            padded.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-            *word = u64::from_ne_bytes(padded);
-        }
-        self.error.write(&words);
+        set_text(&self.error, text);
     }
 
     pub(crate) fn error(&self) -> Option<String> {
-        let (_, words) = self.error.read();
-        let (length, content) = words.split_first()?;
-        let bytes: Vec<u8> = content.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let text = bytes.get(..usize::try_from(*length).ok()?)?;
-        (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned())
+        text(&self.error)
     }
+
+    /// The same, of the maintenance.
+    pub(crate) fn set_maintenance_error(&self, text: Option<&str>) {
+        set_text(&self.maintenance_error, text);
+    }
+
+    pub(crate) fn maintenance_error(&self) -> Option<String> {
+        text(&self.maintenance_error)
+    }
+}
+
+fn set_text<const N: usize>(slots: &Slots<N>, text: Option<&str>) {
+    let mut words = [0_u64; N];
+    let Some((length, content)) = words.split_first_mut() else { return };
+    let text = text.unwrap_or_default();
+    let end = (0..=text.len().min(content.len() * 8)).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    *length = end as u64;
+    for (word, bytes) in content.iter_mut().zip(text.as_bytes().get(..end).unwrap_or_default().chunks(8)) {
+        let mut padded = [0; 8];
+        padded.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        *word = u64::from_ne_bytes(padded);
+    }
+    slots.write(&words);
+}
+
+fn text<const N: usize>(slots: &Slots<N>) -> Option<String> {
+    let (_, words) = slots.read();
+    let (length, content) = words.split_first()?;
+    let bytes: Vec<u8> = content.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let text = bytes.get(..usize::try_from(*length).ok()?)?;
+    (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned())
 }
 
 /// Whether a full state is being read, by the uploader of whichever process.

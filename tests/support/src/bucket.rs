@@ -146,7 +146,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// How often the full state was sent: snapshots, and level-0 files with every page.
+    /// How often the full state was sent: snapshots but those that maintenance has made of uploads, and level-0 files with every page.
     ///
     /// # Panics
     /// Where a file cannot be read.
@@ -154,6 +154,8 @@ impl Bucket {
     pub fn full_states(&self) -> usize {
         let store = self.store();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let mut files = self.list();
+        files.sort_by_key(|listed| (listed.name.max_txid, std::cmp::Reverse(listed.name.level)));
         let mut pages_before = 0;
         let mut is_full = |listed: &Listed| {
             let bytes = runtime.block_on(store.get_range(&listed.name, 0..listed.size_bytes)).expect("a listed file can be read");
@@ -161,7 +163,9 @@ impl Bucket {
             let header = reader.read_header().expect("a file of ours has a header");
             let before = std::mem::replace(&mut pages_before, header.commit_pages);
             if listed.name.level == SNAPSHOT_LEVEL {
-                return true;
+                // Beside one that was sent there is an empty file, or one with every page.
+                let beside = files.iter().find(|file| file.name.level == Level::ZERO && file.name.max_txid == listed.name.max_txid);
+                return beside.is_none_or(|file| file.size_bytes < 200 || file.size_bytes * 10 > listed.size_bytes * 9);
             }
             let (mut pages, mut page) = (0, Vec::new());
             while reader.next_page(&mut page).expect("a file of ours is whole").is_some() {
@@ -170,8 +174,6 @@ impl Bucket {
             // A small database may change in all of its pages, as one that has just been made does: tests that count have pages that never change.
             listed.name.level == Level::ZERO && pages > 20 && pages == header.commit_pages && before > 20
         };
-        let mut files = self.list();
-        files.sort_by_key(|listed| (listed.name.max_txid, std::cmp::Reverse(listed.name.level)));
         files.iter().filter(|listed| is_full(listed)).count()
     }
 }

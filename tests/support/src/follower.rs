@@ -232,6 +232,6 @@ while not os.path.exists(stop):
     assert n == newest and rows == parts and churned <= n and n >= last, (n, newest, rows, parts, churned, last)
     seen.add(n)
     last = n
-    time.sleep(0.002)
+    time.sleep(0.01)
 print(len(seen))
 "#;

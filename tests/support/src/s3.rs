@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -86,6 +86,43 @@ pub struct Requests {
     pub multipart: u64,
 }
 
+/// One request, as the server saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// `PUT`, `GET` ...
+    pub method: String,
+    /// `/bucket/key`.
+    pub path: String,
+    /// What stands behind the `?`.
+    pub query: String,
+    /// Its place among all beginnings and ends of requests.
+    pub began: u64,
+    /// The same of its end; `None` while it is under way.
+    pub ended: Option<u64>,
+}
+
+impl Seen {
+    /// Whether it is an upload to level 0.
+    #[must_use]
+    pub fn is_upload(&self) -> bool {
+        self.method == "PUT" && self.path.contains("/0000/")
+    }
+}
+
+/// What is added to the delay of the options, in milliseconds.
+#[derive(Default)]
+struct Delays {
+    all: AtomicU64,
+    uploads: AtomicU64,
+}
+
+/// Requests in the order in which they came.
+#[derive(Default)]
+struct Log {
+    seen: Vec<Seen>,
+    moments: u64,
+}
+
 #[derive(Default)]
 struct Counters {
     put: AtomicU64,
@@ -121,6 +158,8 @@ pub struct Server {
     address: SocketAddr,
     root: PathBuf,
     requests: Arc<Counters>,
+    log: Arc<Mutex<Log>>,
+    delays_ms: Arc<Delays>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
     _own_root: Option<tempfile::TempDir>,
@@ -158,9 +197,13 @@ impl Server {
             service.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
         }
         let requests = Arc::new(Counters::default());
+        let log = Arc::<Mutex<Log>>::default();
+        let delays_ms = Arc::<Delays>::default();
         let handler = Handler {
             service: service.build(),
             requests: Arc::clone(&requests),
+            log: Arc::clone(&log),
+            delays_ms: Arc::clone(&delays_ms),
             writes: RwLock::new(()),
             ignores_conditions: options.ignores_conditions,
             delay: options.delay,
@@ -177,7 +220,7 @@ impl Server {
                 runtime.shutdown_timeout(Duration::from_millis(200));
             }
         })?;
-        Ok(Self { options, address, root, requests, stop, thread: Some(thread), _own_root: own_root })
+        Ok(Self { options, address, root, requests, log, delays_ms, stop, thread: Some(thread), _own_root: own_root })
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -237,6 +280,22 @@ impl Server {
         &self.root
     }
 
+    /// From here on the answer to an upload to level 0 comes so much later still.
+    pub fn delay_uploads(&self, delay: Duration) {
+        self.delays_ms.uploads.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
+    /// From here on each answer comes so much later still.
+    pub fn delay_all(&self, delay: Duration) {
+        self.delays_ms.all.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
+    /// Each request since the log was taken last, in the order in which they came.
+    #[allow(clippy::must_use_candidate, reason = "it may be taken to be thrown away")]
+    pub fn take_log(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.log.lock().unwrap().seen)
+    }
+
     /// The requests so far.
     #[must_use]
     pub fn requests(&self) -> Requests {
@@ -264,6 +323,8 @@ impl Drop for Server {
 struct Handler {
     service: S3Service,
     requests: Arc<Counters>,
+    log: Arc<Mutex<Log>>,
+    delays_ms: Arc<Delays>,
     /// The file system behind the server looks and then writes: one write at a time, and no read meanwhile, makes that one step.
     writes: RwLock<()>,
     ignores_conditions: bool,
@@ -275,7 +336,37 @@ struct Handler {
 impl Handler {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         self.requests.count(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
-        tokio::time::sleep(self.delay).await;
+        let began = self.begin(&request);
+        let response = self.answer(request).await;
+        let mut log = self.log.lock().unwrap();
+        log.moments += 1;
+        let now = log.moments;
+        // Taken meanwhile, it is not there.
+        if let Some(seen) = log.seen.iter_mut().rfind(|seen| seen.began == began) {
+            seen.ended = Some(now);
+        }
+        response
+    }
+
+    fn begin(&self, request: &Request<Incoming>) -> u64 {
+        /// A test that never takes the log has enough of it.
+        const MOST: usize = 100_000;
+        let mut log = self.log.lock().unwrap();
+        log.moments += 1;
+        let began = log.moments;
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        if log.seen.len() < MOST {
+            let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
+            log.seen.push(Seen { method, path, query, began, ended: None });
+        }
+        began
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let is_upload = request.method() == Method::PUT && request.uri().path().contains("/0000/");
+        let Delays { all, uploads } = &*self.delays_ms;
+        let more_ms = all.load(Ordering::SeqCst) + if is_upload { uploads.load(Ordering::SeqCst) } else { 0 };
+        tokio::time::sleep(self.delay + Duration::from_millis(more_ms)).await;
         let (mut parts, body) = request.into_parts();
         if self.dialect == Dialect::Google {
             google::translate_request(&mut parts.headers);

@@ -1,0 +1,186 @@
+//! What goes on beside a database's task, when there is time for it: nothing that a commit waits for. It is done by the process that uploads.
+//!
+//! ```text
+//!   task       sends a batch, has it acknowledged  --->  ledger: one more upload
+//!   companion  sleeps without a timer while nothing is uploaded
+//!              is something due? ... sleeps until then ... takes the turn of the process ... does it, request by request, each after those of the task
+//! ```
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `ledger` | what the bucket has, beside the control file |
+//! | `upkeep` | when a round of maintenance is due, and what becomes of it |
+//! | `traffic` | which uploads of the process go first |
+//!
+//! One thing is done at a time in a process, whatever it is and for whichever database: memory is bounded for all of them together, and a thousand databases
+//! that are opened at once do not begin at once. More that has its time (looking whether a bucket can be restored, say) finds its place beside `upkeep`.
+
+mod ledger;
+mod neglect;
+mod traffic;
+mod upkeep;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::{Notify, Semaphore};
+
+use self::ledger::{Key, Ledger};
+pub(super) use self::neglect::Neglect;
+use self::traffic::{Traffic, UnderWay};
+use self::upkeep::Upkeep;
+use super::database::Database;
+use super::progress::ReplicationState;
+use crate::maintenance::MaintainError;
+use crate::store::Listed;
+
+/// What a process has one of.
+#[derive(Debug)]
+pub(super) struct Housekeeping {
+    turn: Semaphore,
+    traffic: Traffic,
+}
+
+impl Default for Housekeeping {
+    fn default() -> Self {
+        Self { turn: Semaphore::new(1), traffic: Traffic::default() }
+    }
+}
+
+/// What a database's task and its companion tell each other.
+#[derive(Debug)]
+pub(super) struct Background {
+    database: Arc<Database>,
+    housekeeping: Rc<Housekeeping>,
+    ledger: RefCell<Ledger>,
+    news: Notify,
+}
+
+impl Background {
+    pub(super) fn new(database: Arc<Database>, housekeeping: Rc<Housekeeping>) -> Self {
+        let ledger = RefCell::new(Ledger::new(database.paths.bucket(), database.paths.database.clone()));
+        Self { database, housekeeping, ledger, news: Notify::new() }
+    }
+
+    /// Neither changes as long as the database is open, so that no other process need be waited for.
+    fn key(&self) -> Key {
+        let tail = self.database.lock_tail_here();
+        Key { replica_hash: tail.state.replica_hash, node_id: tail.state.node_id }
+    }
+
+    // What the task tells.
+
+    /// An upload is under way, as long as this is there.
+    pub(super) fn under_way(&self) -> UnderWay {
+        Traffic::begin(&self.housekeeping)
+    }
+
+    /// A batch has been acknowledged.
+    pub(super) fn uploaded(&self, file: Listed) {
+        if !self.database.options.maintenance {
+            return;
+        }
+        let key = self.key();
+        let mut ledger = self.ledger.borrow_mut();
+        ledger.uploaded(key, file);
+        if upkeep::is_neglected(&ledger.pending(key)) {
+            ledger.waits(crate::maintenance::now().0);
+            self.database.neglect.begin();
+        }
+        drop(ledger);
+        self.news.notify_one();
+    }
+
+    /// The full state is about to be sent: what is known of the bucket ends there.
+    pub(super) fn forget_bucket(&self) {
+        if self.database.options.maintenance {
+            let key = self.key();
+            self.ledger.borrow_mut().forget_all(key);
+        }
+    }
+
+    /// The full state was sent.
+    pub(super) fn began_anew(&self) {
+        if self.database.options.maintenance {
+            self.ledger.borrow_mut().has_news();
+            self.news.notify_one();
+        }
+    }
+
+    // The companion.
+
+    /// Goes on as long as the database's task does.
+    pub(super) async fn keep(self: Rc<Self>) {
+        if !self.database.options.maintenance {
+            return;
+        }
+        let _ends = EndsNeglect(Arc::clone(&self.database));
+        let key = self.key();
+        let last_round_ms = self.ledger.borrow_mut().round_ms(key);
+        self.database.progress.update(|f| f.last_maintenance_ms = f.last_maintenance_ms.or(Some(last_round_ms).filter(|ms| *ms > 0)));
+        let mut upkeep = Upkeep::new(&self.database);
+        loop {
+            let pending = self.pending();
+            match upkeep.due(&pending) {
+                None => {
+                    self.database.neglect.end();
+                    self.news.notified().await;
+                    continue;
+                }
+                Some(pause) if !pause.is_zero() => {
+                    // A close is not to wait for what does not even begin.
+                    self.database.neglect.end();
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.news.notified() => {}
+                    }
+                    continue;
+                }
+                Some(_) => {}
+            }
+            let Ok(_turn) = self.housekeeping.turn.acquire().await else { return };
+            // In a box of its own: most databases have nothing to do.
+            Box::pin(upkeep.round(&self)).await;
+            self.database.neglect.end();
+        }
+    }
+
+    fn pending(&self) -> ledger::Pending {
+        let key = self.key();
+        self.ledger.borrow_mut().pending(key)
+    }
+
+    /// Why nothing is done beside the task now.
+    fn is_idle(&self) -> Result<(), MaintainError> {
+        let database = &self.database;
+        let is_over = database.closing.load(Ordering::Acquire) || database.shared.has_left() || !database.is_owner();
+        let is_good = matches!(database.progress.facts().state, ReplicationState::Idle | ReplicationState::Uploading);
+        let may_write = database.lease.as_ref().is_none_or(|lease| lease.turn().is_some());
+        if !is_over && is_good && may_write { Ok(()) } else { Err(MaintainError::Stopped) }
+    }
+
+    /// Whether a commit, of whichever process, waits for an upload that has not begun.
+    fn somebody_waits(&self) -> bool {
+        let database = &self.database;
+        let acked = database.progress.acked_sequence();
+        database.published().sequence > acked && database.shared.urgent.load(Ordering::Acquire) > acked
+    }
+
+    /// Returns when there is time for one more request of a round: after the uploads that are under way, and after commits that wait.
+    async fn make_way(&self) -> Result<(), MaintainError> {
+        self.is_idle()?;
+        self.housekeeping.traffic.gone(|| self.somebody_waits(), || self.is_idle()).await?;
+        if self.ledger.borrow().is_void() { Err(MaintainError::Stopped) } else { Ok(()) }
+    }
+}
+
+/// Who waits for a round at close waits in vain, once the companion is gone.
+struct EndsNeglect(Arc<Database>);
+
+impl Drop for EndsNeglect {
+    fn drop(&mut self) {
+        self.0.neglect.end();
+    }
+}
