@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::place::Stores;
 use super::step::{Step, Style, steps};
-use super::world::World;
+use super::world::{OF_SQLITE, World};
 
 /// Which worlds.
 #[derive(Clone, Copy)]
@@ -55,7 +55,14 @@ fn live(plan: &Plan<'_>, seed: u64, steps: &[Step], keep: Option<&mut PathBuf>) 
         }
         world.end(seed).map_err(|why| (steps.len(), why))
     };
-    match lived() {
+    let ended = match lived() {
+        Err((_, why)) if why.starts_with(OF_SQLITE) => {
+            *world.counts.entry("ended by SQLite itself").or_default() += 1;
+            Ok(())
+        }
+        ended => ended,
+    };
+    match ended {
         Ok(()) => {
             world.counts.insert("faults", world.place.faults());
             world.counts.insert("objects", world.watch.objects() as u64);

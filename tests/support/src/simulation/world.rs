@@ -66,7 +66,14 @@ pub struct World {
     pub watch: Watch,
     /// What happened, by name.
     pub counts: BTreeMap<&'static str, u64>,
+    /// What was asked last had the same answer from SQLite alone.
+    twin_agreed: bool,
 }
+
+/// How the text of a failure begins that is SQLite's own: its copy without the extension failed in the same way.
+///
+/// Known is one: a connection that leaves WAL mode after another process has committed and closed goes on with what it had read before, and writes over that commit.
+pub const OF_SQLITE: &str = "SQLite by itself: ";
 
 /// What a step came to: whether it did anything, or what does not hold.
 pub type Done = Result<bool, String>;
@@ -94,7 +101,16 @@ impl World {
         };
         let place = Place::new(stores, dir, seed);
         let sites = (0..HOSTS).map(site).collect();
-        Self { dir: dir.to_owned(), style, place, sites, model: Model::new(), watch: Watch::new(dir), counts: BTreeMap::new() }
+        Self {
+            dir: dir.to_owned(),
+            style,
+            place,
+            sites,
+            model: Model::new(),
+            watch: Watch::new(dir),
+            counts: BTreeMap::new(),
+            twin_agreed: false,
+        }
     }
 
     fn count(&mut self, what: &'static str) {
@@ -189,6 +205,7 @@ impl World {
         let told = |error| format!("host {host}, process {process}, {op:?}: {error}");
         actor.process.send(op).map_err(told)?;
         let answer = actor.process.answer().map_err(told)?;
+        self.twin_agreed = answer.twin.is_some() && self.sites[host].twin_is_right;
         if let Some(twin) = &answer.twin
             && !matches!(op, Op::ForgetTwin)
         {
@@ -384,7 +401,8 @@ impl World {
             self.sites[host].head = id;
             return Ok(());
         }
-        if id == head { Ok(()) } else { Err(format!("host {host}: the database is at state {id}, and {head} was committed last")) }
+        let whose = if self.twin_agreed && self.model.knows(id) { OF_SQLITE } else { "" };
+        if id == head { Ok(()) } else { Err(format!("{whose}host {host}: the database is at state {id}, and {head} was committed last")) }
     }
 
     fn reads(&mut self, host: usize, process: usize, outcome: &Outcome) -> Result<Option<Seen>, String> {
