@@ -43,11 +43,7 @@ struct Place {
 impl Place {
     fn new(on_s3: bool, seed: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let server = on_s3.then(|| Server::start().unwrap());
-        let bucket = match &server {
-            Some(server) => Bucket::s3(server, "app/db"),
-            None => Bucket::folder(&dir.path().join("bucket")),
-        };
+        let (server, bucket) = Bucket::somewhere(on_s3, dir.path());
         let mut host = Host::start(Program::Python, &bucket.env);
         let uri = host::replicated(&dir.path().join("app.db"), &bucket.url, &[("sync_interval", "10ms"), ("burst", "100")]);
         let db = host.open(&uri);

@@ -301,8 +301,14 @@ fn a_visit_that_only_the_bucket_can_tell_of() {
 /// newest state. Increments go on.
 #[test]
 fn a_visit_that_has_changed_nothing() {
-    for killed in [true, false] {
-        let (mut place, db) = Place::new(Program::Python);
+    for (killed, checkpointed) in [(true, false), (true, true), (false, false)] {
+        let (mut place, mut db) = Place::new(Program::Python);
+        if checkpointed {
+            // Its change counter is known, and what follows counts it up in the WAL.
+            place.host.close(db);
+            db = place.open();
+            place.host.run(db, "CREATE TABLE later(x)");
+        }
         place.host.run(db, "UPDATE still SET x = randomblob(3000) WHERE rowid % 20 = 3");
         place.check(db);
         if killed {
@@ -324,6 +330,31 @@ fn a_visit_that_has_changed_nothing() {
         }
         assert_eq!(place.bucket.full_states(), 1, "{}", place.log());
     }
+}
+
+/// A copy from before a kill is newer than what was last seen of the file, and older than the bucket.
+#[test]
+fn an_older_copy_with_a_newer_change_counter() {
+    let (mut place, db) = Place::new(Program::Python);
+    place.host.close(db);
+    let db = place.open();
+    place.host.run(db, "CREATE TABLE before(x)");
+    place.host.sync(db);
+    let flat = tempfile::tempdir().unwrap();
+    let (older, its_txid) = (flattened(&place.path(), flat.path()), place.newest());
+    place.host.run(db, "CREATE TABLE after(x)");
+    place.host.sync(db);
+    let newest = place.newest();
+    let env = place.bucket.env.clone();
+    std::mem::replace(&mut place.host, Host::start(Program::Python, &env)).kill();
+    std::fs::copy(older, place.path()).unwrap();
+    for suffix in ["-wal", "-shm"] {
+        std::fs::remove_file(place.dir.path().join(format!("app.db{suffix}"))).unwrap();
+    }
+    let (_, stopped) = reopened(&mut place);
+    let stopped = stopped.unwrap_or_default();
+    assert!(stopped.contains("diverged") && stopped.contains(&format!("TXID {its_txid}")), "{stopped}: {}", place.log());
+    assert_eq!(place.newest(), newest);
 }
 
 /// An older copy is told by its TXID, whatever is committed to it meanwhile; one that somebody has gone on with, by its older pages. Nothing is sent.

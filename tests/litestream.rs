@@ -27,11 +27,7 @@ impl Place {
     fn new(on_s3: bool) -> Option<Self> {
         let tools = tools::environment()?;
         let dir = tempfile::tempdir().unwrap();
-        let server = on_s3.then(|| Server::start().unwrap());
-        let bucket = match &server {
-            Some(server) => Bucket::s3(server, "app/db"),
-            None => Bucket::folder(&dir.path().join("bucket")),
-        };
+        let (server, bucket) = Bucket::somewhere(on_s3, dir.path());
         Some(Self { tools, server, bucket, dir })
     }
 

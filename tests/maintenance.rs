@@ -37,11 +37,7 @@ struct Place {
 impl Place {
     fn new(on_s3: bool, seed: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let server = on_s3.then(|| Server::start().unwrap());
-        let bucket = match &server {
-            Some(server) => Bucket::s3(server, "app/db"),
-            None => Bucket::folder(&dir.path().join("bucket")),
-        };
+        let (server, bucket) = Bucket::somewhere(on_s3, dir.path());
         // There before it is replicated, so that the first snapshot is of some size.
         let plain = rusqlite::Connection::open(dir.path().join("app.db")).unwrap();
         plain.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, x); CREATE TABLE ballast(x)").unwrap();

@@ -40,11 +40,7 @@ struct Place {
 impl Place {
     fn new(on_s3: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let server = on_s3.then(|| Server::start().unwrap());
-        let bucket = match &server {
-            Some(server) => Bucket::s3(server, "app/db"),
-            None => Bucket::folder(&dir.path().join("bucket")),
-        };
+        let (server, bucket) = Bucket::somewhere(on_s3, dir.path());
         Self::with(dir, server, &bucket.clone(), bucket)
     }
 
@@ -224,11 +220,7 @@ fn what_litestream_writes_is_whole_and_compares_with_its_database() {
     let Some(tools) = tools::environment() else { return };
     for on_s3 in [true, false] {
         let dir = tempfile::tempdir().unwrap();
-        let server = on_s3.then(|| Server::start().unwrap());
-        let bucket = match &server {
-            Some(server) => Bucket::s3(server, "app/db"),
-            None => Bucket::folder(&dir.path().join("bucket")),
-        };
+        let (server, bucket) = Bucket::somewhere(on_s3, dir.path());
         let url = server.as_ref().map_or_else(
             || bucket.url.clone(),
             |server| format!("{}?endpoint={}&forcePathStyle=true&region=us-east-1", bucket.url, server.endpoint()),

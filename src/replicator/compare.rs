@@ -12,7 +12,7 @@
 //!                                        some in no state, others as in 2 or 3:  nobody can tell
 //! ```
 //!
-//! Whatever cannot be decided so stays `diverged`. The file is read as it was found: what this process commits meanwhile is in the WAL, and once a
+//! Whatever cannot be decided so stays `diverged`, unless the file's change counter tells that it is newer: then the full state follows. The file is read as it was found: what this process commits meanwhile is in the WAL, and once a
 //! checkpoint has written that to the file, there is nothing to compare any more.
 
 use std::pin::pin;
@@ -66,7 +66,12 @@ pub(crate) async fn decide(database: &Database) -> Result<(), StepError> {
     let mut tail = database.lock_tail();
     // Nothing that a checkpoint writes from here on is lost: it stays in the WAL until it is captured.
     let now = database.stamp().filter(|now| now.is_same_file(&found));
+    let is_newer = tail.is_newer(&found);
     let (Some(acked), Some(now)) = (tail.state.acked, now) else {
+        if is_newer {
+            database.lose(&mut tail, FullReason::ContinuityLost);
+            return Ok(());
+        }
         tail.was_compared(None, &database.published().end);
         drop(tail);
         stop(database, StopKind::Diverged, undecided("it was written to while it was compared with the bucket"));
@@ -92,6 +97,11 @@ pub(crate) async fn decide(database: &Database) -> Result<(), StepError> {
         Verdict::Older(txid) => {
             tail.state.restored_earlier = Some(RestoredEarlier { txid, newest: acked.txid });
             undecided(&format!("it holds what the bucket has as TXID {txid}, and the bucket goes on to {}", acked.txid))
+        }
+        Verdict::Undecided(why) if is_newer => {
+            log::info!(target: "replicated", "{name}: is newer than when it was last seen, and {why}");
+            database.lose(&mut tail, FullReason::ContinuityLost);
+            return Ok(());
         }
         Verdict::Undecided(why) => undecided(&why),
     };

@@ -102,6 +102,11 @@ impl Stamp {
         self.size_bytes == now.size_bytes && self.header_words == now.header_words && self.is_wal == now.is_wal
     }
 
+    /// The change counter only grows.
+    pub(crate) fn is_counted_up_from(&self, then: &Self) -> bool {
+        (1..1 << 30).contains(&self.header_words[0].wrapping_sub(then.header_words[0]))
+    }
+
     /// What the file held then no loss of power has taken since.
     pub(crate) const fn is_durable(&self, now: &Self) -> bool {
         self.synced || self.boot == now.boot

@@ -8,6 +8,7 @@ use replicated::store::Store;
 use serde_json::{Value, json};
 
 use crate::Failure;
+use crate::rounds;
 use crate::store_flags::StoreFlags;
 use crate::text;
 
@@ -28,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long)]
     compare_all: bool,
     /// Go on, with a round every so often, such as 1m; without it there is one round
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     every: Option<Duration>,
     /// Only show what would be done
     #[arg(long, conflicts_with = "every")]
@@ -49,15 +50,9 @@ pub(crate) struct Args {
     store: StoreFlags,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text)
-}
-
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    if args.every.is_some_and(|every| every < Duration::from_secs(1)) {
-        return Err(Failure::Usage("--every must be 1s or more".to_owned()));
-    }
+    rounds::check(args.every)?;
     let (from, to) = (args.store.open(&args.from)?, args.store.open(&args.to)?);
     if from.url() == to.url() {
         return Err(Failure::Usage(format!("{} is both the source and the destination", from.url())));
@@ -69,21 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         max_memory_bytes: args.max_memory_mib << 20,
     };
     let mut copier = Copier::new(std::sync::Arc::clone(&from), std::sync::Arc::clone(&to), options);
-    let Some(every) = args.every else { return once(args, &*from, &*to, &mut copier) };
-    loop {
-        match once(args, &*from, &*to, &mut copier) {
-            Ok(()) => {}
-            // A service goes on: the store may be back.
-            Err(Failure::Failed { what, why, advice, .. }) => {
-                text::to_stderr(&format!("error: {what}\n  why: {why}\n"));
-                if !advice.is_empty() {
-                    text::to_stderr(&format!("  try: {advice}\n"));
-                }
-            }
-            Err(other) => return Err(other),
-        }
-        std::thread::sleep(every);
-    }
+    rounds::run(args.every, || once(args, &*from, &*to, &mut copier))
 }
 
 fn once(args: &Args, from: &dyn Store, to: &dyn Store, copier: &mut Copier) -> Result<(), Failure> {

@@ -19,8 +19,10 @@ mod maintain;
 mod moment;
 mod private;
 mod restore;
+mod rounds;
 mod store_flags;
 mod text;
+mod values;
 mod verify;
 
 /// Restores, inspects, verifies, copies and maintains what the `replicated` SQLite extension (or Litestream 0.5) keeps in a bucket.
@@ -109,17 +111,18 @@ fn report(failure: &Failure) -> ExitCode {
         }
         Failure::Told(code) => ExitCode::from(*code),
         Failure::Failed { what, why, advice, json } => {
-            let mut message = format!("error: {what}\n  why: {why}\n");
-            if !advice.is_empty() {
-                message.push_str(&format!("  try: {advice}\n"));
-            }
-            text::to_stderr(&message);
+            text::to_stderr(&failed_text(what, why, advice));
             if *json {
                 text::to_stdout_json(&serde_json::json!({ "status": "error", "what": what, "why": why, "advice": advice }));
             }
             ExitCode::FAILURE
         }
     }
+}
+
+fn failed_text(what: &str, why: &str, advice: &str) -> String {
+    let advice = if advice.is_empty() { String::new() } else { format!("  try: {advice}\n") };
+    format!("error: {what}\n  why: {why}\n{advice}")
 }
 
 fn with_double_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {

@@ -10,8 +10,10 @@ use replicated::types::Txid;
 use serde_json::{Value, json};
 
 use crate::Failure;
+use crate::rounds;
 use crate::store_flags::StoreFlags;
 use crate::text;
+use crate::values::txid;
 
 /// Merge, make snapshots and delete what no restore within the window needs: once, or as a service
 ///
@@ -21,7 +23,7 @@ pub(crate) struct Args {
     /// The replica: s3://bucket/path, gs://bucket/path, abs://account@container/path or file:///path
     url: String,
     /// Go on, with a round every so often, such as 30s; without it there is one round
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     every: Option<Duration>,
     /// Any state of the last so much time can be restored
     #[arg(long, value_name = "DURATION", default_value = Upkeep::default_of("history"), value_parser = option("history"))]
@@ -63,17 +65,9 @@ pub(crate) struct Args {
     store: StoreFlags,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text)
-}
-
 /// One of the options that the application has as well.
 fn option(name: &'static str) -> impl Fn(&str) -> Result<String, String> + Clone {
     move |text| Upkeep::check(name, text).map(|()| text.to_owned())
-}
-
-fn txid(text: &str) -> Result<Txid, String> {
-    Txid::from_hex(text).ok_or_else(|| "a TXID is 1 to 16 hexadecimal digits and not zero".to_owned())
 }
 
 impl Args {
@@ -91,9 +85,7 @@ impl Args {
             upkeep.set(name, text).map_err(|why| Failure::Usage(format!("--{}: {why}", name.replace('_', "-"))))?;
         }
         upkeep.agrees().map_err(|(name, why)| Failure::Usage(format!("--{}: {why}", name.replace('_', "-"))))?;
-        if self.every.is_some_and(|every| every < Duration::from_secs(1)) {
-            return Err(Failure::Usage("--every must be 1s or more".to_owned()));
-        }
+        rounds::check(self.every)?;
         Ok(upkeep.policy(self.max_memory << 20, !self.no_delete))
     }
 }
@@ -111,21 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     let mut maintainer = Maintainer::new(Arc::clone(&store), policy);
-    let Some(every) = args.every else { return once(args, &*store, &mut maintainer) };
-    loop {
-        match once(args, &*store, &mut maintainer) {
-            Ok(()) => {}
-            // A service goes on: the store may be back, the other one may have ended.
-            Err(Failure::Failed { what, why, advice, .. }) => {
-                text::to_stderr(&format!("error: {what}\n  why: {why}\n"));
-                if !advice.is_empty() {
-                    text::to_stderr(&format!("  try: {advice}\n"));
-                }
-            }
-            Err(other) => return Err(other),
-        }
-        std::thread::sleep(every);
-    }
+    rounds::run(args.every, || once(args, &*store, &mut maintainer))
 }
 
 fn once(args: &Args, store: &dyn Store, maintainer: &mut Maintainer) -> Result<(), Failure> {

@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use crate::Failure;
 use crate::generation;
 use crate::integrity::IntegrityCheck;
-use crate::moment;
 use crate::store_flags::StoreFlags;
 use crate::text;
+use crate::values::{timestamp, txid};
 
 /// Restore a database from a bucket, completely or not at all
 #[derive(Debug, clap::Args)]
@@ -83,16 +83,8 @@ pub(crate) struct Args {
     store: StoreFlags,
 }
 
-fn txid(text: &str) -> Result<Txid, String> {
-    Txid::from_hex(text).ok_or_else(|| "a TXID is 1 to 16 hexadecimal digits and not zero".to_owned())
-}
-
 fn hexadecimal(text: &str) -> Result<u64, String> {
     u64::from_str_radix(text, 16).map_err(|_| "that is no hexadecimal number".to_owned())
-}
-
-fn timestamp(text: &str) -> Result<TimestampMs, String> {
-    moment::parse(text, &jiff::Zoned::now())
 }
 
 /// Runs the command.

@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use crate::Failure;
 use crate::against::{self, Against};
 use crate::integrity::IntegrityCheck;
-use crate::moment;
 use crate::private::PrivateFolder;
 use crate::store_flags::StoreFlags;
 use crate::text;
+use crate::values::{timestamp, txid};
 
 /// Find out whether a bucket holds what it promises: read and verify it, restore states of it, compare it with the live database
 ///
@@ -28,10 +28,10 @@ pub(crate) struct Args {
     /// The replica: s3://bucket/path, gs://bucket/path, abs://account@container/path or file:///path
     url: String,
     /// Any state of the last so much time must be there: as `replicated maintain` is told
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
     history: Duration,
     /// Within the last so much of it, each upload [default: all of --history]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     exact: Option<Duration>,
     /// Read what is older than that as well, each file by itself
     #[arg(long)]
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DATABASE")]
     against: Option<PathBuf>,
     /// Call it wrong where the database goes on from a newest state that is older than this
-    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "against")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "against")]
     max_lag: Option<Duration>,
     /// Where states are restored to, one at a time [default: the system's, TMPDIR]
     #[arg(long, value_name = "FOLDER")]
@@ -77,18 +77,6 @@ pub(crate) struct Args {
     quiet: bool,
     #[command(flatten)]
     store: StoreFlags,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text)
-}
-
-fn txid(text: &str) -> Result<Txid, String> {
-    Txid::from_hex(text).ok_or_else(|| "a TXID is 1 to 16 hexadecimal digits and not zero".to_owned())
-}
-
-fn timestamp(text: &str) -> Result<TimestampMs, String> {
-    moment::parse(text, &jiff::Zoned::now())
 }
 
 impl Args {

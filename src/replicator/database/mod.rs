@@ -266,17 +266,8 @@ impl Database {
         *self.marks.lock() = None;
         *self.locks.lock() = None;
         let control = match self.try_lock_tail_for(PATIENCE) {
-            Some(mut tail) => {
-                let control = tail.control_file();
-                tail.release();
-                control
-            }
-            None => {
-                let mut tail = self.lock_tail_here();
-                let control = tail.control_file();
-                tail.release_without_lock();
-                control
-            }
+            Some(mut tail) => tail.release(),
+            None => self.lock_tail_here().release_without_lock(),
         };
         // Closed by somebody else later it would take the locks of a successor in this process away, too.
         let deadline = Instant::now() + PATIENCE;
@@ -296,12 +287,14 @@ impl Database {
 
     /// What of it is this process's own.
     pub(crate) fn lock_tail_here(&self) -> MutexGuard<'_, Tail> {
-        TailGuard::lock_here(&self.tail)
+        self.tail.lock()
     }
 
     /// Whether the tail can be locked at once: who was stopped with it may go on in an hour, and the uploader has other databases.
     pub(crate) fn is_tail_free(&self) -> bool {
-        self.shared.joined.load(Ordering::Relaxed) == 0 || self.try_lock_tail_for(Duration::ZERO).is_some()
+        self.shared.joined.load(Ordering::Relaxed) == 0
+            || self.shared.has_left()
+            || self.locks.lock().as_ref().is_none_or(|locks| !locks.is_held_elsewhere(Range::Tail))
     }
 
     /// Waits until it is.

@@ -90,7 +90,7 @@ impl Tail {
         };
         match self.judge_captured(&captured, live, stamp) {
             // What was committed since it was found may look like the work of others, and have the file look like the newer one.
-            Mode::Full(_) if self.state.to_compare.is_some() => self.neither(live, stamp()),
+            Mode::Full(_) if !self.is_newer_as_found() => self.neither(live, stamp()),
             mode => mode,
         }
     }
@@ -189,11 +189,11 @@ impl Tail {
             return Mode::Full(FullReason::ContinuityLost);
         }
         if let (Some(then), Some(now)) = (self.state.stamp, stamp()) {
-            // The change counter only grows. An equal one under a changed file proves nothing.
-            let counted = now.header_words[0].wrapping_sub(then.header_words[0]);
-            if (1..1 << 30).contains(&counted) {
-                return Mode::Full(FullReason::ContinuityLost);
+            if now.is_counted_up_from(&then) {
+                return self.newer(live, now);
             }
+            // An equal change counter under a changed file proves nothing.
+            let counted = now.header_words[0].wrapping_sub(then.header_words[0]);
             // Where a process died in the midst of a transaction the file is its work, whatever became of it.
             if counted == 0 && self.state.sealed && self.state.open_transaction.is_some() {
                 return Mode::Full(FullReason::Unprotected);
@@ -211,6 +211,30 @@ impl Tail {
             }
         }
         self.neither(live, stamp())
+    }
+
+    /// Newer than its stamp. That is also a file to which somebody has written, after a kill, what had been captured of its WAL, and a copy of it from before
+    /// the kill: where the bucket can tell, it is asked, and otherwise the full state is sent.
+    fn newer(&mut self, live: &WalPos, now: Stamp) -> Mode {
+        let was_captured = !self.state.sealed && self.state.captured.is_some_and(|captured| captured.frame > 0);
+        if was_captured && self.is_newer_as_found() {
+            let compared = self.neither(live, Some(now));
+            if self.compares {
+                return compared;
+            }
+            self.state.to_compare = None;
+        }
+        Mode::Full(FullReason::ContinuityLost)
+    }
+
+    /// Whether the full state follows where the bucket cannot tell what this file is.
+    pub(crate) fn is_newer(&self, now: &Stamp) -> bool {
+        self.state.stamp.is_some_and(|then| now.is_counted_up_from(&then))
+    }
+
+    /// Whether nothing speaks against the full state in what was found before and is still to be compared.
+    fn is_newer_as_found(&self) -> bool {
+        self.state.to_compare.is_none_or(|found| self.is_newer(&found))
     }
 
     /// Neither provably newer nor provably unchanged. The bucket may tell, where the whole state is in the file and nobody has written to that since it was

@@ -310,16 +310,16 @@ impl Tail {
         open_wal(&mut self.wal, &self.paths)
     }
 
-    /// Lets the control file and its lock go.
-    pub(crate) fn release(&mut self) {
+    /// Lets the control file and its lock go. Returns the file, which others may still have.
+    pub(crate) fn release(&mut self) -> Option<Arc<File>> {
         self.settle();
-        self.control = None;
+        self.control.take().map(|control| control.file())
     }
 
     /// The same where another process has the lock, and was stopped. What is saved is there for a successor.
-    pub(crate) fn release_without_lock(&mut self) {
-        self.control = None;
+    pub(crate) fn release_without_lock(&mut self) -> Option<Arc<File>> {
         self.locks = None;
+        self.control.take().map(|control| control.file())
     }
 
     fn save_or_warn(&mut self) {

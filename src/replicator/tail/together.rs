@@ -31,11 +31,6 @@ impl<'a> TailGuard<'a> {
         Self(guard)
     }
 
-    /// Without the processes' lock: what is changed in it is changed for this process alone.
-    pub(crate) fn lock_here(tail: &'a Mutex<Tail>) -> MutexGuard<'a, Tail> {
-        tail.lock()
-    }
-
     /// `None` where somebody holds it for longer than that.
     pub(crate) fn try_lock_for(tail: &'a Mutex<Tail>, limit: Duration) -> Option<Self> {
         let deadline = Instant::now() + limit;

@@ -26,6 +26,17 @@ impl Bucket {
         Self { url: format!("s3://{}/{path}", server.bucket()), env: server.env() }
     }
 
+    /// `app/db` on a server of its own, or a folder in `dir`.
+    ///
+    /// # Panics
+    /// Where the server cannot be started.
+    #[must_use]
+    pub fn somewhere(on_s3: bool, dir: &Path) -> (Option<Server>, Self) {
+        let server = on_s3.then(|| Server::start().expect("a port is free"));
+        let bucket = server.as_ref().map_or_else(|| Self::folder(&dir.join("bucket")), |server| Self::s3(server, "app/db"));
+        (server, bucket)
+    }
+
     /// A folder.
     #[must_use]
     pub fn folder(path: &Path) -> Self {
