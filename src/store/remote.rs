@@ -3,6 +3,8 @@
 //! `object_store` does the talking, with its own retries off: a conditional creation that is retried below us would find its own object
 //! and call it another writer's.
 
+mod scratch;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,6 +22,8 @@ use object_store::{
 };
 use tokio::sync::OnceCell;
 
+use self::scratch::RemoteScratch;
+use super::about::Told;
 use super::credentials::Secrets;
 use super::env::Env;
 use super::http::{HttpClients, Refusal, traced, traced_conditionally};
@@ -30,8 +34,8 @@ use super::parts::PartRetries;
 use super::remote_error::Context;
 use super::url::ReplicaUrl;
 use super::{
-    Created, GenerationFile, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError,
-    StoreErrorKind, Upload, clients,
+    About, Created, GenerationFile, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Scratch, Store,
+    StoreError, StoreErrorKind, Upload, clients,
 };
 use crate::types::{TimestampMs, Txid};
 
@@ -49,6 +53,8 @@ pub(super) struct Client {
     pub(super) content_type: Option<&'static str>,
     /// Whether the end of a multipart upload may be conditional.
     pub(super) completes_conditionally: bool,
+    /// How it is reached.
+    pub(super) about: About,
 }
 
 /// A replica in a bucket.
@@ -59,6 +65,7 @@ struct Inner {
     keys: Keys,
     client: Client,
     secrets: Secrets,
+    told: Told,
     conditional: OnceCell<bool>,
     /// Set once the store has refused conditions altogether.
     refuses_conditions: AtomicBool,
@@ -77,12 +84,12 @@ type Traced<T> = (object_store::Result<T>, Option<Refusal>);
 
 impl RemoteStore {
     pub(super) fn open(url: &ReplicaUrl, settings: &StoreOptions, env: &Env, clients: &Arc<HttpClients>) -> Result<Self, StoreError> {
-        let secrets = Secrets::default();
+        let (secrets, told) = (Secrets::default(), Told::default());
         let keys = Keys::new(url.location());
-        let client = clients::build(url, settings, env, &secrets, keys.begin_with_slash(), clients)
+        let client = clients::build(url, settings, env, (&secrets, &told), keys.begin_with_slash(), clients)
             .map_err(|error| StoreError { cause: secrets.redact(&error.cause), ..error })?;
         let (conditional, refuses_conditions) = (OnceCell::new(), AtomicBool::new(false));
-        Ok(Self(Arc::new(Inner { url: url.to_string(), keys, client, secrets, conditional, refuses_conditions })))
+        Ok(Self(Arc::new(Inner { url: url.to_string(), keys, client, secrets, told, conditional, refuses_conditions })))
     }
 }
 
@@ -372,22 +379,6 @@ impl Inner {
             _ => self.check(context, (result, refusal)),
         }
     }
-
-    /// Creates an object of its own twice.
-    async fn probe(&self) -> Result<bool, StoreError> {
-        let context = self.context("probe", &"level 0");
-        let key = format!("{}.replicated-probe-{:016x}", self.keys.level(Level::ZERO), fastrand::u64(..));
-        let path = self.path(&context, &key)?;
-        let body = || Bytes::from_static(b"replicated asks whether this store refuses to replace an object\n");
-        let now = TimestampMs(chrono::Utc::now().timestamp_millis());
-        if self.put_if_absent(&context, &path, body(), now).await?.is_none() {
-            return Ok(false);
-        }
-        let second = self.put_if_absent(&context, &path, body(), now).await;
-        // Where deleting is not allowed, the answer still counts.
-        let _ = traced(delete_all(self.singly(), vec![path])).await;
-        Ok(second? == Some(Created::AlreadyExists))
-    }
 }
 
 /// Deletes all that are there; goes on after a failure and reports the first.
@@ -487,8 +478,16 @@ impl Store for RemoteStore {
         self.0.write_lock(NOTE_FILE, body, expected).boxed()
     }
 
+    fn scratch(&self) -> Option<Box<dyn Scratch>> {
+        Some(Box::new(RemoteScratch::new(&self.0)))
+    }
+
+    fn about(&self) -> About {
+        self.0.told.added_to(&self.0.client.about)
+    }
+
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.0.conditional.get_or_try_init(|| self.0.probe()).map_ok(|answer| *answer).boxed()
+        self.0.conditional.get_or_try_init(async || RemoteScratch::new(&self.0).probe().await).map_ok(|answer| *answer).boxed()
     }
 }
 

@@ -20,7 +20,9 @@ use crate::restore::{self, PlanError, RestoreError, RestoreOptions, Target};
 use crate::store::{Level, Listed, LtxName, Store, StoreErrorKind};
 use crate::types::{TimestampMs, Txid};
 
+mod beside;
 mod error;
+mod lease;
 mod local;
 mod pages;
 mod points;
@@ -28,7 +30,9 @@ mod reading;
 mod report;
 mod shape;
 
+pub use beside::{Beside, Told, beside};
 pub use error::VerifyError;
+pub use lease::{Lease, lease};
 pub use local::{Local, local};
 pub use points::{Look, Point, PointReport};
 pub use report::{Finding, Kind, MOST_FINDINGS, Outcome, Report};

@@ -12,6 +12,7 @@ use super::abi::{
 };
 use super::api::{ApiError, ApiRoutines, SqliteApi};
 use super::base::BaseVfs;
+use super::versions::has_wal_reset_bug;
 use super::{file, host};
 use crate::config::Options;
 use crate::replicator::database::Host;
@@ -59,9 +60,8 @@ pub(crate) unsafe fn register(routines: *const ApiRoutines, make_default: bool) 
 }
 
 fn warn_of_known_bugs(api: &SqliteApi) {
-    const WAL_RESET_FIXED: c_int = 3_051_003;
     let version = api.version();
-    if version < WAL_RESET_FIXED {
+    if has_wal_reset_bug(version) {
         log::info!(
             target: "replicated",
             "this is SQLite {}.{}.{}; versions before 3.51.3 have a rare bug that can corrupt a database in WAL mode (the WAL-reset bug)",

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod adopt;
 mod against;
 mod copy;
+mod doctor;
 mod file_head;
 mod follow;
 mod generation;
@@ -41,9 +42,16 @@ enum Command {
     Maintain(maintain::Args),
     Verify(verify::Args),
     Copy(copy::Args),
+    Doctor(doctor::Args),
+    /// What `doctor` runs to look at a SQLite library in a process of its own.
+    #[command(hide = true)]
+    InspectSqlite {
+        library: std::path::PathBuf,
+        extension: Option<std::path::PathBuf>,
+    },
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage; of verify also 3: could not be checked.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage; of verify and doctor also 3: could not be checked.";
 
 /// Long flags that Litestream's users write with one dash, and that clap would take for a row of short ones.
 const SINGLE_DASH: &[&str] = &[
@@ -96,6 +104,11 @@ fn main() -> ExitCode {
         Command::Maintain(args) => maintain::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Copy(args) => copy::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::InspectSqlite { library, extension } => {
+            doctor::inspect(&library, extension.as_deref());
+            Ok(())
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

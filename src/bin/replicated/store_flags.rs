@@ -44,6 +44,13 @@ pub(crate) struct StoreFlags {
 impl StoreFlags {
     /// Opens the bucket. Flags win over the environment.
     pub(crate) fn open(&self, url: &str) -> Result<Arc<dyn Store>, Failure> {
+        let options = self.options()?;
+        let url = ReplicaUrl::parse(url).map_err(|error| Failure::Usage(error.to_string()))?;
+        replicated::store::open(&url, &options.store_options()).map_err(|error| Failure::Usage(error.to_string()))
+    }
+
+    /// All options of the environment, with the flags before them.
+    pub(crate) fn options(&self) -> Result<Options, Failure> {
         let environment: Vec<(String, String)> =
             std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?))).collect();
         let flags = self.as_parameters();
@@ -51,8 +58,7 @@ impl StoreFlags {
         let is_level_given =
             self.log_level.is_some() || environment.iter().any(|(name, text)| name == "REPLICATED_LOG_LEVEL" && !text.is_empty());
         crate::log_to_stderr(if is_level_given { options.log_level } else { log::LevelFilter::Warn });
-        let url = ReplicaUrl::parse(url).map_err(|error| Failure::Usage(error.to_string()))?;
-        replicated::store::open(&url, &options.store_options()).map_err(|error| Failure::Usage(error.to_string()))
+        Ok(options)
     }
 
     fn as_parameters(&self) -> Vec<(String, String)> {

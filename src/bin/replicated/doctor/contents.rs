@@ -1,0 +1,164 @@
+//! What is in the bucket: levels, the newest state and whether it can be restored, what Litestream 0.3 has left, and who else writes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use replicated::ltx::Header;
+use replicated::restore::{self, RestoreError, Target};
+use replicated::store::{Listed, Store};
+use replicated::verify::{self, Lease, Outcome, Scope, Verifier, VerifyError};
+
+use super::bounded::{Late, blocking};
+use super::report::Report;
+use crate::text;
+
+/// A newest state that is larger is not read: `replicated verify` does that.
+const MOST_TO_READ_BYTES: u64 = 32 << 20;
+
+/// What others ask of it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Contents {
+    /// Whether it could be listed.
+    pub(super) is_known: bool,
+    /// The newest upload and its header.
+    pub(super) newest: Option<(Listed, Header)>,
+}
+
+/// Looks at it. The store is one of its own: what is asked here runs on event loops of the library's.
+pub(super) fn look(store: &Arc<dyn Store>, limit: Duration, report: &mut Report) -> Contents {
+    let mut contents = Contents::default();
+    let listing = Arc::clone(store);
+    match blocking(limit, move || restore::catalogue(&*listing)) {
+        Ok(Ok(listed)) => {
+            contents.is_known = true;
+            levels(&listed, report);
+            newest(store, limit, &listed, &mut contents, report);
+        }
+        Ok(Err(RestoreError::Plan { .. })) => {
+            contents.is_known = true;
+            report.ok("contents", "nothing yet: the first open sends the full state");
+        }
+        Ok(Err(RestoreError::Generations { .. })) => report.problem(
+            "contents",
+            "a replica of Litestream 0.3 (generations/), and nothing newer",
+            "Replication begins beside it, in another format; what is there can only be restored to a file (`replicated restore`)",
+            "Restore it if you need it, and give this database a path of its own; see docs/litestream.md",
+        ),
+        Ok(Err(error)) => report.unknown("contents", error.to_string(), error.advice()),
+        Err(late) => too_late("contents", late, report),
+    }
+    lease(store, limit, report);
+    contents
+}
+
+fn too_late(check: &'static str, late: Late, report: &mut Report) {
+    report.unknown(check, late.to_string(), "Ask again; a bucket with very many files takes longer to list: --timeout");
+}
+
+fn levels(listed: &[Listed], report: &mut Report) {
+    let mut levels: BTreeMap<u8, (usize, u64)> = BTreeMap::new();
+    for file in listed {
+        let (count, bytes) = levels.entry(file.name.level.get()).or_default();
+        (*count, *bytes) = (*count + 1, *bytes + file.size_bytes);
+    }
+    let name = |level: u8| match level {
+        0 => "uploads".to_owned(),
+        9 => "snapshots".to_owned(),
+        other => format!("merged at level {other}"),
+    };
+    let shown: Vec<String> =
+        levels.iter().map(|(level, (count, bytes))| format!("{count} {} ({})", name(*level), text::size(*bytes))).collect();
+    report.ok("contents", shown.join(", "));
+}
+
+fn newest(store: &Arc<dyn Store>, limit: Duration, listed: &[Listed], contents: &mut Contents, report: &mut Report) {
+    let plan = match restore::plan(listed, Target::Latest) {
+        Ok(plan) => plan,
+        Err(error) => {
+            return report.problem(
+                "restorable",
+                error.to_string(),
+                "The newest state cannot be restored from this bucket",
+                "`replicated verify URL` names what is missing; a running database sends its full state after `replicated adopt app.db URL`",
+            );
+        }
+    };
+    let (oldest, last) = (restore::oldest(listed), plan.files.last());
+    let at = |file: Option<&Listed>| {
+        file.map(|file| format!(" of {} ({})", text::time(file.timestamp), text::age(file.timestamp))).unwrap_or_default()
+    };
+    let from = oldest.map(|oldest| format!("from TXID {}{} ", oldest.name.max_txid, at(Some(&oldest)))).unwrap_or_default();
+    report.ok("restorable", format!("{from}to TXID {}{}; the newest needs {}", plan.txid, at(last), text::count(plan.files.len(), "file")));
+
+    let reading = Arc::clone(store);
+    match blocking(limit, move || verify::newest_upload(&*reading, Some(plan.txid))) {
+        Ok(Ok(newest)) => contents.newest = newest,
+        Ok(Err(error)) => report.unknown("restorable", error.to_string(), error.advice()),
+        Err(late) => too_late("restorable", late, report),
+    }
+    let bytes = plan.files.iter().map(|file| file.size_bytes).sum();
+    if bytes > MOST_TO_READ_BYTES {
+        return report.skipped(
+            "backup",
+            format!(
+                "the newest state's files have {} and were not read: `replicated verify --light` reads them, without --light it restores",
+                text::size(bytes)
+            ),
+        );
+    }
+    let verifier = Verifier::new(Arc::clone(store), Scope::default());
+    match blocking(limit.saturating_mul(2), move || verify::light(&verifier)) {
+        Ok(Ok(found)) => backup(&found, report),
+        Ok(Err(error)) => not_read(&error, report),
+        Err(late) => report.unknown("backup", late.to_string(), "`replicated verify --light URL` takes its time"),
+    }
+}
+
+fn backup(found: &verify::Report, report: &mut Report) {
+    match found.outcome() {
+        Outcome::Verified => report.ok(
+            "backup",
+            format!(
+                "the newest state's files were read, {}, every checksum; `replicated verify` restores it as well",
+                text::size(found.bytes_read)
+            ),
+        ),
+        Outcome::Wrong => {
+            let first = found.findings.first();
+            let object = first.and_then(|finding| finding.object).map(|object| format!("{object}: ")).unwrap_or_default();
+            report.problem(
+                "backup",
+                format!("{object}{}", first.map(|finding| finding.what.clone()).unwrap_or_default()),
+                "The newest state cannot be restored as it is",
+                first.map(|finding| finding.advice.clone()).unwrap_or_default(),
+            );
+        }
+        Outcome::NotChecked => report.unknown("backup", found.not_checked.join("; "), "Ask again"),
+    }
+}
+
+fn not_read(error: &VerifyError, report: &mut Report) {
+    report.unknown("backup", error.to_string(), error.advice());
+}
+
+fn lease(store: &Arc<dyn Store>, limit: Duration, report: &mut Report) {
+    let reading = Arc::clone(store);
+    match blocking(limit, move || verify::lease(&*reading)) {
+        Ok(Ok(Lease::None)) => {
+            report.skipped("writers", "no lease in the bucket (lock.json): nobody keeps two hosts apart but conditional creation")
+        }
+        Ok(Ok(Lease::Free { last })) => report.ok("writers", format!("the lease is free; it was let go or has run out: {last}")),
+        Ok(Ok(Lease::Held { by })) => {
+            report.ok("writers", format!("the lease is held: {by}. Nobody else may write to this bucket meanwhile"))
+        }
+        Ok(Ok(Lease::Garbage { why })) => report.problem(
+            "writers",
+            format!("lock.json is no lease: {why}"),
+            "With the option lease nothing is opened or sent while it is there",
+            "Look at who has written it, and delete it",
+        ),
+        Ok(Err(error)) => report.unknown("writers", error.to_string(), error.advice()),
+        Err(late) => too_late("writers", late, report),
+    }
+}
