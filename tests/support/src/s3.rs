@@ -52,6 +52,8 @@ pub struct Options {
     pub dialect: Dialect,
     /// Whether it replaces objects even when asked not to, as some stores do that take the condition and say nothing.
     pub ignores_conditions: bool,
+    /// The `Date` of all its answers, of a clock that is wrong.
+    pub date: Option<&'static str>,
 }
 
 impl Default for Options {
@@ -65,6 +67,7 @@ impl Default for Options {
             delay: Duration::ZERO,
             dialect: Dialect::S3,
             ignores_conditions: false,
+            date: None,
         }
     }
 }
@@ -206,6 +209,7 @@ impl Server {
             delays_ms: Arc::clone(&delays_ms),
             writes: RwLock::new(()),
             ignores_conditions: options.ignores_conditions,
+            date: options.date,
             delay: options.delay,
             root: root.clone(),
             dialect: options.dialect,
@@ -328,6 +332,7 @@ struct Handler {
     /// The file system behind the server looks and then writes: one write at a time, and no read meanwhile, makes that one step.
     writes: RwLock<()>,
     ignores_conditions: bool,
+    date: Option<&'static str>,
     delay: Duration,
     root: PathBuf,
     dialect: Dialect,
@@ -337,7 +342,10 @@ impl Handler {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         self.requests.count(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
         let began = self.begin(&request);
-        let response = self.answer(request).await;
+        let mut response = self.answer(request).await;
+        if let Some(date) = self.date {
+            response.headers_mut().insert("date", hyper::header::HeaderValue::from_static(date));
+        }
         let mut log = self.log.lock().unwrap();
         log.moments += 1;
         let now = log.moments;
