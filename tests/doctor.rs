@@ -136,11 +136,16 @@ fn files(folder: &Path) -> Vec<(PathBuf, u64)> {
     found
 }
 
+/// Where a server keeps its objects, without what it keeps of them elsewhere.
+fn objects(server: &Server) -> PathBuf {
+    server.root().join(server.bucket())
+}
+
 #[test]
 fn all_is_well_where_it_is_and_nothing_is_left_behind() {
     for on_s3 in [false, true] {
         let mut place = Place::new(on_s3);
-        let root = place.server.as_ref().map_or_else(|| place.dir.path().to_owned(), |server| server.root().to_owned());
+        let root = place.server.as_ref().map_or_else(|| place.dir.path().to_owned(), objects);
         let before = (files(place.dir.path()), files(&root));
         let told = place.doctor(&[]);
         assert_eq!((told.code, told.problems(), told.value["status"].as_str()), (0, vec![], Some("well")), "{}", told.text);
@@ -255,11 +260,11 @@ fn each_permission_that_is_missing_is_named() {
     refuse(Kind::Put).is_only("put", "s3:PutObject");
     refuse(Kind::Get).is_only("get", "s3:GetObject");
     refuse(Kind::Begin).is_only("parts", "s3:AbortMultipartUpload");
-    assert_eq!(files(server.root()), []);
+    assert_eq!(files(&objects(&server)), []);
     let told = refuse(Kind::Delete);
     // An upload in parts that cannot be given up is one that is left.
     assert_eq!((told.code, told.problems(), told.verdict("delete")), (1, vec!["parts"], "warning"), "{}", told.text);
-    let left = files(server.root());
+    let left = files(&objects(&server));
     assert_eq!(left.len(), 1);
     let name = left[0].0.file_name().unwrap().to_str().unwrap();
     assert!(told.line("delete")["what"].as_str().unwrap().contains(name), "{}", told.text);
@@ -289,7 +294,7 @@ fn a_store_without_conditions_is_found_out() {
     let told = doctor(&Bucket::s3(&server, "app").through(&endpoint.unwrap().endpoint()), &[]);
     assert_eq!((told.code, told.verdict("put"), told.verdict("fencing")), (0, "ok", "warning"), "{}", told.text);
     assert!(told.line("fencing")["what"].as_str().unwrap().contains("refuses conditions"), "{}", told.text);
-    assert_eq!(files(server.root()), []);
+    assert_eq!(files(&objects(&server)), []);
 }
 
 /// Serves nothing over TLS, with a certificate of `tests/tls`.
@@ -331,6 +336,7 @@ fn certificates_are_told_apart() {
     // One that is good is said to be, whatever comes after.
     let told = doctor(&at(&bucket, &serve("server"), &format!("&ca_bundle={TLS}/ca.pem")), &[]);
     assert_eq!((told.code, told.verdict("tls"), told.verdict("list")), (1, "ok", "problem"), "{}", told.text);
+    assert_eq!(told.verdict("contents"), "skipped");
     doctor(&at(&bucket, "https://localhost", "&ca_bundle=/nowhere/ca.pem"), &[]).is_only("settings", "/nowhere/ca.pem");
 }
 
@@ -492,7 +498,7 @@ fn a_bucket_that_is_not_this_databases_is_told_of() {
     let told = doctor(&place.bucket, &[strange.to_str().unwrap()]);
     assert_eq!((told.code, told.verdict("together")), (0, "warning"), "{}", told.text);
     Connection::open(&strange).unwrap().execute_batch("PRAGMA page_size=1024; VACUUM").unwrap();
-    doctor(&place.bucket, &[strange.to_str().unwrap()]).is_only("together", "1024 bytes");
+    doctor(&place.bucket, &[strange.to_str().unwrap()]).is_only("together", "of 1024");
     let elsewhere = Bucket { url: format!("{}/elsewhere", place.bucket.url), ..place.bucket.clone() };
     assert_eq!(doctor(&elsewhere, &[path.to_str().unwrap()]).verdict("replication"), "warning");
     fs::remove_dir_all(place.dir.path().join("bucket")).unwrap();

@@ -10,7 +10,7 @@ use replicated::types::TimestampMs;
 
 use super::address::{self, Address};
 use super::bounded::{Late, Requests};
-use super::report::Report;
+use super::report::{Report, brief};
 use crate::text;
 
 /// What is sent to and fro to see how fast that is.
@@ -23,11 +23,12 @@ const SKEW_TO_TELL_MS: i64 = 10_000;
 const SLOW: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(24 * 3600);
 
-/// What the way to a store is like.
+/// What was found of a store that answers.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Speed {
+pub(super) struct Reached {
     /// Bytes a second that go up.
     pub(super) up: Option<f64>,
+    pub(super) may_list: bool,
 }
 
 /// Looks at all of it. `None` where the store does not let itself be asked anything.
@@ -81,7 +82,7 @@ impl Access<'_> {
     }
 
     /// `None` where nothing else needs to be asked of the store.
-    pub(super) fn look(&self, address: Option<&Address>, report: &mut Report) -> Option<Speed> {
+    pub(super) fn look(&self, address: Option<&Address>, report: &mut Report) -> Option<Reached> {
         let scratch: Arc<dyn Scratch> = Arc::from(self.store.scratch()?);
         let began = Instant::now();
         let listed = self.ask(&scratch, |s: &dyn Scratch| s.list());
@@ -111,9 +112,10 @@ impl Access<'_> {
             return None;
         }
         self.credentials(report);
-        let speed = self.operations(&scratch, listed.map(|(names, _)| names), report);
+        let may_list = listed.is_ok();
+        let up = self.operations(&scratch, listed.map(|(names, _)| names), report);
         self.clock(report);
-        Some(speed)
+        Some(Reached { up, may_list })
     }
 
     /// Whether more than this one request may be refused: what is wrong with the keys, the bucket or the region is so for all of them.
@@ -192,7 +194,7 @@ impl Access<'_> {
         }
     }
 
-    fn operations(&self, scratch: &Arc<dyn Scratch>, listed: Result<Vec<String>, Failed>, report: &mut Report) -> Speed {
+    fn operations(&self, scratch: &Arc<dyn Scratch>, listed: Result<Vec<String>, Failed>, report: &mut Report) -> Option<f64> {
         let mut times = Vec::new();
         let body = Bytes::from_static(b"replicated doctor asks what this store lets it do\n");
         self.listing(&listed, report);
@@ -214,7 +216,7 @@ impl Access<'_> {
         match &put {
             Ok(took) => {
                 times.push(*took);
-                report.ok("put", format!("an object was written ({})", text::elapsed(*took)));
+                report.ok("put", format!("an object was written ({})", brief(*took)));
             }
             Err(failed) => {
                 self.refused("put", "write", failed, "Nothing can be sent: commits wait on the local disk", "s3:PutObject", report)
@@ -230,7 +232,7 @@ impl Access<'_> {
         if !is_put {
             report.skipped("get", "nothing could be written that could be read");
         }
-        let speed = if is_put && is_deleted { self.speed(&times, report) } else { Speed::default() };
+        let speed = if is_put && is_deleted { self.speed(&times, report) } else { None };
         self.leftovers(scratch, listed, report);
         speed
     }
@@ -253,7 +255,7 @@ impl Access<'_> {
         match self.ask(scratch, |s: &dyn Scratch| s.read()) {
             Ok((read, took)) if read == *body => {
                 times.push(took);
-                report.ok("get", format!("and read back as it was written ({})", text::elapsed(took)));
+                report.ok("get", format!("the object was read back as it was written ({})", brief(took)));
             }
             Ok((read, _)) => report.problem(
                 "get",
@@ -274,9 +276,10 @@ impl Access<'_> {
         let again = body.clone();
         let second =
             if is_unconditional { Ok(None) } else { self.ask(scratch, move |s: &dyn Scratch| s.create(again)).map(|(created, _)| created) };
+        let by = if self.store.about().endpoint.is_some() { " (If-None-Match)" } else { "" };
         match second {
             Ok(Some(Created::AlreadyExists)) => {
-                report.ok("fencing", "strong: the store refuses to replace an object when asked not to (If-None-Match)")
+                report.ok("fencing", format!("strong: the store refuses to replace an object when asked not to{by}"))
             }
             Ok(Some(Created::New)) => {
                 report.warning("fencing", "weak: the store takes If-None-Match and replaces the object all the same", MEANS, NEXT)
@@ -294,7 +297,7 @@ impl Access<'_> {
         }
         let replaced = body.clone();
         match self.ask(scratch, move |s: &dyn Scratch| s.replace_on_false_condition(replaced)) {
-            Ok((false, _)) => report.ok("lease", "the store compares before it replaces (If-Match): the option lease works"),
+            Ok((false, _)) => report.ok("lease", "the store compares before it replaces: the option lease works"),
             Ok((true, _)) => report.warning(
                 "lease",
                 "the store takes If-Match and replaces the object all the same",
@@ -329,12 +332,13 @@ impl Access<'_> {
             Ok((_, took)) => {
                 times.push(took);
                 if is_put {
-                    report.ok("delete", "and deleted");
+                    report.ok("delete", "the object was deleted");
                 }
                 true
             }
             Err(failed) => {
-                let what = format!("{}. The object {} is left in the bucket", failed.what(), scratch.name());
+                let is = if is_put { "is" } else { "may be" };
+                let what = format!("{}. The object {} {is} left in the bucket", failed.what(), scratch.name());
                 let means = "Replication works; what is over `history` stays, so the bucket grows. That may be wanted: who has these keys cannot destroy the backup";
                 let next = format!(
                     "Allow s3:DeleteObject below the replica's path, or run `replicated maintain` with keys that may; then delete {}",
@@ -358,11 +362,11 @@ impl Access<'_> {
         );
     }
 
-    fn speed(&self, times: &[Duration], report: &mut Report) -> Speed {
+    fn speed(&self, times: &[Duration], report: &mut Report) -> Option<f64> {
         let mut sorted = times.to_vec();
         sorted.sort_unstable();
-        let Some(latency) = sorted.get(sorted.len() / 2).copied() else { return Speed::default() };
-        let Some(scratch) = self.store.scratch().map(Arc::<dyn Scratch>::from) else { return Speed::default() };
+        let latency = sorted.get(sorted.len() / 2).copied()?;
+        let scratch: Arc<dyn Scratch> = Arc::from(self.store.scratch()?);
         let sample: Bytes = std::iter::repeat_with(|| fastrand::u8(..)).take(SAMPLE_BYTES).collect();
         let up = self.ask(&scratch, move |s: &dyn Scratch| s.put(sample));
         let down = if up.is_ok() {
@@ -383,7 +387,7 @@ impl Access<'_> {
                 format!("1 MiB: {}", failed.map(|failed| failed.what()).unwrap_or_default()),
                 "Where it is slow only, give it more time: --timeout, and request_timeout for replication",
             );
-            return Speed::default();
+            return None;
         };
         let (rate_up, rate_down) = (rate(*up), rate(*down));
         let shown = |rate: f64| format!("{}/s", text::size(rate as u64));
@@ -394,7 +398,7 @@ impl Access<'_> {
             report.problem(
                 "speed",
                 what,
-                format!("A part of 8 MiB takes {}, longer than request_timeout: a snapshot never arrives", text::elapsed(part)),
+                format!("A part of 8 MiB takes {}, longer than request_timeout: a snapshot never arrives", brief(part)),
                 "Raise request_timeout (REPLICATED_REQUEST_TIMEOUT)",
             );
         } else if latency > SLOW {
@@ -407,7 +411,7 @@ impl Access<'_> {
         } else {
             report.ok("speed", what);
         }
-        Speed { up: Some(rate_up) }
+        Some(rate_up)
     }
 
     fn clock(&self, report: &mut Report) {
@@ -415,7 +419,7 @@ impl Access<'_> {
         let off = clock.ahead_ms.saturating_abs().saturating_sub(clock.uncertainty_ms);
         let seconds = clock.ahead_ms as f64 / 1000.0;
         let which = if clock.ahead_ms > 0 { "behind" } else { "ahead of" };
-        let what = format!("this machine's clock is {} {which} the store's", text::elapsed(Duration::from_secs_f64(seconds.abs())));
+        let what = format!("this machine's clock is {} {which} the store's", brief(Duration::from_secs_f64(seconds.abs())));
         let next = "Have the clock set by the network (chrony, systemd-timesyncd); in a virtual machine also after it was paused";
         if off > MOST_SKEW_MS {
             report.problem(

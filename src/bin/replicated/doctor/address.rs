@@ -7,8 +7,7 @@ use replicated::store::url::Location;
 use replicated::store::{ReplicaUrl, StoreError, StoreErrorKind};
 
 use super::bounded::blocking;
-use super::report::Report;
-use crate::text;
+use super::report::{Report, brief};
 
 /// More addresses of one name are not tried.
 const MOST_ADDRESSES: usize = 4;
@@ -82,7 +81,7 @@ fn resolve(address: &Address, limit: Duration, report: &mut Report) -> Option<Ve
         Ok(Ok(addresses)) if addresses.is_empty() => report.problem("name", format!("{} has no address", address.host), means, next),
         Ok(Ok(addresses)) => {
             let shown: Vec<String> = addresses.iter().take(MOST_ADDRESSES).map(|address| address.ip().to_string()).collect();
-            report.ok("name", format!("{} is {} ({})", address.host, shown.join(", "), text::elapsed(began.elapsed())));
+            report.ok("name", format!("{} is {} ({})", address.host, shown.join(", "), brief(began.elapsed())));
             return Some(addresses);
         }
     }
@@ -96,7 +95,7 @@ fn connect(address: &Address, addresses: Vec<SocketAddr>, limit: Duration, repor
     for one in addresses.iter().take(MOST_ADDRESSES) {
         match TcpStream::connect_timeout(one, each) {
             Ok(_) => {
-                report.ok("connection", format!("{one} takes connections ({})", text::elapsed(began.elapsed())));
+                report.ok("connection", format!("{one} takes connections ({})", brief(began.elapsed())));
                 return true;
             }
             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => failure = format!("{one} does not answer"),
@@ -123,7 +122,7 @@ pub(super) fn answered(address: Option<&Address>, answer: Result<(), &StoreError
     let Some(address) = address else { return true };
     let speaks = |report: &mut Report| {
         if address.is_tls {
-            report.ok("tls", format!("the certificate of {} is good, and it answers ({})", address.host, text::elapsed(took)));
+            report.ok("tls", format!("the certificate of {} is good, and it answers ({})", address.host, brief(took)));
         } else {
             report.warning(
                 "tls",

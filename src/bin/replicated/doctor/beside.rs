@@ -9,7 +9,7 @@ use replicated::verify::{self, Beside, Told};
 use super::bounded::blocking;
 use super::contents::Contents;
 use super::database::Database;
-use super::report::Report;
+use super::report::{Report, brief};
 use super::transactions::named;
 use crate::text;
 
@@ -128,7 +128,7 @@ fn at_work(beside: &Beside, report: &mut Report) {
         _ => match lag {
             Some(lag) => report.warning(
                 "replication",
-                format!("{what}; the oldest commit that the bucket lacks has waited for {}{error}", text::elapsed(lag)),
+                format!("{what}; the oldest commit that the bucket lacks has waited for {}{error}", brief(lag)),
                 "What was committed since is lost with this machine",
                 "Look at the speed above, and at the log of the application",
             ),

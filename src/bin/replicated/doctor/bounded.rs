@@ -13,7 +13,7 @@ pub(super) struct Late(pub(super) Duration);
 
 impl std::fmt::Display for Late {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "no answer within {}", crate::text::elapsed(self.0))
+        write!(f, "no answer within {}", super::report::brief(self.0))
     }
 }
 

@@ -45,7 +45,8 @@ pub(super) fn look(store: &Arc<dyn Store>, limit: Duration, report: &mut Report)
             "Replication begins beside it, in another format; what is there can only be restored to a file (`replicated restore`)",
             "Restore it if you need it, and give this database a path of its own; see docs/litestream.md",
         ),
-        Ok(Err(error)) => report.unknown("contents", error.to_string(), error.advice()),
+        Ok(Err(RestoreError::Store(error))) => not_read("contents", &error.into(), report),
+        Ok(Err(error)) => report.unknown("contents", error.to_string(), "`replicated list URL` tries it again"),
         Err(late) => too_late("contents", late, report),
     }
     lease(store, limit, report);
@@ -62,13 +63,13 @@ fn levels(listed: &[Listed], report: &mut Report) {
         let (count, bytes) = levels.entry(file.name.level.get()).or_default();
         (*count, *bytes) = (*count + 1, *bytes + file.size_bytes);
     }
-    let name = |level: u8| match level {
-        0 => "uploads".to_owned(),
-        9 => "snapshots".to_owned(),
-        other => format!("merged at level {other}"),
+    let name = |level: u8, count: usize| match level {
+        0 => text::count(count, "upload"),
+        9 => text::count(count, "snapshot"),
+        other => format!("{count} merged at level {other}"),
     };
     let shown: Vec<String> =
-        levels.iter().map(|(level, (count, bytes))| format!("{count} {} ({})", name(*level), text::size(*bytes))).collect();
+        levels.iter().map(|(level, (count, bytes))| format!("{} ({})", name(*level, *count), text::size(*bytes))).collect();
     report.ok("contents", shown.join(", "));
 }
 
@@ -94,7 +95,7 @@ fn newest(store: &Arc<dyn Store>, limit: Duration, listed: &[Listed], contents: 
     let reading = Arc::clone(store);
     match blocking(limit, move || verify::newest_upload(&*reading, Some(plan.txid))) {
         Ok(Ok(newest)) => contents.newest = newest,
-        Ok(Err(error)) => report.unknown("restorable", error.to_string(), error.advice()),
+        Ok(Err(error)) => not_read("restorable", &error, report),
         Err(late) => too_late("restorable", late, report),
     }
     let bytes = plan.files.iter().map(|file| file.size_bytes).sum();
@@ -110,7 +111,7 @@ fn newest(store: &Arc<dyn Store>, limit: Duration, listed: &[Listed], contents: 
     let verifier = Verifier::new(Arc::clone(store), Scope::default());
     match blocking(limit.saturating_mul(2), move || verify::light(&verifier)) {
         Ok(Ok(found)) => backup(&found, report),
-        Ok(Err(error)) => not_read(&error, report),
+        Ok(Err(error)) => not_read("backup", &error, report),
         Err(late) => report.unknown("backup", late.to_string(), "`replicated verify --light URL` takes its time"),
     }
 }
@@ -138,8 +139,13 @@ fn backup(found: &verify::Report, report: &mut Report) {
     }
 }
 
-fn not_read(error: &VerifyError, report: &mut Report) {
-    report.unknown("backup", error.to_string(), error.advice());
+fn not_read(check: &'static str, error: &VerifyError, report: &mut Report) {
+    let what = match error {
+        VerifyError::Store(error) => format!("{} {}: {}", error.operation, error.object, error.cause),
+        other => other.to_string(),
+    };
+    let next = if error.advice().is_empty() { "Ask again; `replicated verify URL` says more" } else { error.advice() };
+    report.unknown(check, what, next);
 }
 
 fn lease(store: &Arc<dyn Store>, limit: Duration, report: &mut Report) {
@@ -158,7 +164,7 @@ fn lease(store: &Arc<dyn Store>, limit: Duration, report: &mut Report) {
             "With the option lease nothing is opened or sent while it is there",
             "Look at who has written it, and delete it",
         ),
-        Ok(Err(error)) => report.unknown("writers", error.to_string(), error.advice()),
+        Ok(Err(error)) => not_read("writers", &error, report),
         Err(late) => too_late("writers", late, report),
     }
 }

@@ -12,7 +12,7 @@ use replicated::types::PageSize;
 use rusqlite::InterruptHandle;
 
 use super::bounded::blocking;
-use super::report::Report;
+use super::report::{Report, brief};
 use crate::file_head::FileHead;
 use crate::integrity;
 use crate::text;
@@ -142,7 +142,7 @@ pub(super) fn integrity(path: &Path, limit: Duration, report: &mut Report) {
     let checked = blocking(limit, move || check(&at, &handle));
     match checked {
         Ok(Ok(findings)) if findings == ["ok"] => {
-            report.ok("integrity", format!("SQLite's quick_check finds nothing ({})", text::elapsed(began.elapsed())));
+            report.ok("integrity", format!("SQLite's quick_check finds nothing ({})", brief(began.elapsed())));
         }
         Ok(Ok(findings)) => report.problem(
             "integrity",
@@ -164,7 +164,7 @@ pub(super) fn integrity(path: &Path, limit: Duration, report: &mut Report) {
             if let Some(handle) = interrupt.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 handle.interrupt();
             }
-            report.unknown("integrity", format!("not done within {}", text::elapsed(late.0)), "--check-timeout gives it longer; `replicated verify` checks what is restored");
+            report.unknown("integrity", format!("not done within {}", brief(late.0)), "--check-timeout gives it longer; `replicated verify` checks what is restored");
         }
     }
 }

@@ -33,11 +33,11 @@ use replicated::store::url::Location;
 use replicated::store::{ReplicaUrl, Store};
 use serde_json::json;
 
-use self::access::{Access, Speed};
+use self::access::{Access, Reached};
 use self::address::Address;
 use self::bounded::Requests;
 use self::contents::Contents;
-use self::report::Report;
+use self::report::{Report, brief};
 pub(crate) use self::sqlite::inspect;
 use crate::Failure;
 use crate::store_flags::StoreFlags;
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         Ok(url) => with_bucket(args, &options, url, &mut report),
         Err(error) => {
             report.problem("url", error.to_string(), "An open with this URL fails", "docs/stores.md has the forms of all stores");
-            with_database(args, &options, None, &Contents::default(), Speed::default(), &mut report);
+            with_database(args, &options, None, &Contents::default(), Reached::default(), &mut report);
         }
     }
     sqlite::look(args.sqlite.as_deref(), args.extension.as_deref(), args.timeout, &mut report);
@@ -116,24 +116,28 @@ fn with_bucket(args: &Args, options: &Options, url: &ReplicaUrl, report: &mut Re
                 "No store can be opened with these settings, so an open of the database fails",
                 error.advice,
             );
-            return with_database(args, options, Some(url), &Contents::default(), Speed::default(), report);
+            return with_database(args, options, Some(url), &Contents::default(), Reached::default(), report);
         }
     };
     let about = store.about();
     report.ok("url", address::describe(url, about.endpoint.as_deref(), about.region.as_deref()));
     let address = about.endpoint.as_deref().and_then(Address::of);
-    let speed = reach(args, options, &store, address.as_ref(), report);
-    let contents = match speed {
-        Some(_) => contents::look(&second, args.timeout, report),
+    let reached = reach(args, options, &store, address.as_ref(), report);
+    let contents = match reached {
+        Some(Reached { may_list: true, .. }) => contents::look(&second, args.timeout, report),
+        Some(_) => {
+            report.skipped("contents", "it cannot be listed");
+            Contents::default()
+        }
         None => {
             report.skipped("contents", "keys, permissions, clock, speed and the bucket were not looked at: see above");
             Contents::default()
         }
     };
-    with_database(args, options, Some(url), &contents, speed.unwrap_or_default(), report);
+    with_database(args, options, Some(url), &contents, reached.unwrap_or_default(), report);
 }
 
-fn reach(args: &Args, options: &Options, store: &Arc<dyn Store>, address: Option<&Address>, report: &mut Report) -> Option<Speed> {
+fn reach(args: &Args, options: &Options, store: &Arc<dyn Store>, address: Option<&Address>, report: &mut Report) -> Option<Reached> {
     let limit = args.timeout;
     if let Some(address) = address
         && !address::way(address, limit.min(options.connect_timeout), report)
@@ -150,7 +154,7 @@ fn reach(args: &Args, options: &Options, store: &Arc<dyn Store>, address: Option
     Access { store, requests: &requests, limit, request_timeout: options.request_timeout }.look(address, report)
 }
 
-fn with_database(args: &Args, options: &Options, url: Option<&ReplicaUrl>, contents: &Contents, speed: Speed, report: &mut Report) {
+fn with_database(args: &Args, options: &Options, url: Option<&ReplicaUrl>, contents: &Contents, reached: Reached, report: &mut Report) {
     let Some(path) = &args.database else {
         return report.skipped("database", "none was named: replicated doctor URL app.db looks at one, and at what is beside it");
     };
@@ -158,12 +162,9 @@ fn with_database(args: &Args, options: &Options, url: Option<&ReplicaUrl>, conte
     let Some(file) = found else {
         return disk(args, options, url, path, None, report);
     };
-    if let Some(up) = speed.up {
+    if let Some(up) = reached.up {
         let took = Duration::from_secs_f64((file.bytes as f64 / up).min(1e9));
-        report.skipped(
-            "full-state",
-            format!("sending all of it takes {} at the speed above, or less as it is compressed", text::elapsed(took)),
-        );
+        report.skipped("full-state", format!("sending all of it takes {} at the speed above, or less as it is compressed", brief(took)));
     }
     let watch = transactions::Watch::begin(path, &file);
     let beside = url.and_then(|url| beside::look(path, url.as_str(), args.timeout, report));

@@ -1,5 +1,7 @@
 //! What was found out, line by line.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::text;
@@ -147,6 +149,11 @@ impl Report {
             .collect();
         Value::from(lines)
     }
+}
+
+/// `12 ms`, `1.20 s` or `3 min 20 s`.
+pub(super) fn brief(duration: Duration) -> String {
+    if duration < Duration::from_secs(1) { format!("{} ms", duration.as_millis()) } else { text::elapsed(duration) }
 }
 
 #[cfg(test)]

@@ -162,7 +162,7 @@ fn run(command: &mut Command, limit: Duration) -> Result<(bool, String, String),
                 // It has ended, or is ended.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("no answer within {}", crate::text::elapsed(limit)));
+                return Err(format!("no answer within {}", super::report::brief(limit)));
             }
         }
     };

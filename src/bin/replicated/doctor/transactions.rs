@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use replicated::wal::{INDEX_HEADER_BYTES, IndexHeader};
 
 use super::database::{Database, with_suffix};
-use super::report::Report;
+use super::report::{Report, brief};
 use crate::text;
 
 /// Two looks are so far apart: what is there in both is no passing thing.
@@ -68,7 +68,7 @@ impl Watch {
                 return report.unknown("transactions", error.to_string(), "Run this as the user of the application, or as root");
             }
         };
-        let since = text::elapsed(self.at.elapsed());
+        let since = brief(self.at.elapsed());
         let old: Vec<&Reader> =
             now.readers.iter().filter(|reader| first.readers.contains(reader) && is_old(reader, &now, database)).collect();
         let is_writing = now.writer.is_some() && now.writer == first.writer && now.frames == first.frames;
