@@ -89,7 +89,7 @@ fn newest(store: &Arc<dyn Store>, limit: Duration, listed: &[Listed], contents: 
     let at = |file: Option<&Listed>| {
         file.map(|file| format!(" of {} ({})", text::time(file.timestamp), text::age(file.timestamp))).unwrap_or_default()
     };
-    let from = oldest.map(|oldest| format!("from TXID {}{} ", oldest.name.max_txid, at(Some(&oldest)))).unwrap_or_default();
+    let from = oldest.map(|oldest| format!("from TXID {}{} ", oldest.name.max_txid, at(Some(oldest)))).unwrap_or_default();
     report.ok("restorable", format!("{from}to TXID {}{}; the newest needs {}", plan.txid, at(last), text::count(plan.files.len(), "file")));
 
     let reading = Arc::clone(store);
