@@ -160,11 +160,9 @@ fn all_is_well_where_it_is_and_nothing_is_left_behind() {
         assert!(told.line("replication")["what"].as_str().unwrap().contains(&uploads), "{}", told.text);
         if let Some(server) = &place.server {
             assert!(!told.text.contains(server.secret_key()) && !told.text.contains(server.access_key()));
-            for check in ["name", "connection", "credentials", "clock"] {
+            for check in ["connection", "tls", "credentials", "clock"] {
                 assert_eq!(told.verdict(check), "ok", "{}", told.text);
             }
-            // It is said that nobody keeps it from being read on its way.
-            assert_eq!(told.verdict("tls"), "warning");
         } else {
             assert_eq!(told.verdict("apart"), "warning");
         }
@@ -245,6 +243,39 @@ fn short_lived_keys_are_told_of_before_they_end() {
         let what = told.line("credentials")["what"].as_str().unwrap();
         assert!(what.contains(part) && what.contains("profile \"app\""), "{what}");
     }
+}
+
+/// What a machine hands out has an end, and is renewed.
+#[test]
+fn credentials_of_a_container_are_renewed_by_themselves() {
+    let server = Server::start().unwrap();
+    let mut bucket = Bucket::s3(&server, "app");
+    bucket.env.retain(|(name, _)| !name.contains("ACCESS_KEY"));
+    let ends = replicated::types::TimestampMs(replicated::maintenance::now().0 + 3_600_000).to_rfc3339();
+    let (id, secret) = (server.access_key(), server.secret_key());
+    let body = format!(r#"{{"AccessKeyId":"{id}","SecretAccessKey":"{secret}","Token":"","Expiration":"{ends}"}}"#);
+    let answer =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let uri = format!("http://{}/credentials", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            if matches!(stream.read(&mut [0; 4096]), Ok(1..)) {
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        }
+    });
+    let token = tempfile::NamedTempFile::new().unwrap();
+    fs::write(token.path(), "token").unwrap();
+    let more =
+        [("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri.as_str()), ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.path().to_str().unwrap())];
+    bucket.env.extend(more.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let told = doctor(&bucket, &[]);
+    assert_eq!(told.verdict("credentials"), "ok", "{}", told.text);
+    let what = told.line("credentials")["what"].as_str().unwrap();
+    assert!(what.contains("container's credentials service") && what.contains(&ends[..10]) && what.contains("renewed"), "{what}");
+    assert!(!told.text.contains(secret));
 }
 
 #[test]

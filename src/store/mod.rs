@@ -315,6 +315,12 @@ pub struct StoreError {
 }
 
 impl StoreError {
+    /// What failed on what and why, without what to do about it.
+    #[must_use]
+    pub fn what(&self) -> String {
+        format!("{} {}: {}", self.operation, self.object, self.cause)
+    }
+
     /// Whether the store may have done, or may still do, what was asked for. Where it refused, or could not be reached, it has not.
     #[must_use]
     pub const fn may_have_been_done(&self) -> bool {

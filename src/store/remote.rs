@@ -122,7 +122,7 @@ impl Inner {
     }
 
     fn context<'a>(&'a self, operation: &'static str, object: &'a (dyn fmt::Display + Sync)) -> Context<'a> {
-        Context { operation, object, url: &self.url }
+        Context { operation, object, url: &self.url, endpoint: self.client.about.endpoint.as_deref().unwrap_or_default() }
     }
 
     fn check<T>(&self, context: &Context<'_>, (result, refusal): Traced<T>) -> Result<T, StoreError> {

@@ -268,6 +268,8 @@ unsafe fn open_main(
         unsafe { *out_flags = base_flags };
     }
     if rc != SQLITE_OK {
+        // SQLite tells the application no more than that, and whoever asks us is not to hear of an open before this one.
+        let _ = catch_unwind(|| super::note_refusal(&not_opened(path, flags)));
         return rc;
     }
     let replicas = if base_flags & SQLITE_OPEN_READONLY != 0 { Ok(None) } else { attach(registered, path, options, leases).map(Some) };
@@ -283,6 +285,21 @@ unsafe fn open_main(
             refuse(&error)
         }
     }
+}
+
+/// Why the VFS below has not opened a database, as far as the file system tells.
+fn not_opened(path: &Path, flags: c_int) -> String {
+    let folder = path.parent().unwrap_or(path);
+    let why = if !folder.is_dir() {
+        "its folder is not there: make it, or correct the path"
+    } else if path.is_dir() {
+        "it is a folder: name a file"
+    } else if !path.exists() && flags & SQLITE_OPEN_CREATE == 0 {
+        "it is not there, and this connection makes none (mode=rw): correct the path, or restore it"
+    } else {
+        "look at the permissions of the file and of its folder, for the user of this process, and at the disk"
+    };
+    format!("{}: the system does not open this database: {why}", path.display())
 }
 
 /// # Safety

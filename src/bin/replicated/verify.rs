@@ -175,10 +175,10 @@ fn find(args: &Args, verifier: &Verifier, folder: &Path) -> Result<Found, Verify
 }
 
 fn not_checked(args: &Args, store: &dyn Store, error: &VerifyError) -> Failure {
-    let mut message = format!("error: {} could not be checked\n  why: {error}\n", store.url());
-    let advice = error.advice();
-    // A store's error has its advice in its words.
-    if !advice.is_empty() && !matches!(error, VerifyError::Store(_)) {
+    let of_store = if let VerifyError::Store(error) = error { Some(error) } else { None };
+    let (why, advice) = text::apart(error, of_store, error.advice().to_owned(), store.url());
+    let mut message = format!("error: {} could not be checked\n  why: {why}\n", store.url());
+    if !advice.is_empty() {
         message.push_str(&format!("  try: {advice}\n"));
     }
     text::to_stderr(&message);
@@ -187,7 +187,7 @@ fn not_checked(args: &Args, store: &dyn Store, error: &VerifyError) -> Failure {
             "status": Outcome::NotChecked.name(),
             "url": store.url(),
             "findings": [],
-            "not_checked": [error.to_string()],
+            "not_checked": [why],
             "advice": advice,
         }));
     }

@@ -1,6 +1,6 @@
 //! The URL, and the way to the store: its name, its port, and whether it speaks what it should.
 
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use replicated::store::url::Location;
@@ -26,6 +26,10 @@ impl Address {
         let url = url::Url::parse(endpoint).ok()?;
         let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
         Some(Self { is_tls: url.scheme() == "https", host, port: url.port_or_known_default()? })
+    }
+
+    fn is_here(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|number| number.is_loopback())
     }
 
     /// The variable that names the proxy which its requests go through.
@@ -69,6 +73,9 @@ pub(super) fn way(address: &Address, limit: Duration, report: &mut Report) -> bo
 }
 
 fn resolve(address: &Address, limit: Duration, report: &mut Report) -> Option<Vec<SocketAddr>> {
+    if let Ok(number) = address.host.parse::<IpAddr>() {
+        return Some(vec![(number, address.port).into()]);
+    }
     let (host, port) = (address.host.clone(), address.port);
     let began = Instant::now();
     let found = blocking(limit, move || (host.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>));
@@ -123,6 +130,8 @@ pub(super) fn answered(address: Option<&Address>, answer: Result<(), &StoreError
     let speaks = |report: &mut Report| {
         if address.is_tls {
             report.ok("tls", format!("the certificate of {} is good, and it answers ({})", address.host, brief(took)));
+        } else if address.is_here() {
+            report.ok("tls", format!("it answers ({}); the connection is not encrypted, and does not leave this machine", brief(took)));
         } else {
             report.warning(
                 "tls",
@@ -226,6 +235,8 @@ mod tests {
         assert_eq!(of("http://127.0.0.1:9000/bucket"), Some((false, "127.0.0.1".to_owned(), 9000)));
         assert_eq!(of("http://[::1]:9000"), Some((false, "::1".to_owned(), 9000)));
         assert_eq!(of("nothing"), None);
+        let is_here = |endpoint: &str| Address::of(endpoint).unwrap().is_here();
+        assert_eq!(["http://[::1]:1", "http://127.0.0.2", "http://localhost:9", "http://10.0.0.1"].map(is_here), [true, true, true, false]);
     }
 
     #[test]

@@ -43,6 +43,9 @@ use crate::Failure;
 use crate::store_flags::StoreFlags;
 use crate::text;
 
+/// Less time is not told of.
+const WORTH_SAYING: Duration = Duration::from_secs(10);
+
 /// Find what is wrong: looks at the store, the bucket, the database and the host's SQLite, and says what each finding means and what to do
 ///
 /// Nothing is written but a small object, which is taken away again. Exit codes: 0 all well (warnings included), 1 problems, 2 wrong usage, 3 something could not be checked.
@@ -162,8 +165,8 @@ fn with_database(args: &Args, options: &Options, url: Option<&ReplicaUrl>, conte
     let Some(file) = found else {
         return disk(args, options, url, path, None, report);
     };
-    if let Some(up) = reached.up {
-        let took = Duration::from_secs_f64((file.bytes as f64 / up).min(1e9));
+    let took = reached.up.map(|up| Duration::from_secs_f64((file.bytes as f64 / up).min(1e9)));
+    if let Some(took) = took.filter(|took| *took > WORTH_SAYING) {
         report.skipped("full-state", format!("sending all of it takes {} at the speed above, or less as it is compressed", brief(took)));
     }
     let watch = transactions::Watch::begin(path, &file);
