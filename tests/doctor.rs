@@ -220,6 +220,35 @@ fn keys_a_bucket_and_a_region_that_are_wrong_are_told_apart() {
     doctor(&bucket.through(&elsewhere.endpoint()), &[]).is_only("credentials", "clock");
 }
 
+/// What stands in the way of any command: cause and advice apart, and where to look further.
+#[test]
+fn other_commands_lead_to_the_doctor() {
+    let server = Server::start().unwrap();
+    let mut bucket = Bucket::s3(&server, "app");
+    bucket.env.iter_mut().filter(|(name, _)| name == "AWS_SECRET_ACCESS_KEY").for_each(|(_, value)| "wrong/secret+hush=".clone_into(value));
+    let gone = at(&bucket, "http://127.0.0.1:9", "");
+    for (bucket, cause, advice) in
+        [(&bucket, "SignatureDoesNotMatch", "Check the access key"), (&gone, "http://127.0.0.1:9: ", "Nothing listens there")]
+    {
+        for command in [
+            &["list"] as &[&str],
+            &["restore", "-o", "/nowhere/app.db"],
+            &["verify"],
+            &["maintain", "--dry-run"],
+            &["adopt", "/nowhere/app.db"],
+        ] {
+            let told = Told::of(host::command(env!("CARGO_BIN_EXE_replicated"), &bucket.env).args(command).arg(&bucket.url));
+            let line = |name: &str| {
+                told.text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{command:?}: {}", told.text))
+            };
+            assert!(line("  why: ").contains(cause) && !line("  why: ").contains(advice), "{command:?}: {}", told.text);
+            assert!(line("  try: ").starts_with(advice), "{command:?}: {}", told.text);
+            assert!(line("  try: ").contains(&format!("`replicated doctor {}`", bucket.url)), "{command:?}: {}", told.text);
+            assert!(!told.text.contains("hush"), "{}", told.text);
+        }
+    }
+}
+
 #[test]
 fn short_lived_keys_are_told_of_before_they_end() {
     let server = Server::start().unwrap();

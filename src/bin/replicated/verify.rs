@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use replicated::config::parse_duration;
-use replicated::maintenance;
+use replicated::maintenance::{self, MaintainError};
 use replicated::restore::{DEFAULT_PARALLELISM, Target};
 use replicated::store::{Listed, Store};
 use replicated::types::{TimestampMs, Txid};
@@ -175,7 +175,10 @@ fn find(args: &Args, verifier: &Verifier, folder: &Path) -> Result<Found, Verify
 }
 
 fn not_checked(args: &Args, store: &dyn Store, error: &VerifyError) -> Failure {
-    let of_store = if let VerifyError::Store(error) = error { Some(error) } else { None };
+    let of_store = match error {
+        VerifyError::Store(error) | VerifyError::Maintenance(MaintainError::Store(error)) => Some(error),
+        _ => None,
+    };
     let (why, advice) = text::apart(error, of_store, error.advice().to_owned(), store.url());
     let mut message = format!("error: {} could not be checked\n  why: {why}\n", store.url());
     if !advice.is_empty() {
