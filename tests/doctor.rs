@@ -216,6 +216,11 @@ fn keys_a_bucket_and_a_region_that_are_wrong_are_told_apart() {
 
     let elsewhere = Endpoint::start(&server, Box::new(|_| Fault::Refusal(400, "AuthorizationHeaderMalformed", None))).unwrap();
     doctor(&bucket.through(&elsewhere.endpoint()), &[]).is_only("bucket", "region");
+    elsewhere.follow(Box::new(|_| Fault::Refusal(500, "InternalError", None)));
+    doctor(&bucket.through(&elsewhere.endpoint()), &[]).is_only("answer", "InternalError");
+    elsewhere.follow(Box::new(|_| Fault::Refusal(503, "SlowDown", None)));
+    let told = doctor(&bucket.through(&elsewhere.endpoint()), &[]);
+    assert_eq!((told.code, told.verdict("answer")), (3, "not_checked"), "{}", told.text);
     elsewhere.follow(Box::new(|_| Fault::Refusal(403, "RequestTimeTooSkewed", None)));
     doctor(&bucket.through(&elsewhere.endpoint()), &[]).is_only("credentials", "clock");
 }

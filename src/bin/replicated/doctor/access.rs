@@ -26,8 +26,9 @@ const SOON: Duration = Duration::from_secs(24 * 3600);
 /// What was found of a store that answers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Reached {
-    /// Bytes a second that go up.
+    /// Bytes a second that go up, and that come.
     pub(super) up: Option<f64>,
+    pub(super) down: Option<f64>,
     pub(super) may_list: bool,
 }
 
@@ -113,9 +114,9 @@ impl Access<'_> {
         }
         self.credentials(report);
         let may_list = listed.is_ok();
-        let up = self.operations(&scratch, listed.map(|(names, _)| names), report);
+        let rates = self.operations(&scratch, listed.map(|(names, _)| names), report);
         self.clock(report);
-        Some(Reached { up, may_list })
+        Some(Reached { up: rates.map(|(up, _)| up), down: rates.map(|(_, down)| down), may_list })
     }
 
     /// Whether more than this one request may be refused: what is wrong with the keys, the bucket or the region is so for all of them.
@@ -148,6 +149,15 @@ impl Access<'_> {
                     self.store.about().region.unwrap_or_default()
                 ),
                 error.advice,
+            ),
+            StoreErrorKind::Throttled => {
+                report.unknown("answer", cause, "The store asks for fewer requests: look who else makes them, and ask again")
+            }
+            StoreErrorKind::Server => report.problem(
+                "answer",
+                cause,
+                "The store fails: commits wait on the local disk until it works again",
+                "Look at the store's own log, or at its provider's status page, and ask again",
             ),
             _ => {
                 let next = if error.advice.is_empty() { "Look at the endpoint, and whether it is a store" } else { error.advice };
@@ -194,7 +204,7 @@ impl Access<'_> {
         }
     }
 
-    fn operations(&self, scratch: &Arc<dyn Scratch>, listed: Result<Vec<String>, Failed>, report: &mut Report) -> Option<f64> {
+    fn operations(&self, scratch: &Arc<dyn Scratch>, listed: Result<Vec<String>, Failed>, report: &mut Report) -> Option<(f64, f64)> {
         let mut times = Vec::new();
         let body = Bytes::from_static(b"replicated doctor asks what this store lets it do\n");
         self.listing(&listed, report);
@@ -362,7 +372,8 @@ impl Access<'_> {
         );
     }
 
-    fn speed(&self, times: &[Duration], report: &mut Report) -> Option<f64> {
+    /// Bytes a second, up and down.
+    fn speed(&self, times: &[Duration], report: &mut Report) -> Option<(f64, f64)> {
         let mut sorted = times.to_vec();
         sorted.sort_unstable();
         let latency = sorted.get(sorted.len() / 2).copied()?;
@@ -411,7 +422,7 @@ impl Access<'_> {
         } else {
             report.ok("speed", what);
         }
-        Some(rate_up)
+        Some((rate_up, rate_down))
     }
 
     fn clock(&self, report: &mut Report) {

@@ -26,14 +26,16 @@ pub(super) struct Contents {
 }
 
 /// Looks at it. The store is one of its own: what is asked here runs on event loops of the library's.
-pub(super) fn look(store: &Arc<dyn Store>, limit: Duration, report: &mut Report) -> Contents {
+///
+/// `down` is how many bytes a second come, where that is known.
+pub(super) fn look(store: &Arc<dyn Store>, down: Option<f64>, limit: Duration, report: &mut Report) -> Contents {
     let mut contents = Contents::default();
     let listing = Arc::clone(store);
     match blocking(limit, move || restore::catalogue(&*listing)) {
         Ok(Ok(listed)) => {
             contents.is_known = true;
             levels(&listed, report);
-            newest(store, limit, &listed, &mut contents, report);
+            newest(store, most_to_read(down, limit), limit, &listed, &mut contents, report);
         }
         Ok(Err(RestoreError::Plan { .. })) => {
             contents.is_known = true;
@@ -73,7 +75,12 @@ fn levels(listed: &[Listed], report: &mut Report) {
     report.ok("contents", shown.join(", "));
 }
 
-fn newest(store: &Arc<dyn Store>, limit: Duration, listed: &[Listed], contents: &mut Contents, report: &mut Report) {
+/// What comes in half the time that it may take.
+fn most_to_read(down: Option<f64>, limit: Duration) -> u64 {
+    down.map_or(MOST_TO_READ_BYTES, |down| (down * limit.as_secs_f64() / 2.0) as u64).min(MOST_TO_READ_BYTES)
+}
+
+fn newest(store: &Arc<dyn Store>, most_bytes: u64, limit: Duration, listed: &[Listed], contents: &mut Contents, report: &mut Report) {
     let plan = match restore::plan(listed, Target::Latest) {
         Ok(plan) => plan,
         Err(error) => {
@@ -99,7 +106,7 @@ fn newest(store: &Arc<dyn Store>, limit: Duration, listed: &[Listed], contents: 
         Err(late) => too_late("restorable", late, report),
     }
     let bytes = plan.files.iter().map(|file| file.size_bytes).sum();
-    if bytes > MOST_TO_READ_BYTES {
+    if bytes > most_bytes {
         return report.skipped(
             "backup",
             format!(

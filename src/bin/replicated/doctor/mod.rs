@@ -127,7 +127,7 @@ fn with_bucket(args: &Args, options: &Options, url: &ReplicaUrl, report: &mut Re
     let address = about.endpoint.as_deref().and_then(Address::of);
     let reached = reach(args, options, &store, address.as_ref(), report);
     let contents = match reached {
-        Some(Reached { may_list: true, .. }) => contents::look(&second, args.timeout, report),
+        Some(Reached { may_list: true, down, .. }) => contents::look(&second, down, args.timeout, report),
         Some(_) => {
             report.skipped("contents", "it cannot be listed");
             Contents::default()
@@ -169,7 +169,7 @@ fn with_database(args: &Args, options: &Options, url: Option<&ReplicaUrl>, conte
     if let Some(took) = took.filter(|took| *took > WORTH_SAYING) {
         report.skipped("full-state", format!("sending all of it takes {} at the speed above, or less as it is compressed", brief(took)));
     }
-    let watch = transactions::Watch::begin(path, &file);
+    let watch = transactions::Watch::begin(path, &file, args.timeout);
     let beside = url.and_then(|url| beside::look(path, url.as_str(), args.timeout, report));
     beside::together(&file, beside.as_ref(), contents, report);
     watch.end(path, &file, report);

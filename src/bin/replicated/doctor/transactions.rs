@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use replicated::wal::{INDEX_HEADER_BYTES, IndexHeader};
 
+use super::bounded::blocking;
 use super::database::{Database, with_suffix};
 use super::report::{Report, brief};
 use crate::text;
 
 /// Two looks are so far apart: what is there in both is no passing thing.
-const APART: Duration = Duration::from_millis(1200);
+const APART: Duration = Duration::from_millis(750);
 /// A WAL of more is told of. SQLite's own checkpoints begin at 4 MB.
 const LARGE_WAL_BYTES: u64 = 64 << 20;
 
@@ -52,17 +53,18 @@ struct Moment {
 pub(super) struct Watch {
     at: Instant,
     first: io::Result<Moment>,
+    limit: Duration,
 }
 
 impl Watch {
-    pub(super) fn begin(path: &Path, database: &Database) -> Self {
-        Self { at: Instant::now(), first: look(path, database) }
+    pub(super) fn begin(path: &Path, database: &Database, limit: Duration) -> Self {
+        Self { at: Instant::now(), first: look(path, database, limit), limit }
     }
 
     /// The second one, some time later.
     pub(super) fn end(self, path: &Path, database: &Database, report: &mut Report) {
         std::thread::sleep(APART.saturating_sub(self.at.elapsed()));
-        let (first, now) = match (self.first, look(path, database)) {
+        let (first, now) = match (self.first, look(path, database, self.limit)) {
             (Ok(first), Ok(now)) => (first, now),
             (Err(error), _) | (_, Err(error)) => {
                 return report.unknown("transactions", error.to_string(), "Run this as the user of the application, or as root");
@@ -135,8 +137,10 @@ fn log_size(path: &Path, database: &Database, now: &Moment, has_old_reader: bool
     );
 }
 
-fn look(path: &Path, database: &Database) -> io::Result<Moment> {
-    if database.is_wal { look_at_index(path) } else { look_at_file(path) }
+fn look(path: &Path, database: &Database, limit: Duration) -> io::Result<Moment> {
+    let (path, is_wal) = (path.to_owned(), database.is_wal);
+    let looked = blocking(limit, move || if is_wal { look_at_index(&path) } else { look_at_file(&path) });
+    looked.unwrap_or_else(|late| Err(io::Error::new(io::ErrorKind::TimedOut, late.to_string())))
 }
 
 fn look_at_index(path: &Path) -> io::Result<Moment> {
