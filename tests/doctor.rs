@@ -566,6 +566,15 @@ fn a_bucket_that_is_not_this_databases_is_told_of() {
     doctor(&place.bucket, &[strange.to_str().unwrap()]).is_only("together", "of 1024");
     let elsewhere = Bucket { url: format!("{}/elsewhere", place.bucket.url), ..place.bucket.clone() };
     assert_eq!(doctor(&elsewhere, &[path.to_str().unwrap()]).verdict("replication"), "warning");
+    // Settings that name another URL are told of; one with a placeholder is that of the database.
+    let mut set = place.bucket.clone();
+    set.env.push(("REPLICATED_REPLICA".to_owned(), format!("{}/{{name}}", place.bucket.url)));
+    let told = doctor(&set, &[other.to_str().unwrap()]);
+    assert_eq!((told.code, told.verdict("settings")), (0, "warning"), "{}", told.text);
+    let by_name = Bucket { url: format!("file://{}/{{name}}", place.dir.path().display()), ..place.bucket.clone() };
+    fs::rename(&other, place.dir.path().join("bucket.db")).unwrap();
+    let told = doctor(&by_name, &[place.dir.path().join("bucket.db").to_str().unwrap()]);
+    assert!(told.value["url"].as_str().unwrap().ends_with("/bucket.db"), "{}", told.text);
     fs::remove_dir_all(place.dir.path().join("bucket")).unwrap();
     place.doctor(&[]).is_only("together", "has no uploads now");
 }

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod adopt;
 mod against;
+mod config;
 mod copy;
 mod doctor;
 mod file_head;
@@ -42,6 +43,7 @@ enum Command {
     Maintain(maintain::Args),
     Verify(verify::Args),
     Copy(copy::Args),
+    Config(config::Args),
     Doctor(doctor::Args),
     /// What `doctor` runs to look at a SQLite library in a process of its own.
     #[command(hide = true)]
@@ -104,6 +106,7 @@ fn main() -> ExitCode {
         Command::Maintain(args) => maintain::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Copy(args) => copy::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::InspectSqlite { library, extension } => {
             doctor::inspect(&library, extension.as_deref());

@@ -1,9 +1,10 @@
 //! The flags that say where a bucket is and how to reach it; the same names as the extension's options.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
-use replicated::config::Options;
+use replicated::config::{ConfigError, ConfigFile, Options, Resolved};
 use replicated::store::{ReplicaUrl, Store};
 
 use crate::Failure;
@@ -44,20 +45,20 @@ pub(crate) struct StoreFlags {
 impl StoreFlags {
     /// Opens the bucket. Flags win over the environment.
     pub(crate) fn open(&self, url: &str) -> Result<Arc<dyn Store>, Failure> {
-        let options = self.options()?;
+        let options = self.options(None)?;
         let url = ReplicaUrl::parse(url).map_err(|error| Failure::Usage(error.to_string()))?;
         replicated::store::open(&url, &options.store_options()).map_err(|error| Failure::Usage(error.to_string()))
     }
 
-    /// All options of the environment, with the flags before them.
-    pub(crate) fn options(&self) -> Result<Options, Failure> {
+    /// All options, as an open of that database would have them, with the flags before them.
+    pub(crate) fn options(&self, database: Option<&Path>) -> Result<Options, Failure> {
         let environment: Vec<(String, String)> =
             std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?))).collect();
         let flags = self.as_parameters();
-        let options = Options::resolve(&flags, &environment).map_err(|error| Failure::Usage(error.to_string()))?;
-        let is_level_given =
-            self.log_level.is_some() || environment.iter().any(|(name, text)| name == "REPLICATED_LOG_LEVEL" && !text.is_empty());
-        crate::log_to_stderr(if is_level_given { options.log_level } else { log::LevelFilter::Warn });
+        let of_config = |error: ConfigError| Failure::Usage(error.to_string());
+        let file = ConfigFile::find(None, &environment).map_err(of_config)?;
+        let Resolved { options, given } = Options::resolve_for(database, &flags, &environment, file.as_ref()).map_err(of_config)?;
+        crate::log_to_stderr(if given.contains_key("log_level") { options.log_level } else { log::LevelFilter::Warn });
         Ok(options)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   address       the URL, its name, its port, TLS
-//!   access        keys, permissions, fencing, clock, speed: with an object of its own, by the store that replication uses
+//!   access        whether the store lets one in; the keys, the clock
+//!   permissions   each request, fencing, speed: with an object of its own, by the store that replication uses
 //!   contents      what the bucket has, whether that can be restored, who holds its lease
 //!   database      the file, and what SQLite says of it
 //!   beside        what is kept beside it; whether the two belong together
@@ -20,6 +21,7 @@ mod bounded;
 mod contents;
 mod database;
 mod disk;
+mod permissions;
 mod report;
 mod sqlite;
 mod transactions;
@@ -80,9 +82,15 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let began = Instant::now();
-    let options = args.store.options()?;
+    // By the whole of its path, as the extension looks it up.
+    let database = args.database.as_ref().and_then(|path| std::path::absolute(path).ok());
+    let options = args.store.options(database.as_deref())?;
     let mut report = Report::default();
-    let url = ReplicaUrl::parse(&args.url);
+    let named = match &database {
+        Some(path) => Options { replica: Some(args.url.clone()), ..options.clone() }.replica_for(path).unwrap_or_default(),
+        None => args.url.clone(),
+    };
+    let url = ReplicaUrl::parse(&named);
     match &url {
         Ok(url) => with_bucket(args, &options, url, &mut report),
         Err(error) => {
@@ -169,12 +177,30 @@ fn with_database(args: &Args, options: &Options, url: Option<&ReplicaUrl>, conte
     if let Some(took) = took.filter(|took| *took > WORTH_SAYING) {
         report.skipped("full-state", format!("sending all of it takes {} at the speed above, or less as it is compressed", brief(took)));
     }
+    is_as_set(options, url, path, report);
     let watch = transactions::Watch::begin(path, &file, args.timeout);
     let beside = url.and_then(|url| beside::look(path, url.as_str(), args.timeout, report));
     beside::together(&file, beside.as_ref(), contents, report);
     watch.end(path, &file, report);
     database::integrity(path, args.check_timeout, report);
     disk(args, options, url, path, beside.as_ref(), report);
+}
+
+/// Whether an open by these settings would have this replica.
+fn is_as_set(options: &Options, url: Option<&ReplicaUrl>, path: &Path, report: &mut Report) {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let second = options.second().and_then(|second| second.replica_for(&path));
+    let (Some(url), Some(first)) = (url, options.replica_for(&path)) else { return };
+    let place = |url: &str| url.split('?').next().unwrap_or_default().to_owned();
+    let others: Vec<String> = [Some(first), second].into_iter().flatten().map(|url| place(&url)).collect();
+    if !others.contains(&place(url.as_str())) {
+        report.warning(
+            "settings",
+            format!("the environment or the configuration file here has this database replicated to {}", others.join(" and ")),
+            "What is said above is of another URL",
+            "Name that one; `replicated config show` says where each setting comes from",
+        );
+    }
 }
 
 fn disk(
