@@ -30,7 +30,7 @@ pub struct Beside {
     pub is_of_this_file: bool,
     /// How far it is.
     pub local: Local,
-    /// What marks the objects that this database has written; 0 where nothing is remembered.
+    /// What marks the objects that this database has written.
     pub node_id: u64,
     /// Whether the store refuses to replace objects; `None` before it was asked.
     pub fencing: Option<bool>,
@@ -82,7 +82,7 @@ pub fn beside(database: &Path) -> io::Result<Vec<Beside>> {
     for paths in [Paths::of(&absolute), Paths::second_of(&absolute)] {
         let look = || match File::open(paths.control()) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
-            opened => look(&absolute, &paths, opened?).map(Some),
+            opened => look(&absolute, &paths, opened?),
         };
         // Closing the file would drop the locks that this process has in it.
         found.extend(process::unless_open(&paths.database, look).unwrap_or(Ok(None))?);
@@ -90,16 +90,17 @@ pub fn beside(database: &Path) -> io::Result<Vec<Beside>> {
     Ok(found)
 }
 
-fn look(database: &Path, paths: &Paths, control: File) -> io::Result<Beside> {
+/// `None` where nothing was remembered yet.
+fn look(database: &Path, paths: &Paths, control: File) -> io::Result<Option<Beside>> {
     let mut remembered = [0; CONTROL_BYTES];
     let mut page = vec![0; PAGE_BYTES];
     // One that is being made is shorter.
-    let state = control.read_exact_at(&mut remembered, 0).ok().and_then(|()| newest_slot(&remembered)).map(|(_, state)| state);
+    let state = control.read_exact_at(&mut remembered, 0).ok().and_then(|()| newest_slot(&remembered));
+    let Some((_, state)) = state else { return Ok(None) };
     let seen = control.read_exact_at(&mut page, PAGE_OFFSET).ok().and_then(|()| peek(&page));
     let locks = Locks::new(Arc::new(control));
     let is_open = locks.holder(Range::Present).is_some();
-    let state = state.unwrap_or_default();
-    Ok(Beside {
+    Ok(Some(Beside {
         directory: paths.directory.clone(),
         is_second: paths.is_second(),
         is_of_this_file: state.identity == Some(identity(database)?),
@@ -111,7 +112,7 @@ fn look(database: &Path, paths: &Paths, control: File) -> io::Result<Beside> {
         uploader: locks.holder(Range::Owner),
         told: seen.map(|seen| told(seen, is_open)),
         replica_hash: state.replica_hash,
-    })
+    }))
 }
 
 fn told(seen: Peek, is_open: bool) -> Told {

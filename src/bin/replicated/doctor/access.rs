@@ -26,7 +26,7 @@ pub(super) struct Reached {
     pub(super) may_list: bool,
 }
 
-/// Looks at all of it. `None` where the store does not let itself be asked anything.
+/// A store that is asked.
 pub(super) struct Access<'a> {
     pub(super) store: &'a Arc<dyn Store>,
     pub(super) requests: &'a Requests,
@@ -76,7 +76,7 @@ impl Access<'_> {
         answer.map(|answer| (answer, began.elapsed())).map_err(Failed::Store)
     }
 
-    /// `None` where nothing else needs to be asked of the store.
+    /// Asks it everything. `None` where what is wrong is so for all that could be asked.
     pub(super) fn look(&self, address: Option<&Address>, report: &mut Report) -> Option<Reached> {
         let scratch: Arc<dyn Scratch> = Arc::from(self.store.scratch()?);
         let began = Instant::now();
