@@ -32,8 +32,6 @@ pub struct Beside {
     pub local: Local,
     /// What marks the objects that this database has written.
     pub node_id: u64,
-    /// Whether the store refuses to replace objects; `None` before it was asked.
-    pub fencing: Option<bool>,
     /// What lies there and waits to be sent, in bytes.
     pub waiting_bytes: u64,
     /// Whether a process has it open for replication.
@@ -106,7 +104,6 @@ fn look(database: &Path, paths: &Paths, control: File) -> io::Result<Option<Besi
         is_of_this_file: state.identity == Some(identity(database)?),
         local: local::of_state(&state, database),
         node_id: state.node_id,
-        fencing: state.fencing,
         waiting_bytes: waiting_bytes(&paths.directory)?,
         is_open,
         uploader: locks.holder(Range::Owner),
