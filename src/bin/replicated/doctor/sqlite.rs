@@ -45,13 +45,8 @@ fn number(version: &str) -> Option<i32> {
 fn beside_us() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     let folder = program.parent()?;
-    let names = [
-        "replicated.so",
-        "libreplicated_ext.so",
-        "../lib/replicated.so",
-        "../lib/replicated/replicated.so",
-        "../lib/sqlite3/replicated.so",
-    ];
+    let debians = format!("../lib/{}-linux-gnu/replicated.so", std::env::consts::ARCH);
+    let names = ["replicated.so", "libreplicated_ext.so", "../lib/replicated.so", &debians];
     names.iter().map(|name| folder.join(name)).find(|path| path.is_file())
 }
 
