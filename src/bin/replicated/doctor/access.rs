@@ -57,6 +57,14 @@ impl Failed {
         }
     }
 
+    /// Whether the store may have done it all the same.
+    pub(super) fn may_have_been_done(&self) -> bool {
+        match self {
+            Self::Late(_) => true,
+            Self::Store(error) => error.is_transient() && error.may_have_been_done(),
+        }
+    }
+
     /// Whether the store has refused this, rather than having failed.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Self::Store(error) if matches!(error.kind, StoreErrorKind::PermissionDenied | StoreErrorKind::Credentials))

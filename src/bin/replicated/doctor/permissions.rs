@@ -56,7 +56,7 @@ impl Access<'_> {
             self.fencing(scratch, is_unconditional, &body, report);
             self.parts(scratch, report);
         }
-        let may_be_there = is_put || put.as_ref().is_err_and(|failed| !failed.is_refusal());
+        let may_be_there = is_put || put.as_ref().is_err_and(Failed::may_have_been_done);
         let is_deleted = may_be_there && self.deleting(scratch, is_put, &mut times, report);
         if !is_put {
             report.skipped("get", "nothing could be written that could be read");
@@ -73,7 +73,7 @@ impl Access<'_> {
                 "list",
                 "list",
                 failed,
-                "Nothing can be restored, and an open cannot find out what the bucket has; without it S3 also says 403 of what is not there",
+                "Nothing can be restored, and an open cannot find out what the bucket has",
                 "s3:ListBucket (on the bucket itself, not on what is in it)",
                 report,
             ),
@@ -169,10 +169,14 @@ impl Access<'_> {
                 let is = if is_put { "is" } else { "may be" };
                 let what = format!("{}. The object {} {is} left in the bucket", failed.what(), scratch.name());
                 let means = "Replication works; what is over `history` stays, so the bucket grows. That may be wanted: who has these keys cannot destroy the backup";
-                let next = format!(
-                    "Allow s3:DeleteObject below the replica's path, or run `replicated maintain` with keys that may; then delete {}",
-                    scratch.name()
-                );
+                let next = if self.store.about().endpoint.is_none() {
+                    format!("Give this user write permission on the folder; then delete {}", scratch.name())
+                } else {
+                    format!(
+                        "Allow s3:DeleteObject below the replica's path, or run `replicated maintain` with keys that may; then delete {}",
+                        scratch.name()
+                    )
+                };
                 report.warning("delete", what, means, next);
                 false
             }
