@@ -162,7 +162,12 @@ fn what_is_damaged_is_named_and_told_until_it_is_not() {
     assert_eq!((is(&mut worker, "state"), is(&mut worker, "last_error")), ("idle".to_owned(), "-".to_owned()));
     worker.write("goes on");
     worker.sync();
-    assert_eq!(told(&place, "ERROR", &finding), 1, "{}", place.log());
+    // Which states cannot be restored without it changes; what is wrong does not.
+    for _ in 0..2 {
+        verified_again(&mut worker);
+    }
+    let finding = is(&mut worker, "verification_finding");
+    assert_eq!(told(&place, "ERROR", &damaged.to_string()), 1, "{}", place.log());
 
     // The next process knows of it before it has looked, and so does one that never looks.
     worker.leave();
@@ -174,7 +179,7 @@ fn what_is_damaged_is_named_and_told_until_it_is_not() {
     for _ in 0..2 {
         verified_again(&mut worker);
     }
-    assert_eq!(told(&place, "ERROR", &finding), 2, "{}", place.log());
+    assert_eq!(told(&place, "ERROR", &damaged.to_string()), 2, "{}", place.log());
     flip(&object(&server, "damaged", damaged));
     comes_to(&place, &mut worker, "verified");
     assert_eq!((is(&mut worker, "verification_finding"), is(&mut worker, "verified_txid")), ("-".to_owned(), worker.sync()));
@@ -197,7 +202,7 @@ fn what_is_gone_is_found() {
     let mut place = on(&server, "gone");
     place.bucket = place.bucket.through(&endpoint.endpoint());
     let mut worker = begin(&place, ALONE);
-    for _ in 0..3 {
+    for _ in 0..5 {
         worker.write("more");
         worker.sync();
     }
@@ -252,6 +257,7 @@ fn what_could_not_be_looked_at_is_not_called_damaged() {
     assert_eq!(told(&place, "WARN", "could not be verified"), 1, "{}", place.log());
     assert_eq!(told(&place, "INFO", "could be verified again"), 1, "{}", place.log());
     // What is wrong stays so while nobody can look.
+    worker.write("more");
     let newest = LtxName::level0(Txid::from_hex(&worker.sync()).unwrap());
     flip(&object(&server, "refused", newest));
     comes_to(&place, &mut worker, "wrong");
@@ -365,7 +371,7 @@ fn commits_that_wait_go_before_it() {
         log.iter().filter(|seen| lists(seen, 9)).count() > 1
     });
     let uploads: Vec<&Seen> = log.iter().filter(|seen| seen.is_upload() && seen.ended.is_some()).collect();
-    assert!(uploads.len() > 10, "{uploads:?}");
+    assert!(uploads.len() > 4, "{uploads:?}");
     for upload in uploads {
         let within = |seen: &&Seen| !seen.is_upload() && upload.began < seen.began && Some(seen.began) < upload.ended;
         let begun: Vec<&Seen> = log.iter().filter(within).collect();
@@ -438,7 +444,7 @@ fn faults_in_it_harm_nothing() {
     // Killed at each step.
     for point in ["assure.begin", "proof.write", "proof.written", "assure.done"] {
         let mut worker = place.start_with(Program::Faulty, &format!("{point}=kill@2"), &asked(ALONE));
-        eventually("it dies", || worker.try_write("dies").is_err());
+        eventually("it dies", || worker.host.try_query(worker.db, "SELECT 1").is_err());
         drop(worker);
         let mut worker = join(&place, ALONE);
         assert_eq!(is(&mut worker, "verification"), "verified", "{point}");

@@ -27,6 +27,7 @@ fn every_option_of_the_table_can_be_set_both_ways() {
     for spec in OPTIONS {
         let text = match spec.kind {
             Kind::Replica => "s3://bucket/path",
+            Kind::Duration { max, .. } if max > Duration::from_secs(24 * 3600) => "2m",
             Kind::Duration { .. } => "200ms",
             Kind::Count { .. } => "7",
             Kind::Bytes { .. } => "100MB",

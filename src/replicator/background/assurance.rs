@@ -19,7 +19,7 @@ use crate::maintenance::{self, MaintainError, Turn};
 use crate::replicator::outage::{Outages, Over, Tell};
 use crate::replicator::step::panic_text;
 use crate::types::Txid;
-use crate::verify::{Finding, Outcome, Report, Scope, Verifier, VerifyError};
+use crate::verify::{Finding, Kind, Outcome, Report, Scope, Verifier, VerifyError};
 
 /// A process that has been up for less has other things to do: from a half of it to all.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -78,7 +78,7 @@ impl Times {
 pub(super) struct Assurance {
     times: Times,
     proof: Proof,
-    /// The finding that this process has logged.
+    /// What this process has logged of it, by `key`.
     told: Option<String>,
     outages: Outages,
 }
@@ -99,7 +99,6 @@ impl Assurance {
 
     /// One verification, if this process may do one now.
     pub(super) async fn round(&mut self, background: &Rc<Background>) {
-        fault_point!("assure.begin");
         let outcome = AssertUnwindSafe(Self::try_round(background)).catch_unwind().await;
         let outcome = outcome.unwrap_or_else(|panic| Err(Failure::Fault(panic_text(&*panic))));
         match outcome {
@@ -120,6 +119,7 @@ impl Assurance {
     }
 
     async fn try_round(background: &Rc<Background>) -> Result<Report, Failure> {
+        fault_point!("assure.begin");
         background.may_look()?;
         let database = &background.database;
         // Before the listing, which must have it.
@@ -154,11 +154,11 @@ impl Assurance {
 
     fn is_wrong(&mut self, background: &Background, report: &Report) {
         let database = &background.database;
-        let finding = finding(report);
-        if self.told.as_ref() != Some(&finding) {
+        let (finding, key) = (finding(report), key(report));
+        if self.told.as_ref() != Some(&key) {
             let (name, of_second) = (database.paths.database.display(), database.paths.of_second());
             log::error!(target: "replicated", "{name}: the bucket{of_second} is not what it should be: {finding}");
-            self.told = Some(finding.clone());
+            self.told = Some(key);
         }
         self.times.ended();
         self.keep(background, Proof { ended_ms: maintenance::now().0, whole: self.proof.whole, finding: Some(finding), obstacle: None });
@@ -202,6 +202,15 @@ fn finding(report: &Report) -> String {
         text.push_str(&format!(". {}", first.advice));
     }
     told(&text)
+}
+
+/// What is the same as long as nothing else is wrong: which states that costs changes with every upload.
+fn key(report: &Report) -> String {
+    let of = |finding: &Finding| match finding.object.filter(|_| finding.kind != Kind::Gap) {
+        Some(object) => format!("{} {object}", finding.kind.name()),
+        None => finding.kind.name().to_owned(),
+    };
+    report.findings.iter().map(of).collect::<Vec<_>>().join("; ")
 }
 
 impl Background {
@@ -254,7 +263,6 @@ impl From<MaintainError> for Failure {
 mod tests {
     use super::*;
     use crate::store::LtxName;
-    use crate::verify::Kind;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -292,8 +300,12 @@ mod tests {
             report.add(Finding { kind: Kind::Damaged, object, what: "cut short".to_owned(), advice: format!("advice {txid}") });
         }
         report.more_findings = 4;
+        let before = key(&report);
+        assert!(report.findings.iter_mut().all(|finding| std::mem::replace(&mut finding.advice, "of now".to_owned()) != "of now"));
+        assert_eq!(key(&report), before);
+        assert!(report.findings.pop().is_some() && key(&report) != before);
         let text = finding(&report);
         assert!(text.starts_with("0/0000000000000001-0000000000000001.ltx: cut short; 0/0000000000000002"), "{text}");
-        assert!(text.ends_with("; and 10 more. advice 1"), "{text}");
+        assert!(text.ends_with("; and 9 more. of now"), "{text}");
     }
 }
