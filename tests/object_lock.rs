@@ -239,3 +239,33 @@ fn where_nothing_can_be_replaced_replication_goes_on_without_maintenance() {
     assert_eq!(copied(&place.bucket, &to).problems.len(), 0);
     is_restored(&place, &to);
 }
+
+/// The same by an implementation that somebody else wrote, where `scripts/test-stores.sh` has started it and made a bucket that keeps every version for a day.
+#[test]
+fn real_stores_with_versions() {
+    let Ok(base) = std::env::var("REPLICATED_TEST_S3_LOCKED") else {
+        eprintln!("REPLICATED_TEST_S3_LOCKED is not set: not tried");
+        return;
+    };
+    let (base, query) = base.split_once('?').unwrap_or((&base, ""));
+    let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"];
+    let env: Vec<(String, String)> = keys.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
+    let bucket = |path: &str| Bucket { url: format!("{base}/{path}?{query}"), env: env.clone() };
+    let path = format!("{:016x}", fastrand::u64(..));
+    let (bucket, to) = (bucket(&path), bucket(&format!("{path}-copy")));
+    let place = Place::with(tempfile::tempdir().unwrap(), bucket.clone(), None);
+    let mut worker = place.first_with("WAL", Program::Python, "", &[("maintenance", "off"), ("lease", "30s")]);
+    worker.host.run(worker.db, "INSERT INTO still VALUES (randomblob(20000000))");
+    commits(&mut worker, 8);
+    assert_eq!((worker.status("state"), worker.status("last_error")), ("idle".to_owned(), "-".to_owned()), "{}", place.log());
+    worker.leave();
+    let before = names(&bucket);
+    assert_eq!(maintained_later(&bucket).refused, None);
+    assert!(!names(&bucket).is_superset(&before));
+    let (code, told, errors) = cli(&bucket, "verify", &["--history", "0s"]);
+    assert_eq!((code, &told["status"]), (0, &"verified".into()), "{errors}");
+    let report = copied(&bucket, &to);
+    assert_eq!((report.problems.len(), report.refused, report.newest), (0, None, report.newest_of_source));
+    is_restored(&place, &bucket);
+    is_restored(&place, &to);
+}
