@@ -78,6 +78,8 @@ impl Times {
 pub(super) struct Assurance {
     times: Times,
     proof: Proof,
+    /// Something was wrong when this process began, and it has not looked whether that is still so.
+    is_in_doubt: bool,
     /// What this process has logged of it, by `key`.
     told: Option<String>,
     outages: Outages,
@@ -89,12 +91,15 @@ impl Assurance {
         let every = every(&background.database.options)?;
         let settled = Instant::now() + SETTLED.min(every).mul_f64(0.5 + fastrand::f64() / 2.0);
         let times = Times { every, settled, not_before: None, failures: 0 };
-        Some(Self { times, proof: Proof::of(&background.database), told: None, outages: Outages::default() })
+        let proof = Proof::of(&background.database);
+        let is_in_doubt = proof.finding.is_some();
+        Some(Self { times, proof, is_in_doubt, told: None, outages: Outages::default() })
     }
 
     /// How long it is until one is due; `None` where the bucket has nothing yet.
     pub(super) fn due(&self, acked: Option<Txid>) -> Option<Duration> {
-        acked.map(|_| self.times.due(self.proof.ended_ms, Instant::now(), maintenance::now().0))
+        let ended_ms = if self.is_in_doubt { 0 } else { self.proof.ended_ms };
+        acked.map(|_| self.times.due(ended_ms, Instant::now(), maintenance::now().0))
     }
 
     /// One verification, if this process may do one now.
@@ -148,7 +153,7 @@ impl Assurance {
         let at_ms = maintenance::now().0;
         let (files, files_in_bucket) = (report.files_read as u64, report.files as u64);
         let whole = Whole { txid, at_ms, files, files_in_bucket, bytes: report.bytes_read };
-        self.times.ended();
+        self.ended();
         self.keep(background, Proof { ended_ms: at_ms, whole: Some(whole), finding: None, obstacle: None });
     }
 
@@ -160,7 +165,7 @@ impl Assurance {
             log::error!(target: "replicated", "{name}: the bucket{of_second} is not what it should be: {finding}");
             self.told = Some(key);
         }
-        self.times.ended();
+        self.ended();
         self.keep(background, Proof { ended_ms: maintenance::now().0, whole: self.proof.whole, finding: Some(finding), obstacle: None });
     }
 
@@ -179,6 +184,11 @@ impl Assurance {
         }
         let obstacle = Some((maintenance::now().0, why));
         self.keep(background, Proof { obstacle, ..self.proof.clone() });
+    }
+
+    fn ended(&mut self) {
+        self.times.ended();
+        self.is_in_doubt = false;
     }
 
     fn keep(&mut self, background: &Background, proof: Proof) {
