@@ -175,7 +175,9 @@ impl Verifier {
                         PlanError::TooShort { object, .. } => (Kind::Damaged, Some(object)),
                         _ => (Kind::Gap, None),
                     };
-                    report.wrong(kind, object, error.to_string(), "See `replicated verify URL` for what is missing");
+                    let advice = "See `replicated verify URL` for what is missing, and bring it back from a mirror or an older version of the bucket; or run \
+                                  `replicated adopt`, and the next open of the database sends a snapshot";
+                    report.wrong(kind, object, error.to_string(), advice);
                     return Ok(report);
                 }
             };
@@ -195,16 +197,19 @@ impl Verifier {
                 return Ok(report);
             }
             (listings, planned) = self.newest_state(had, turn).await?;
-            let mut is_wrong = false;
-            for name in vanished.iter().filter(|name| listings.iter().any(|file| file.name == **name)) {
-                is_wrong = true;
+            let listed: BTreeSet<LtxName> = listings.iter().map(|file| file.name).collect();
+            let (there, gone): (Vec<LtxName>, Vec<LtxName>) = vanished.into_iter().partition(|name| listed.contains(name));
+            for name in there.iter().take(MOST_FINDINGS) {
                 report.wrong(Kind::Damaged, *name, NOT_THERE, shape::advice(&listings, name, None));
+                // In a large bucket that takes a while.
+                tokio::task::yield_now().await;
             }
-            if is_wrong {
+            report.more_findings += there.len().saturating_sub(MOST_FINDINGS);
+            if !there.is_empty() {
                 return Ok(report);
             }
             if looks == MOST_LOOKS {
-                report.not_checked.push(format!("{} files were taken away meanwhile: maintenance was at work", vanished.len()));
+                report.not_checked.push(format!("{} files were taken away meanwhile: maintenance was at work", gone.len()));
                 return Ok(report);
             }
         }

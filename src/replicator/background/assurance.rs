@@ -17,6 +17,7 @@ use crate::config::Options;
 use crate::fault::{fault_point, fault_value};
 use crate::maintenance::{self, MaintainError, Turn};
 use crate::replicator::outage::{Outages, Over, Tell};
+use crate::replicator::progress::ReplicationState;
 use crate::replicator::step::panic_text;
 use crate::types::Txid;
 use crate::verify::{Finding, Kind, Outcome, Report, Scope, Verifier, VerifyError};
@@ -34,7 +35,7 @@ const REQUESTS_AT_ONCE: usize = 4;
 const NAMED: usize = 3;
 
 /// What the option asks for; `None` where it does not ask.
-pub(super) fn every(options: &Options) -> Option<Duration> {
+fn every(options: &Options) -> Option<Duration> {
     let every = options.verify_every;
     (!every.is_zero()).then(|| fault_value!("REPLICATED_TEST_VERIFY_MS", every, Duration::from_millis))
 }
@@ -235,6 +236,10 @@ impl Background {
             return None;
         }
         let facts = self.database.progress.facts();
+        if matches!(facts.state, ReplicationState::Idle | ReplicationState::Uploading) {
+            let has_lease = self.database.lease.as_ref().is_none_or(|lease| lease.turn().is_some());
+            return (!has_lease).then(|| "this host does not have the lease".to_owned());
+        }
         let why = facts.last_error.unwrap_or_default();
         Some(format!("replication is {}{}{why}", facts.state.as_str(), if why.is_empty() { "" } else { ": " }))
     }

@@ -20,7 +20,7 @@ use crate::replicator::local::OwnerMode;
 use crate::types::{TimestampMs, Txid};
 
 /// A finding is cut there: a message, and no list of a thousand objects.
-pub(super) const MOST_TEXT: usize = 2000;
+const MOST_TEXT: usize = 2000;
 const MOST_BYTES: u64 = 64 << 10;
 
 /// The newest state that was found whole.
