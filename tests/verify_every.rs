@@ -432,7 +432,7 @@ fn of_two_replicas_each_has_its_own() {
 fn faults_in_it_harm_nothing() {
     let server = Server::start().unwrap();
     let place = on(&server, "faults");
-    let mut worker = place.first_with("WAL", Program::Faulty, "assure.begin=panic@2;proof.write=full@1..3", &asked(ALONE));
+    let mut worker = place.first_with("WAL", Program::Faulty, "assure.begin=panic@2..4;proof.write=full@1..3", &asked(ALONE));
     comes_to(&place, &mut worker, "verified");
     comes_to(&place, &mut worker, "not_checked");
     assert!(is(&mut worker, "verification_error").contains("a fault in the extension"));
