@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential, Checksum};
 use object_store::azure::{AzureConfigKey, AzureCredential, MicrosoftAzureBuilder};
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
 use object_store::{BackoffConfig, Certificate, ClientOptions, HeaderValue, RetryConfig};
@@ -132,11 +132,13 @@ impl Plan<'_> {
         let build =
             |builder: AmazonS3Builder| -> Result<Arc<AmazonS3>, StoreError> { builder.build().map(Arc::new).map_err(|e| self.error(e)) };
         let singly = build(builder.clone().with_config(object_store::aws::AmazonS3ConfigKey::DisableBulkDelete, "true"))?;
+        let checksummed = build(builder.clone().with_checksum_algorithm(Checksum::SHA256))?;
         // A list of keys to delete would lack the slash that only our endpoint adds.
         let bucket = if slash { Arc::clone(&singly) } else { build(builder)? };
         Ok(Client {
             bucket,
             deletes_singly: Some(singly),
+            checksummed: Some(checksummed),
             timestamp_key: "litestream-timestamp",
             content_type: None,
             completes_conditionally: true,
@@ -195,6 +197,7 @@ impl Plan<'_> {
         Ok(Client {
             bucket,
             deletes_singly: None,
+            checksummed: None,
             timestamp_key: "litestream-timestamp",
             content_type: None,
             completes_conditionally: false,
@@ -248,6 +251,7 @@ impl Plan<'_> {
         Ok(Client {
             bucket,
             deletes_singly: None,
+            checksummed: None,
             // Azure's metadata names are identifiers, without hyphens.
             timestamp_key: "litestreamtimestamp",
             content_type: Some("application/octet-stream"),

@@ -18,7 +18,7 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{
     Attribute, Attributes, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
-    UpdateVersion,
+    PutResult, UpdateVersion,
 };
 use tokio::sync::OnceCell;
 
@@ -48,6 +48,8 @@ pub(super) struct Client {
     pub(super) bucket: Arc<dyn Bucket>,
     /// The same without requests that delete many objects at once, which not every store knows.
     pub(super) deletes_singly: Option<Arc<dyn Bucket>>,
+    /// The same with a checksum in each upload, which S3 demands of a bucket with object lock and a default retention. Not every store knows it.
+    pub(super) checksummed: Option<Arc<dyn Bucket>>,
     /// The user metadata in which Litestream keeps the time.
     pub(super) timestamp_key: &'static str,
     pub(super) content_type: Option<&'static str>,
@@ -69,6 +71,8 @@ struct Inner {
     conditional: OnceCell<bool>,
     /// Set once the store has refused conditions altogether.
     refuses_conditions: AtomicBool,
+    /// Set once the store has asked for checksums.
+    wants_checksums: AtomicBool,
 }
 
 impl fmt::Debug for RemoteStore {
@@ -88,14 +92,19 @@ impl RemoteStore {
         let keys = Keys::new(url.location());
         let client = clients::build(url, settings, env, (&secrets, &told), keys.begin_with_slash(), clients)
             .map_err(|error| StoreError { cause: secrets.redact(&error.cause), ..error })?;
-        let (conditional, refuses_conditions) = (OnceCell::new(), AtomicBool::new(false));
-        Ok(Self(Arc::new(Inner { url: url.to_string(), keys, client, secrets, told, conditional, refuses_conditions })))
+        let (conditional, refuses_conditions, wants_checksums) = (OnceCell::new(), AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self(Arc::new(Inner { url: url.to_string(), keys, client, secrets, told, conditional, refuses_conditions, wants_checksums })))
     }
 }
 
 /// A refusal that says that the store does not know what was asked for.
 fn is_unsupported(refusal: &Refusal) -> bool {
     matches!(refusal.status, 405 | 501) || refusal.code == "NotImplemented" || refusal.code == "MethodNotAllowed"
+}
+
+/// What S3 says to an upload without a checksum, where the bucket locks whatever comes.
+fn wants_checksum(refusal: &Refusal) -> bool {
+    refusal.status == 400 && refusal.message.contains("Content-MD5") && refusal.message.contains("x-amz-checksum")
 }
 
 fn is_bucket_missing(refusal: &Refusal) -> bool {
@@ -115,6 +124,30 @@ fn says_exists(error: &object_store::Error, refusal: Option<&Refusal>) -> bool {
 impl Inner {
     fn bucket(&self) -> &dyn Bucket {
         &*self.client.bucket
+    }
+
+    /// For what is written.
+    fn writing(&self) -> &dyn Bucket {
+        let checksummed = self.client.checksummed.as_deref().filter(|_| self.wants_checksums.load(Ordering::Relaxed));
+        checksummed.unwrap_or(&*self.client.bucket)
+    }
+
+    /// Whether what was sent without a checksum was refused for want of it, and may be tried once more.
+    fn is_to_have_checksum(&self, had_one: bool, refusal: Option<&Refusal>) -> bool {
+        let is_so = !had_one && self.client.checksummed.is_some() && refusal.is_some_and(wants_checksum);
+        if is_so {
+            self.wants_checksums.store(true, Ordering::Relaxed);
+        }
+        is_so
+    }
+
+    async fn put_opts(&self, path: &Path, body: Bytes, options: PutOptions) -> Traced<PutResult> {
+        let has_checksum = self.wants_checksums.load(Ordering::Relaxed);
+        let (result, refusal) = traced(self.writing().put_opts(path, body.clone().into(), options.clone())).await;
+        if self.is_to_have_checksum(has_checksum, refusal.as_ref()) {
+            return traced(self.writing().put_opts(path, body.into(), options)).await;
+        }
+        (result, refusal)
     }
 
     fn singly(&self) -> &dyn Bucket {
@@ -204,8 +237,13 @@ impl Inner {
 
     async fn put(&self, path: &Path, body: Bytes, timestamp: TimestampMs, mode: PutMode) -> Traced<()> {
         let options = PutOptions { mode, attributes: self.attributes(timestamp), ..Default::default() };
-        let (result, refusal) = traced(self.bucket().put_opts(path, body.into(), options)).await;
+        let (result, refusal) = self.put_opts(path, body, options).await;
         (result.map(|_| ()), refusal)
+    }
+
+    async fn begin(&self, path: &Path, timestamp: TimestampMs) -> Traced<Box<dyn MultipartUpload>> {
+        let options = PutMultipartOptions { attributes: self.attributes(timestamp), ..Default::default() };
+        traced(self.writing().put_multipart_opts(path, options.with_retry_policy(Arc::new(PartRetries)))).await
     }
 
     /// `None` where the store knows no conditions.
@@ -319,7 +357,7 @@ impl Inner {
         let mut attributes = Attributes::new();
         attributes.insert(Attribute::ContentType, "application/json".into());
         let options = PutOptions { mode, attributes, ..Default::default() };
-        let (result, refusal) = traced(self.bucket().put_opts(&path, body.clone().into(), options)).await;
+        let (result, refusal) = self.put_opts(&path, body.clone(), options).await;
         match result {
             // A store that does not say what it has written is asked for that.
             Ok(put) if put.e_tag.is_none() && put.version.is_none() => match self.read_lock(file).await? {
@@ -412,10 +450,10 @@ impl Store for RemoteStore {
             let inner = &self.0;
             let context = inner.context("upload", name);
             let path = inner.path(&context, &inner.keys.file(name))?;
-            let options = PutMultipartOptions { attributes: inner.attributes(timestamp), ..Default::default() };
-            let options = options.with_retry_policy(Arc::new(PartRetries));
-            let upload = inner.check(&context, traced(inner.bucket().put_multipart_opts(&path, options)).await)?;
-            Ok(Box::new(RemoteUpload { store: Arc::clone(inner), name: *name, path, upload }) as Box<dyn Upload>)
+            let has_checksums = inner.wants_checksums.load(Ordering::Relaxed);
+            let upload = inner.check(&context, inner.begin(&path, timestamp).await)?;
+            let store = Arc::clone(inner);
+            Ok(Box::new(RemoteUpload { store, name: *name, path, timestamp, upload, has_checksums, has_parts: false }) as Box<dyn Upload>)
         }
         .boxed()
     }
@@ -496,7 +534,10 @@ struct RemoteUpload {
     store: Arc<Inner>,
     name: LtxName,
     path: Path,
+    timestamp: TimestampMs,
     upload: Box<dyn MultipartUpload>,
+    has_checksums: bool,
+    has_parts: bool,
 }
 
 impl RemoteUpload {
@@ -540,8 +581,19 @@ impl RemoteUpload {
 impl Upload for RemoteUpload {
     fn part(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), StoreError>> {
         async move {
-            let outcome = traced(self.upload.put_part(body.into())).await;
-            self.store.check(&self.store.context("upload", &self.name), outcome)
+            let store = Arc::clone(&self.store);
+            let name = self.name;
+            let context = store.context("upload", &name);
+            let mut outcome = traced(self.upload.put_part(body.clone().into())).await;
+            // It began without, so that it begins once more.
+            if !self.has_parts && store.is_to_have_checksum(self.has_checksums, outcome.1.as_ref()) {
+                self.give_up().await;
+                self.has_checksums = true;
+                self.upload = store.check(&context, store.begin(&self.path, self.timestamp).await)?;
+                outcome = traced(self.upload.put_part(body.into())).await;
+            }
+            self.has_parts = true;
+            store.check(&context, outcome)
         }
         .boxed()
     }
