@@ -262,7 +262,9 @@ fn nothing_is_listed_and_nothing_is_asked_when_nothing_is_committed() {
         (host, _) = app.open();
         app.maintained(&mut host, db);
         app.maintained(&mut host, db);
-        assert_eq!(server.take_log().iter().filter(|seen| lists_all(seen)).count(), 1);
+        // Where a round lasts until the uploader compares, two seconds after the open, what that saw last may just be gone: then it looks for itself.
+        let listings = server.take_log().iter().filter(|seen| lists_all(seen)).count();
+        assert!((1..=2).contains(&listings), "{listings}");
     }
     drop(host);
 }
