@@ -340,7 +340,7 @@ fn a_wrong_option_refuses_the_open_and_is_explained() {
         (&[vfs, replica, ("adopt", "xyz")], &[], &["parameter adopt", "got \"xyz\"", "hexadecimal"]),
         (&[vfs, replica, replica], &[], &["parameter replica is given twice"]),
         (&[vfs, ("replica", "bucket/app")], &[], &["parameter replica", "got \"bucket/app\"", "s3://bucket/path"]),
-        (&[vfs, ("replica", "s3://bucket/{nam}")], &[], &["parameter replica", "got \"s3://bucket/{nam}\"", "{name} is the only one"]),
+        (&[vfs, ("replica", "s3://bucket/{nam}")], &[], &["parameter replica", "got \"s3://bucket/{nam}\"", "there are {name} and {dir}"]),
         (&[vfs, ("replica", "ftp://host/app")], &[], &["replica", "\"ftp\"", "s3, gs, abs or file"]),
         (&[vfs, ("replica", "file://relative")], &[], &["replica", "file://relative", "absolute path"]),
         (&[vfs, ("replica", "s3://b/p?colour=red")], &[], &["replica", "\"colour\"", "allowed are endpoint"]),
