@@ -76,6 +76,11 @@ impl Paths {
         self.directory.join("bucket")
     }
 
+    /// What was put into the bucket lately.
+    pub(crate) fn recent(&self) -> PathBuf {
+        self.directory.join("recent")
+    }
+
     /// Has the disk keep what files there are.
     pub(crate) fn sync_directories(&self) {
         for directory in [Some(self.directory.as_path()), self.directory.parent()].into_iter().flatten() {

@@ -9,6 +9,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `ledger` | what the bucket has, beside the control file |
+//! | `recent` | what was uploaded and merged lately, on the local disk |
 //! | `upkeep` | when a round of maintenance is due, and what becomes of it |
 //! | `traffic` | which uploads of the process go first |
 //!
@@ -17,6 +18,7 @@
 
 mod ledger;
 mod neglect;
+mod recent;
 mod traffic;
 mod upkeep;
 
@@ -25,16 +27,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
 
 use self::ledger::{Key, Ledger};
 pub(super) use self::neglect::Neglect;
+use self::recent::Recent;
 use self::traffic::{Traffic, UnderWay};
 use self::upkeep::Upkeep;
 use super::database::Database;
 use super::progress::ReplicationState;
-use crate::maintenance::MaintainError;
-use crate::store::Listed;
+use crate::maintenance::{AtHand, MaintainError};
+use crate::store::{Listed, LtxName};
 
 /// What a process has one of.
 #[derive(Debug)]
@@ -55,13 +59,15 @@ pub(super) struct Background {
     database: Arc<Database>,
     housekeeping: Rc<Housekeeping>,
     ledger: RefCell<Ledger>,
+    recent: Arc<Recent>,
     news: Notify,
 }
 
 impl Background {
     pub(super) fn new(database: Arc<Database>, housekeeping: Rc<Housekeeping>) -> Self {
         let ledger = RefCell::new(Ledger::new(database.paths.bucket(), database.paths.database.clone()));
-        Self { database, housekeeping, ledger, news: Notify::new() }
+        let recent = Recent::new(database.paths.recent(), database.paths.database.clone(), database.options.max_local_bytes);
+        Self { database, housekeeping, ledger, recent: Arc::new(recent), news: Notify::new() }
     }
 
     /// Neither changes as long as the database is open, so that no other process need be waited for.
@@ -93,11 +99,21 @@ impl Background {
         self.news.notify_one();
     }
 
+    /// What a batch was, if it went in one request: told after everybody who waits for it. A folder is as near as a file of our own; and where the store replaces
+    /// objects, what was sent may be another's by now.
+    pub(super) fn sent(&self, name: &LtxName, content: &Bytes) {
+        let is_folder = self.database.store.url().starts_with("file:");
+        if self.database.options.maintenance && !is_folder && self.database.progress.facts().fencing == Some(true) {
+            self.recent.keep(name, content);
+        }
+    }
+
     /// The full state is about to be sent: what is known of the bucket ends there.
     pub(super) fn forget_bucket(&self) {
         if self.database.options.maintenance {
             let key = self.key();
             self.ledger.borrow_mut().forget_all(key);
+            self.recent.forget();
         }
     }
 
@@ -117,6 +133,7 @@ impl Background {
             return;
         }
         let _ends = EndsNeglect(Arc::clone(&self.database));
+        self.recent.begin();
         let key = self.key();
         let last_round_ms = self.ledger.borrow_mut().round_ms(key);
         self.database.progress.update(|f| f.last_maintenance_ms = f.last_maintenance_ms.or(Some(last_round_ms).filter(|ms| *ms > 0)));
