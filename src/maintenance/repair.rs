@@ -183,7 +183,7 @@ impl Round<'_> {
         let states = if first == last { format!("TXID {first}") } else { format!("TXID {first} to {last} ({} states)", lost.len()) };
         let advice = if newest == Some(*last) {
             ", the newest state among them. Bring the object back from a mirror, a copy or an older version of the bucket; or give these states up: move the object \
-             out of the bucket, and have the full state sent (`replicated adopt` with the database, and open it)"
+             out of the bucket, and have the full state sent (`replicated adopt DATABASE URL`, and open it)"
         } else {
             ". Bring the object back from a mirror, a copy or an older version of the bucket"
         };

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::super::local::OwnerMode;
-use crate::fault::{fault_io, fault_value};
+use crate::fault::fault_io;
 use crate::maintenance::AtHand;
 use crate::store::{Listed, LtxName, SNAPSHOT_LEVEL};
 
@@ -31,10 +31,7 @@ const OBJECT_SHARE: u64 = 8;
 const MOST_OBJECTS: usize = 2048;
 /// Of what is free on the disk; and where there is less than so much, nothing.
 const FREE_SHARE: u64 = 8;
-
-fn least_free_bytes() -> u64 {
-    fault_value!("REPLICATED_TEST_LEAST_FREE", 512 << 20, |bytes| bytes)
-}
+const LEAST_FREE_BYTES: u64 = 512 << 20;
 
 /// Where an object is in the file.
 #[derive(Clone, Copy, Debug)]
@@ -64,13 +61,14 @@ pub(super) struct Recent {
     path: PathBuf,
     database: PathBuf,
     limit_bytes: u64,
+    least_free_bytes: u64,
     /// The uploader's thread alone takes it.
     table: Mutex<Table>,
 }
 
 impl Recent {
     pub(super) fn new(path: PathBuf, database: PathBuf, max_local_bytes: u64) -> Self {
-        Self { path, database, limit_bytes: max_local_bytes / SHARE, table: Mutex::default() }
+        Self { path, database, limit_bytes: max_local_bytes / SHARE, least_free_bytes: LEAST_FREE_BYTES, table: Mutex::default() }
     }
 
     /// This process uploads from here on: what another one has left of no use to it goes.
@@ -120,7 +118,7 @@ impl Recent {
         let disk = rustix::fs::statvfs(self.path.parent().unwrap_or(&self.path))?;
         // What is in the file is not free.
         let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
-        if free_bytes < least_free_bytes() || bytes > free_bytes / FREE_SHARE {
+        if free_bytes < self.least_free_bytes || bytes > free_bytes / FREE_SHARE {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
