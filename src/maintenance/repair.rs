@@ -118,7 +118,9 @@ impl Round<'_> {
         match retried(async || self.store.delete(std::slice::from_ref(object)).await).await {
             Ok(()) => {}
             Err(error) if is_refusal(&error) => {
-                return Ok(Renewal::Impossible(format!("it can only be replaced by deleting it, and the store does not let that be done: {error}")));
+                return Ok(Renewal::Impossible(format!(
+                    "it can only be replaced by deleting it, and the store does not let that be done: {error}"
+                )));
             }
             Err(error) => return Err(error.into()),
         }
@@ -178,7 +180,9 @@ impl Round<'_> {
         let lost = lost_without(&usable, object, floor.as_ref());
         let newest = usable.iter().map(|file| file.name.max_txid).max();
         let (Some(first), Some(last)) = (lost.first(), lost.last()) else {
-            return format!("{why}, and it is not made anew: {reason}. Other files lead to every state without it: move it out of the bucket");
+            return format!(
+                "{why}, and it is not made anew: {reason}. Other files lead to every state without it: move it out of the bucket"
+            );
         };
         let states = if first == last { format!("TXID {first}") } else { format!("TXID {first} to {last} ({} states)", lost.len()) };
         let advice = if newest == Some(*last) {

@@ -124,8 +124,7 @@ fn once(args: &Args, store: &dyn Store, maintainer: &mut Maintainer) -> Result<(
     Err(Failure::Failed {
         what: format!("{} is not in order", store.url()),
         why: report.problems.join("; "),
-        advice:
-            "See what can be restored with `replicated list` and `replicated verify`".to_owned(),
+        advice: "See what can be restored with `replicated list` and `replicated verify`".to_owned(),
         // It has been written already.
         json: false,
     })

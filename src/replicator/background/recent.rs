@@ -164,8 +164,8 @@ impl AtHand for Recent {
         let mut table = self.table.lock();
         let object = table.find(file).filter(|object| range.start <= range.end && range.end <= object.bytes)?;
         let mut bytes = vec![0; usize::try_from(range.end - range.start).ok()?];
-        let read = fault_io!("recent.read")
-            .and_then(|()| self.open(&mut table, false)?.read_exact_at(&mut bytes, object.place + range.start));
+        let read =
+            fault_io!("recent.read").and_then(|()| self.open(&mut table, false)?.read_exact_at(&mut bytes, object.place + range.start));
         if let Err(error) = read {
             log::debug!(target: "replicated", "{}: {error}", self.path.display());
             self.clear(&mut table);

@@ -191,4 +191,3 @@ pub fn succeeds(command: &mut Command) -> Output {
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     output
 }
-
