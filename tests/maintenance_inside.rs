@@ -745,18 +745,16 @@ fn what_was_sent_lately_is_merged_without_asking_the_bucket_for_it() {
     let mut app = App::on(Some(Bucket::s3(&server, "local")), &[("history", "24h"), ("snapshot_every", "24h")]);
     let recent = app.path("app.db-replicated/recent");
     let (mut host, db) = app.open();
-    // The first round lists the bucket, and trusts nothing else.
-    app.maintained(&mut host, db);
-    app.maintained(&mut host, db);
     let mut log = Vec::new();
-    let _ = server.take_log();
     app.commit_until(&mut host, db, "two levels", |_| {
         log.extend(server.take_log());
         let count = |level| log.iter().filter(|seen| makes(seen, level)).count();
         count(1) > 5 && count(2) > 1
     });
     assert!(recent.exists());
-    let inputs: Vec<&Seen> = log.iter().filter(|seen| reads(seen, 0)).collect();
+    // But for the empty file beside the first snapshot, which was no batch.
+    let marker = format!("/0000/{0}-{0}.ltx", Txid::FIRST.next());
+    let inputs: Vec<&Seen> = log.iter().filter(|seen| reads(seen, 0) && !seen.path.ends_with(&marker)).collect();
     assert!(inputs.is_empty(), "{inputs:?}");
     for seen in log.iter().filter(|seen| (1..=3).any(|level| reads(seen, level))) {
         assert_eq!(log.iter().filter(|other| other.method == "GET" && other.path == seen.path).count(), 1, "{seen:?}");

@@ -80,6 +80,20 @@ fn a_damaged_file_of_each_level_is_made_anew() {
                 history.litestream_agrees(tools, Some(object.max_txid));
             }
         }
+        // From the command line, which is told of it by `verify`.
+        let object = middle(&history.level(1));
+        history.damage(&object, Damage::Flipped);
+        let tool = |arguments: &[&str]| {
+            let mut command = host::command(host::program("replicated"), &history.bucket.env);
+            let output = command.arg(arguments[0]).arg(&history.bucket.url).args(&arguments[1..]).output().unwrap();
+            (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+        };
+        let (code, told) = tool(&["verify", "--history", "1d", "--no-restore"]);
+        assert!(code == Some(1) && told.contains(&object.to_string()) && told.contains("replicated maintain URL --repair"), "{told}");
+        let (code, told) = tool(&["maintain", "--history", "30d", "--repair"]);
+        assert!(code == Some(0) && told.contains(&format!("was damaged: {object}: ")), "{told}");
+        let (code, told) = tool(&["verify", "--history", "1d", "--no-restore"]);
+        assert!(code == Some(0), "{told}");
         assert_eq!(history.available().len(), history.states.len());
     }
 }
@@ -233,8 +247,9 @@ fn a_repair_may_die_at_each_step() {
 #[test]
 fn without_the_right_to_delete_what_is_damaged_is_gone_around() {
     let mut history = grown(true, 26);
-    let object = history.level(3).last().unwrap().name;
+    let (object, other) = (history.level(3).last().unwrap().name, middle(&history.level(1)));
     history.damage(&object, Damage::Flipped);
+    history.damage(&other, Damage::Empty);
     history.commit();
     let order = keeping(&history, 49 * HOUR);
     let snapshots = history.level(9).len();
@@ -242,14 +257,17 @@ fn without_the_right_to_delete_what_is_damaged_is_gone_around() {
         let locked: Arc<dyn Store> = Arc::new(Locked { inner: history.bucket.store() });
         maintenance::maintain(&mut Maintainer::new(locked, order.policy()).examining(), order.at()).unwrap()
     };
-    let told = round(&order).problems.join("; ");
-    assert!(told.contains(&object.to_string()) && told.contains("AccessDenied") && told.contains("move it out of the bucket"), "{told}");
+    let first = history.level(1).len();
+    let report = round(&order);
+    let told = report.problems.join("; ");
+    assert!(history.level(1).len() > first, "{report:?}");
+    assert!(told.contains(&object.to_string()) && told.contains(&other.to_string()) && told.contains("AccessDenied") && told.contains("move it out of the bucket"), "{told}");
     // The snapshot that was due is made of the other files.
     assert_eq!(history.level(9).len(), snapshots + 1);
     assert!(history.check(history.newest()));
     // Level 3 is as it was: it is read by whoever does not know.
     assert!(history.bucket.level(Level::new(3).unwrap()).iter().any(|file| file.name == object));
     let report = order.repair(&history.bucket).unwrap();
-    assert_eq!((report.problems.len(), report.repaired.len()), (0, 1), "{report:?}");
+    assert_eq!((report.problems.len(), report.repaired.len()), (0, 2), "{report:?}");
     assert_eq!(history.available().len(), history.states.len());
 }

@@ -25,7 +25,7 @@ pub(crate) trait AtHand: fmt::Debug + Send + Sync {
     /// What it gave of an object was no good. Whether it had it; it has it no more.
     fn discard(&self, name: &LtxName) -> bool;
 
-    /// The bucket may be another one than it was.
+    /// Somebody else has worked in the bucket, or something was not as it should be.
     fn forget(&self);
 }
 

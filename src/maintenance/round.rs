@@ -134,6 +134,10 @@ impl<'a> Round<'a> {
         if inputs < least {
             return Ok(Outcome::Waits);
         }
+        if self.bad.contains(&name) {
+            // What is damaged there could not be replaced. What follows is merged all the same.
+            return Ok(Outcome::Merged(inputs));
+        }
         if self.doing == Doing::Nothing {
             self.report.made.push(Made { name, inputs, input_bytes, size_bytes: 0, why });
             self.add(&group.inputs, name, input_bytes);

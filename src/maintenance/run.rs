@@ -133,6 +133,9 @@ impl Maintainer {
         fault_point!("maintain.claimed");
         if claim.generation().is_some_and(|generation| catalogue.generation.map(|known| known.saturating_add(1)) != Some(generation)) {
             self.changes.found_others = !claim.was_ours();
+            if let Some(at_hand) = self.at_hand.as_ref().filter(|_| self.changes.found_others) {
+                at_hand.forget();
+            }
             catalogue = self.list(now, turn).await?;
         }
         catalogue.generation = claim.generation();
@@ -148,10 +151,6 @@ impl Maintainer {
 
     async fn list(&mut self, now: TimestampMs, turn: Option<&Turn>) -> Result<Catalogue, MaintainError> {
         self.changes.is_listed = true;
-        if let Some(at_hand) = &self.at_hand {
-            // Something was not as it is remembered.
-            at_hand.forget();
-        }
         self.make_way(turn).await?;
         list(&*self.store, now).await
     }
@@ -239,6 +238,7 @@ impl Maintainer {
                 // Read again: what was kept since must not go.
                 round.report.kept = claim.renew().await?;
             }
+            self.verified.retain(|name| !round.renewed.contains(name));
             // Each time something was found damaged, what leads where is another question.
             while self.delete_outdated(&mut round, certainty).await? == Deleted::Changed {}
         }

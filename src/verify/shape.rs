@@ -48,7 +48,7 @@ pub(super) fn advice(listings: &[Listed], object: &LtxName, floor: Option<&Liste
                                              other files lead to every state without it"
                 .to_owned()
         }
-        _ => "Move the object out of the bucket: other files lead to every state without it, and maintenance makes such files anew"
+        _ => "Have it made anew with `replicated maintain URL --repair`, or move it out of the bucket: other files lead to every state without it"
             .to_owned(),
     }
 }

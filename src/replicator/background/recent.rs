@@ -147,9 +147,7 @@ impl Recent {
     /// Gives the disk back what is free behind the last object.
     fn cut(&self, table: &mut Table) {
         let end = table.places.last_key_value().map_or(0, |(_, end)| *end);
-        if end == 0 {
-            self.clear(table);
-        } else if self.open(table, true).and_then(|file| file.set_len(end)).is_err() {
+        if end == 0 || self.open(table, true).and_then(|file| file.set_len(end)).is_err() {
             self.clear(table);
         }
     }

@@ -153,9 +153,14 @@ impl Upkeep {
             }
             Err(error) => {
                 ledger.end(key, None, None, 0);
+                background.recent.forget();
                 Err(error.into())
             }
             Ok(report) => {
+                if known.is_none() {
+                    // Something is not as it should be.
+                    background.recent.forget();
+                }
                 forget_witness(database, &changes.gone, acked);
                 let appended = (!changes.is_listed).then_some((changes.made.as_slice(), changes.gone.as_slice()));
                 let at_ms = maintenance::now().0;
