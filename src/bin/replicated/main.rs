@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod adopt;
 mod against;
+mod config;
 mod copy;
 mod file_head;
 mod follow;
@@ -41,6 +42,7 @@ enum Command {
     Maintain(maintain::Args),
     Verify(verify::Args),
     Copy(copy::Args),
+    Config(config::Args),
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage; of verify also 3: could not be checked.";
@@ -96,6 +98,7 @@ fn main() -> ExitCode {
         Command::Maintain(args) => maintain::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Copy(args) => copy::run(&args),
+        Command::Config(args) => config::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
