@@ -261,7 +261,13 @@ fn without_the_right_to_delete_what_is_damaged_is_gone_around() {
     let report = round(&order);
     let told = report.problems.join("; ");
     assert!(history.level(1).len() > first, "{report:?}");
-    assert!(told.contains(&object.to_string()) && told.contains(&other.to_string()) && told.contains("AccessDenied") && told.contains("move it out of the bucket"), "{told}");
+    assert!(
+        told.contains(&object.to_string())
+            && told.contains(&other.to_string())
+            && told.contains("AccessDenied")
+            && told.contains("move it out of the bucket"),
+        "{told}"
+    );
     // The snapshot that was due is made of the other files.
     assert_eq!(history.level(9).len(), snapshots + 1);
     assert!(history.check(history.newest()));
