@@ -12,9 +12,9 @@ pub enum Source {
     /// A configuration file.
     File {
         /// Its path.
-        path: String,
+        path: Box<str>,
         /// The line, counted from 1.
-        line: usize,
+        line: u32,
     },
 }
 

@@ -103,7 +103,7 @@ impl ConfigFile {
     /// # Errors
     /// Where anything in it is unknown or malformed.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let line_at = |at: usize| text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
+        let line_at = |at: usize| text.get(..at).map_or(1, |before| u32::try_from(before.matches('\n').count() + 1).unwrap_or(u32::MAX));
         let parsed = DeTable::parse(text).map_err(|error| {
             failed(path, error.span().map_or(1, |span| line_at(span.start)), &format!("it is no TOML: {}", error.message()))
         })?;
@@ -151,7 +151,7 @@ impl ConfigFile {
 }
 
 impl Section {
-    fn of(file: &Path, section: &Spanned<DeValue<'_>>, line_at: &dyn Fn(usize) -> usize) -> Result<Self, ConfigError> {
+    fn of(file: &Path, section: &Spanned<DeValue<'_>>, line_at: &dyn Fn(usize) -> u32) -> Result<Self, ConfigError> {
         let line = line_at(section.span().start);
         let Some(table) = section.get_ref().as_table() else {
             return Err(failed(file, line, "databases are listed as [[database]], each with a path and options"));
@@ -195,8 +195,8 @@ fn absolute(file: &Path, pattern: &str) -> String {
 }
 
 impl Entry {
-    fn of(file: &Path, key: &str, line: usize, value: &DeValue<'_>) -> Result<Self, ConfigError> {
-        let source = Source::File { path: file.display().to_string(), line };
+    fn of(file: &Path, key: &str, line: u32, value: &DeValue<'_>) -> Result<Self, ConfigError> {
+        let source = Source::File { path: file.display().to_string().into(), line };
         let Some(spec) = table::find(key) else {
             let mut error = unknown(key, source);
             if let (Problem::Unknown { did_you_mean }, Some(other)) = (&mut error.problem, closest(key, [DATABASE, PATH].into_iter())) {
@@ -226,10 +226,10 @@ fn is_trusted(path: &Path) -> Option<bool> {
 }
 
 /// With line 0 for the whole file.
-fn failed(path: &Path, line: usize, why: &str) -> ConfigError {
+fn failed(path: &Path, line: u32, why: &str) -> ConfigError {
     ConfigError {
         name: FILE_NAME.to_owned(),
-        source: Source::File { path: path.display().to_string(), line },
+        source: Source::File { path: path.display().to_string().into(), line },
         problem: Problem::File(why.to_owned()),
     }
 }
