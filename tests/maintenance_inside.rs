@@ -325,10 +325,12 @@ fn an_application_may_die_at_any_step_of_a_round() {
         "ledger.append",
         "ledger.written",
         "upkeep.done",
+        "recent.write",
+        "recent.read",
     ];
     std::thread::scope(|scope| {
         for (number, point) in points.into_iter().enumerate() {
-            let bucket = (number % 2 == 0).then(|| Bucket::s3(&server, point));
+            let bucket = (number % 2 == 0 || point.starts_with("recent.")).then(|| Bucket::s3(&server, point));
             let fault = format!("{point}=kill@{}", 1 + number % 3);
             scope.spawn(move || dies_and_goes_on(bucket, &fault));
         }

@@ -98,7 +98,7 @@ pub fn faulty_program(name: &str) -> PathBuf {
 /// of a copy that follows beside it (`follow`).
 pub fn points() -> Vec<String> {
     let elsewhere = |point: &&str| {
-        ["if-missing.", "fence.", "maintain.", "follow.", "upkeep.", "ledger.append", "recent.read"]
+        ["if-missing.", "fence.", "maintain.", "follow.", "upkeep.", "ledger.append", "recent."]
             .iter()
             .any(|part| point.starts_with(part))
     };
