@@ -175,10 +175,14 @@ impl Round<'_> {
 
     /// What a damaged object costs that cannot be made anew, and what to do.
     fn loss(&self, object: &LtxName, why: &MaintainError, reason: &str) -> String {
-        let usable = self.usable();
-        let floor = retention::floor(&usable, self.policy, self.now);
-        let lost = lost_without(&usable, object, floor.as_ref());
-        let newest = usable.iter().map(|file| file.name.max_txid).max();
+        // As it was when it was good: one that is too short counts for nothing.
+        let mut files = self.usable().into_owned();
+        for file in files.iter_mut().filter(|file| file.name == *object) {
+            file.size_bytes = file.size_bytes.max(SMALLEST_FILE_BYTES);
+        }
+        let floor = retention::floor(&files, self.policy, self.now);
+        let lost = lost_without(&files, object, floor.as_ref());
+        let newest = files.iter().map(|file| file.name.max_txid).max();
         let (Some(first), Some(last)) = (lost.first(), lost.last()) else {
             return format!(
                 "{why}, and it is not made anew: {reason}. Other files lead to every state without it: move it out of the bucket"

@@ -98,9 +98,7 @@ pub fn faulty_program(name: &str) -> PathBuf {
 /// of a copy that follows beside it (`follow`).
 pub fn points() -> Vec<String> {
     let elsewhere = |point: &&str| {
-        ["if-missing.", "fence.", "maintain.", "follow.", "upkeep.", "ledger.append", "recent."]
-            .iter()
-            .any(|part| point.starts_with(part))
+        ["if-missing.", "fence.", "maintain.", "follow.", "upkeep.", "ledger.append", "recent."].iter().any(|part| point.starts_with(part))
     };
     let points = Command::new(faulty_program("crash-host")).arg("points").output().unwrap();
     String::from_utf8(points.stdout).unwrap().lines().filter(|point| !elsewhere(point)).map(ToOwned::to_owned).collect()
