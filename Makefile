@@ -36,7 +36,7 @@ test: test-env ## all tests; installs what they need into target/
 test-env:
 	@REPLICATED_TEST_ENV=$(abspath $(TEST_ENV)) sh scripts/test-env.sh >/dev/null
 
-test-stores: ## the store conformance suite against SeaweedFS, Azurite and a Google emulator
+test-stores: ## stores, copies between them and object lock, against SeaweedFS and Azurite
 	sh scripts/test-stores.sh
 
 test-large: ## one transaction of 2 GiB in every way that a commit is captured (needs 16 GiB of disk)

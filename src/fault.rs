@@ -193,6 +193,11 @@ mod active {
         "maintain.deleted",
         "maintain.renew",
         "maintain.renewing",
+        // Verification.
+        "assure.begin",
+        "assure.done",
+        "proof.write",
+        "proof.written",
     ];
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,7 +34,7 @@ impl ReplicationState {
     const ALL: [Self; 7] = [Self::Idle, Self::Uploading, Self::Offline, Self::Damaged, Self::Diverged, Self::Fenced, Self::Failed];
 
     /// What the shared page says; what it could not say is nothing yet.
-    fn of(word: u64) -> Self {
+    pub(crate) fn of(word: u64) -> Self {
         Self::ALL.into_iter().find(|state| *state as u64 == word).unwrap_or(Self::Idle)
     }
 

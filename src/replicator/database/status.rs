@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Database;
 
+use crate::replicator::background::Proof;
 use crate::replicator::control::FullReason;
 use crate::replicator::durability::Policy;
 use crate::replicator::lease;
@@ -86,6 +87,7 @@ impl Database {
             ("maintenance_error", or_dash(facts.maintenance_error)),
             ("replica", self.store.url().to_owned()),
         ];
+        rows.extend(Proof::of(self).rows(!self.options.verify_every.is_zero()));
         rows.extend(self.lease.as_ref().map_or_else(lease::no_rows, |lease| lease.rows()));
         rows
     }

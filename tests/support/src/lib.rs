@@ -7,6 +7,7 @@
 //! * [`life`]: an application whose every state can be told by itself;
 //! * [`host`]: programs with a SQLite of their own;
 //! * [`history`]: a database, its bucket and what each TXID was;
+//! * [`locked`]: what a bucket does with objects that may not go;
 //! * [`maintenance`]: rounds of it at any time;
 //! * [`follower`]: copies that follow a bucket, and who reads them;
 //! * [`committers`]: threads that say what was acknowledged;
@@ -27,6 +28,7 @@ mod google;
 pub mod history;
 pub mod host;
 pub mod life;
+pub mod locked;
 pub mod maintenance;
 pub mod net;
 pub mod place;
