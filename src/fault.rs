@@ -142,6 +142,8 @@ mod active {
         "ledger.written",
         "ledger.append",
         "ledger.count",
+        "recent.write",
+        "recent.read",
         // The bucket and this database, compared.
         "verify.begin",
         "verify.done",
@@ -189,6 +191,8 @@ mod active {
         "maintain.verify",
         "maintain.delete",
         "maintain.deleted",
+        "maintain.renew",
+        "maintain.renewing",
         // Verification.
         "assure.begin",
         "assure.done",

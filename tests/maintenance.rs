@@ -3,143 +3,22 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use replicated::maintenance::{self, MaintainError, Maintainer, Policy, Report};
-use replicated::restore::{self, PlanError, RestoreError, Target};
-use replicated::store::{Created, Level, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreError, StoreErrorKind, Upload};
+use replicated::maintenance::{self, MaintainError, Maintainer, Policy};
+use replicated::restore;
+use replicated::store::{SNAPSHOT_LEVEL, Store};
 use replicated::types::{TimestampMs, Txid};
 use replicated_testkit::bucket::{Bucket, flattened};
-use replicated_testkit::host::{self, Db, Host, Program};
-use replicated_testkit::maintenance::Order;
-use replicated_testkit::s3::{Requests, Server};
+use replicated_testkit::history::{History as Place, succeeds};
+use replicated_testkit::host;
+use replicated_testkit::maintenance::{Locked, Order};
+use replicated_testkit::s3::Requests;
 use replicated_testkit::sqlite::{integrity_check, page_compare};
 use replicated_testkit::tools;
-
-/// A database, its bucket, and what each TXID was.
-struct Place {
-    dir: tempfile::TempDir,
-    server: Option<Server>,
-    bucket: Bucket,
-    host: Host,
-    db: Db,
-    states: BTreeMap<Txid, PathBuf>,
-    random: fastrand::Rng,
-}
-
-impl Place {
-    fn new(on_s3: bool, seed: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (server, bucket) = Bucket::somewhere(on_s3, dir.path());
-        // There before it is replicated, so that the first snapshot is of some size.
-        let plain = rusqlite::Connection::open(dir.path().join("app.db")).unwrap();
-        plain.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, x); CREATE TABLE ballast(x)").unwrap();
-        plain.execute_batch("INSERT INTO ballast VALUES (randomblob(300000))").unwrap();
-        drop(plain);
-        let mut host = Host::start(Program::Python, &bucket.env);
-        let db = host.open(&host::replicated(&dir.path().join("app.db"), &bucket.url, &[("sync_interval", "10ms"), ("burst", "100")]));
-        Self { dir, server, bucket, host, db, states: BTreeMap::new(), random: fastrand::Rng::with_seed(seed) }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// One upload, whose state is remembered.
-    fn commit(&mut self) -> Txid {
-        let rows = self.random.u32(1..8);
-        for _ in 0..rows {
-            let bytes = self.random.u32(1..4000);
-            self.host.query(self.db, &format!("INSERT INTO t(x) VALUES (randomblob({bytes}))"));
-        }
-        match self.random.u32(0..12) {
-            0 => self.host.run(self.db, "DELETE FROM t WHERE id % 2 = 0; VACUUM"),
-            1 => self.host.run(self.db, "PRAGMA wal_checkpoint(TRUNCATE); UPDATE t SET x = randomblob(500) WHERE id % 5 = 0"),
-            _ => {}
-        }
-        self.remember()
-    }
-
-    fn remember(&mut self) -> Txid {
-        let txid = Txid::from_hex(&self.host.sync(self.db)).unwrap();
-        let copy = self.path(&format!("state-{txid}.db"));
-        std::fs::copy(flattened(&self.path("app.db"), self.dir.path()), &copy).unwrap();
-        self.states.insert(txid, copy);
-        txid
-    }
-
-    /// No snapshot for a lot of change: most states here are VACUUMs away from each other.
-    fn order(&self) -> Order {
-        Order { change_percent: 100_000, ..Order::of(&self.bucket) }
-    }
-
-    fn run(&self, order: &Order) -> Report {
-        let report = order.run(&self.bucket).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(report.problems, Vec::<String>::new());
-        report
-    }
-
-    /// A state that the bucket has is the state that it was. Whether it has it.
-    fn check(&self, txid: Txid) -> bool {
-        let output = self.path("restored.db");
-        match self.bucket.try_restore(Target::Txid(txid), &output) {
-            Ok(_) => {
-                page_compare(&self.states[&txid], &output).unwrap();
-                integrity_check(&output).unwrap();
-                true
-            }
-            Err(RestoreError::Plan { source: PlanError::TooOld { .. } | PlanError::Merged { .. }, .. }) => false,
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    /// Which of the states the bucket has; each of those is right.
-    fn available(&self) -> Vec<Txid> {
-        self.states.keys().copied().filter(|txid| self.check(*txid)).collect()
-    }
-
-    fn newest(&self) -> Txid {
-        *self.states.last_key_value().unwrap().0
-    }
-
-    fn url(&self) -> String {
-        match &self.server {
-            Some(server) => format!("{}?endpoint={}&forcePathStyle=true&region=us-east-1", self.bucket.url, server.endpoint()),
-            None => self.bucket.url.clone(),
-        }
-    }
-
-    /// Litestream restores a state to the same bytes.
-    fn litestream_agrees(&self, tools: &Path, txid: Option<Txid>) {
-        let output = self.path("theirs.db");
-        // It may not be there.
-        let _ = std::fs::remove_file(&output);
-        let mut command = host::command(tools.join("bin/litestream"), &self.bucket.env);
-        command.arg("restore").arg("-o").arg(&output);
-        if let Some(txid) = txid {
-            command.args(["-txid", &txid.to_string()]);
-        }
-        succeeds(command.arg(self.url()));
-        page_compare(&self.states[&txid.unwrap_or(self.newest())], &output).unwrap();
-    }
-
-    fn level(&self, level: u8) -> Vec<Listed> {
-        self.bucket.level(Level::new(level).unwrap())
-    }
-}
-
-fn succeeds(command: &mut Command) -> Output {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    output
-}
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -279,29 +158,6 @@ fn breaks_of_every_kind_are_merged_right() {
     }
 }
 
-/// A file that is damaged replaces nothing: what it was made of stays.
-#[test]
-fn nothing_goes_for_a_snapshot_that_is_damaged() {
-    let mut place = Place::new(false, 4);
-    for _ in 0..6 {
-        place.commit();
-    }
-    place.run(&Order { history_ms: 100 * 3_600_000, ..place.order().later(25 * HOUR) });
-    let snapshot = place.level(9).last().copied().unwrap();
-    let file = place.path(&format!("bucket/ltx/9/{}", snapshot.name.file_name()));
-    let modified = std::fs::metadata(&file).unwrap().modified().unwrap();
-    let mut bytes = std::fs::read(&file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x55;
-    std::fs::write(&file, bytes).unwrap();
-    std::fs::File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
-    let before = place.bucket.list();
-    let report = place.order().later(60 * HOUR).run(&place.bucket).unwrap();
-    assert!(report.deleted.is_empty());
-    assert!(report.problems.iter().any(|problem| problem.contains(&snapshot.name.to_string())), "{report:?}");
-    assert_eq!(place.bucket.list(), before);
-}
-
 /// A file that is missing is told, and the bucket is left as it is: by the next open, or by whoever has the file.
 #[test]
 fn a_gap_is_told_and_nothing_is_changed() {
@@ -379,22 +235,6 @@ fn a_dry_run_says_what_a_round_then_does() {
     tool(&place.bucket, &options);
     assert!(place.bucket.list().len() <= 5, "{:?}", place.bucket.list());
     assert!(place.check(place.newest()));
-}
-
-/// A bucket whose credentials allow everything but to delete, or whose objects are locked.
-#[derive(Debug)]
-struct Locked {
-    inner: Arc<dyn Store>,
-}
-
-impl Store for Locked {
-    replicated_testkit::pass_on!(url, list, create, upload, part_size_bytes, get_range, head, creates_are_conditional);
-
-    fn delete<'a>(&'a self, _names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
-        let (operation, object) = ("delete", "objects".to_owned());
-        let (kind, cause) = (StoreErrorKind::PermissionDenied, "AccessDenied".to_owned());
-        Box::pin(std::future::ready(Err(StoreError { kind, operation, object, cause, advice: "", retry_after: None })))
-    }
 }
 
 /// Who may not delete is told, and everything else is done; whatever is due to go is still there, and goes once somebody may.

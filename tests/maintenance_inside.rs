@@ -327,10 +327,12 @@ fn an_application_may_die_at_any_step_of_a_round() {
         "ledger.append",
         "ledger.written",
         "upkeep.done",
+        "recent.write",
+        "recent.read",
     ];
     std::thread::scope(|scope| {
         for (number, point) in points.into_iter().enumerate() {
-            let bucket = (number % 2 == 0).then(|| Bucket::s3(&server, point));
+            let bucket = (number % 2 == 0 || point.starts_with("recent.")).then(|| Bucket::s3(&server, point));
             let fault = format!("{point}=kill@{}", 1 + number % 3);
             scope.spawn(move || dies_and_goes_on(bucket, &fault));
         }
@@ -734,4 +736,100 @@ fn many_short_processes_come_to_a_round_in_the_end() {
     assert!(log.iter().any(|seen| makes(seen, 1)), "{log:?}");
     assert!(app.level(1) >= 1);
     app.check_newest();
+}
+
+fn reads(seen: &Seen, level: u8) -> bool {
+    seen.method == "GET" && seen.path.contains(&format!("/000{level}/"))
+}
+
+/// What the process has sent it does not ask the bucket for. It looks at the end of what it has made, once, and that is all. The next process has nothing at hand.
+#[test]
+fn what_was_sent_lately_is_merged_without_asking_the_bucket_for_it() {
+    let server = Server::start().unwrap();
+    let mut app = App::on(Some(Bucket::s3(&server, "local")), &[("history", "24h"), ("snapshot_every", "24h")]);
+    let recent = app.path("app.db-replicated/recent");
+    let (mut host, db) = app.open();
+    let mut log = Vec::new();
+    app.commit_until(&mut host, db, "two levels", |_| {
+        log.extend(server.take_log());
+        let count = |level| log.iter().filter(|seen| makes(seen, level)).count();
+        count(1) > 5 && count(2) > 1
+    });
+    assert!(recent.exists());
+    // But for the empty file beside the first snapshot, which was no batch.
+    let marker = format!("/0000/{0}-{0}.ltx", Txid::FIRST.next());
+    let inputs: Vec<&Seen> = log.iter().filter(|seen| reads(seen, 0) && !seen.path.ends_with(&marker)).collect();
+    assert!(inputs.is_empty(), "{inputs:?}");
+    for seen in log.iter().filter(|seen| (1..=3).any(|level| reads(seen, level))) {
+        assert_eq!(log.iter().filter(|other| other.method == "GET" && other.path == seen.path).count(), 1, "{seen:?}");
+    }
+    app.check_newest();
+    for _ in 0..3 {
+        app.commit(&mut host, db);
+    }
+    host.close(db);
+    drop(host);
+    assert!(!recent.exists());
+    let (mut host, db) = app.open();
+    let _ = server.take_log();
+    app.commit_until(&mut host, db, "inputs from the bucket", |_| server.take_log().iter().any(|seen| reads(seen, 0)));
+    // A process that is killed leaves it, and the next one takes none of it for its own.
+    app.commit(&mut host, db);
+    assert!(recent.exists());
+    drop(host);
+    std::fs::write(&recent, "what was here before").unwrap();
+    let (mut host, db) = app.open();
+    app.maintained(&mut host, db);
+    assert_eq!(host.status(db, "maintenance_error"), "-");
+    app.check_newest();
+}
+
+/// What is at hand is verified as if it came from the bucket, which is asked where it is no good; and is right where the bucket is not.
+#[test]
+fn what_is_at_hand_is_believed_no_more_than_the_bucket() {
+    let server = Server::start().unwrap();
+    let mut app = App::on(Some(Bucket::s3(&server, "believed")), &[("history", "24h"), ("snapshot_every", "24h")]);
+    let recent = app.path("app.db-replicated/recent");
+    let (mut host, db) = app.open();
+    app.maintained(&mut host, db);
+    app.maintained(&mut host, db);
+    let _ = server.take_log();
+    app.commit_until(&mut host, db, "inputs from the bucket", |_| {
+        if let Ok(bytes) = std::fs::read(&recent) {
+            // It may be cut meanwhile.
+            let _ = std::fs::write(&recent, bytes.iter().map(|byte| byte ^ 0x55).collect::<Vec<u8>>());
+        }
+        server.take_log().iter().any(|seen| reads(seen, 0))
+    });
+    app.maintained(&mut host, db);
+    assert_eq!(host.status(db, "maintenance_error"), "-");
+    app.check_newest();
+    // The other way round: the bucket's copy goes bad before anybody has read it.
+    app.maintained(&mut host, db);
+    let txid = app.commit(&mut host, db);
+    let object = server.root().join(server.bucket()).join(format!("believed/0000/{txid}-{txid}.ltx"));
+    let mut bytes = std::fs::read(&object).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(&object, bytes).unwrap();
+    let bucket = app.bucket.clone();
+    app.commit_until(&mut host, db, "it is merged", |_| {
+        bucket.level(Level::new(1).unwrap()).iter().any(|file| file.name.min_txid <= txid && txid <= file.name.max_txid)
+    });
+    assert_eq!(host.status(db, "maintenance_error"), "-");
+    app.check_newest();
+}
+
+/// A folder is near enough, and what another writer may have replaced is not what was sent.
+#[test]
+fn nothing_is_kept_of_a_folder_and_where_objects_are_replaced() {
+    let server = Server::with_options(Options { ignores_conditions: true, ..Options::default() }).unwrap();
+    for bucket in [None, Some(Bucket::s3(&server, "replaced"))] {
+        let mut app = App::on(bucket, &[]);
+        let (mut host, db) = app.open();
+        for _ in 0..10 {
+            app.commit(&mut host, db);
+        }
+        assert!(!app.path("app.db-replicated/recent").exists());
+    }
 }

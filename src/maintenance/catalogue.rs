@@ -1,10 +1,9 @@
 //! What a bucket has: listed, or remembered and then looked at before anything is deleted.
 
-use super::error::MaintainError;
+use super::error::{MaintainError, Unfit};
 use super::note::{self, Kept};
-use super::pace::Pace;
 use super::retention::Outdated;
-use super::run::Report;
+use super::round::Round;
 use crate::restore::fetch::{list_upwards, retried};
 use crate::restore::{self, Target};
 use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreErrorKind};
@@ -93,39 +92,48 @@ pub(super) async fn uploaded_since(store: &dyn Store, known: Known) -> Result<Ca
     Ok(Catalogue { files, listed, generation, kept: Vec::new(), certainty: Certainty::Added })
 }
 
+/// What is known of the files that lead to the states which must stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leads {
+    /// They are there.
+    Certainly,
+    /// One was damaged, and was made anew or is left out from here on.
+    Changed,
+    /// One is not there.
+    Not,
+}
+
 /// Before anything below the floor goes by what is remembered: whether each file is still there that leads to the newest state, and to what is kept. The
 /// floor itself, and what replaces files of level 0, are read to their ends anyway.
 pub(super) async fn leads_there(
-    store: &dyn Store,
+    round: &mut Round<'_>,
     files: &[Listed],
     outdated: &Outdated,
     kept: &[Txid],
-    pace: &Pace<'_>,
-    report: &mut Report,
-) -> Result<bool, MaintainError> {
+) -> Result<Leads, MaintainError> {
     if outdated.snapshots.is_empty() && outdated.increments.is_empty() {
-        return Ok(true);
+        return Ok(Leads::Certainly);
     }
     let targets = kept.iter().copied().map(Target::Txid).chain([Target::Latest]);
     let mut leading: Vec<Listed> = targets.filter_map(|target| restore::plan(files, target).ok()).flat_map(|plan| plan.files).collect();
     leading.sort_by_key(|file| file.name);
     leading.dedup_by_key(|file| file.name);
     for file in leading {
-        pace.wait().await?;
-        match retried(async || store.head(&file.name).await).await {
+        round.pace.wait().await?;
+        match retried(async || round.store.head(&file.name).await).await {
             Ok(found) if found.size_bytes == file.size_bytes => {}
             Ok(found) => {
-                report
-                    .problems
-                    .push(format!("{} has {} bytes and not {}: nothing is deleted", file.name, found.size_bytes, file.size_bytes));
-                return Ok(false);
+                let why = Unfit::Size { found: found.size_bytes, expected: file.size_bytes };
+                round.resized(&file.name, found.size_bytes);
+                round.damaged(&file.name, &MaintainError::Unfit { object: file.name, why }).await?;
+                return Ok(Leads::Changed);
             }
             Err(error) if error.kind == StoreErrorKind::NotFound => {
-                report.problems.push(format!("{} is not there any more: nothing is deleted", file.name));
-                return Ok(false);
+                round.report.problems.push(format!("{} is not there any more: nothing is deleted", file.name));
+                return Ok(Leads::Not);
             }
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(true)
+    Ok(Leads::Certainly)
 }

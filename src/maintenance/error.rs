@@ -27,7 +27,7 @@ pub enum MaintainError {
         object: LtxName,
     },
     /// The newest state, or one that is kept, cannot be restored.
-    #[error("{0}: nothing is deleted")]
+    #[error("{0}")]
     Plan(#[from] PlanError),
     /// Another process maintains the bucket.
     #[error("{owner} maintains this bucket until {until}")]
@@ -55,6 +55,20 @@ pub enum Unfit {
     /// It is a good one of another name.
     #[error("its header says TXID {0} to {1}")]
     Name(Txid, Txid),
+    /// Its page index is wrong: who reads single pages is misled.
+    #[error("its page index is not that of its pages")]
+    Index,
+    /// It is not the one that was made.
+    #[error("it has {found} bytes and not {expected}")]
+    Size {
+        /// What it has.
+        found: u64,
+        /// What it had when it was made.
+        expected: u64,
+    },
+    /// It has less than it had.
+    #[error("it ends before {0} bytes")]
+    Cut(u64),
     /// It cannot be one.
     #[error("it has {0} bytes and cannot be an LTX file")]
     Short(u64),

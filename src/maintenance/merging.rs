@@ -7,6 +7,7 @@ use std::collections::BinaryHeap;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 
+use super::at_hand::Inputs;
 use super::error::{MaintainError, Unfit};
 use super::pace::Pace;
 use crate::fault::fault_point;
@@ -49,11 +50,11 @@ struct Source {
 
 impl Source {
     /// Reads its first piece, the header in it.
-    async fn open(store: &dyn Store, file: Listed, chunk_bytes: u64) -> Result<Self, MaintainError> {
+    async fn open(inputs: Inputs<'_>, file: Listed, chunk_bytes: u64) -> Result<Self, MaintainError> {
         let (decoder, chunk_bytes) = (Decoder::new(), chunk_bytes.max(LEAST_CHUNK_BYTES));
         let mut source =
             Self { file, decoder, header: None, chunk: Bytes::new(), chunk_bytes, offset: 0, page: Vec::new(), pages: 0, summary: None };
-        if !source.fill(store).await? || source.chunk.len() < HEADER_BYTES {
+        if !source.fill(inputs).await? || source.chunk.len() < HEADER_BYTES {
             return Err(source.unfit(Unfit::Short(file.size_bytes)));
         }
         let mut head: &[u8] = &source.chunk.split_to(HEADER_BYTES);
@@ -71,18 +72,18 @@ impl Source {
     }
 
     /// Reads the next piece; false at the end of the object.
-    async fn fill(&mut self, store: &dyn Store) -> Result<bool, MaintainError> {
+    async fn fill(&mut self, inputs: Inputs<'_>) -> Result<bool, MaintainError> {
         let end = self.file.size_bytes.min(self.offset.saturating_add(self.chunk_bytes));
         if end <= self.offset {
             return Ok(false);
         }
-        self.chunk = retried(async || store.get_range(&self.file.name, self.offset..end).await).await?;
+        self.chunk = inputs.range(&self.file, self.offset..end).await?;
         self.offset = end;
         Ok(true)
     }
 
     /// The next page, which is then in `page`; `None` once the object is read and verified.
-    async fn next(&mut self, store: &dyn Store, pace: &Pace<'_>) -> Result<Option<PageNo>, MaintainError> {
+    async fn next(&mut self, inputs: Inputs<'_>, pace: &Pace<'_>) -> Result<Option<PageNo>, MaintainError> {
         if self.summary.is_some() {
             return Ok(None);
         }
@@ -100,8 +101,12 @@ impl Source {
                 }
                 return Ok(page);
             }
-            pace.wait().await?;
-            if !self.fill(store).await? {
+            if self.offset < self.file.size_bytes {
+                inputs.turn(std::slice::from_ref(&self.file), pace).await?;
+            } else {
+                tokio::task::yield_now().await;
+            }
+            if !self.fill(inputs).await? {
                 let summary = std::mem::take(&mut self.decoder).finish().map_err(|error| self.unfit(error.into()))?;
                 self.summary = Some(summary);
                 self.page = Vec::new();
@@ -116,7 +121,7 @@ impl Source {
 ///
 /// Every input is read to its end and verified before the object becomes visible.
 pub(super) async fn merge(
-    store: &dyn Store,
+    from: Inputs<'_>,
     inputs: &[Listed],
     output: LtxName,
     (least, buffer_bytes): (usize, u64),
@@ -129,11 +134,11 @@ pub(super) async fn merge(
         if is_cut {
             break;
         }
-        pace.wait().await?;
+        from.turn(together, pace).await?;
         let opened = together.iter().map(|input| {
             // Each gets its part of the memory: what is small is read at once.
             let part = u128::from(buffer_bytes) * u128::from(input.size_bytes) / u128::from(total.max(1));
-            Source::open(store, *input, u64::try_from(part).unwrap_or(u64::MAX).min(CHUNK_BYTES))
+            Source::open(from, *input, u64::try_from(part).unwrap_or(u64::MAX).min(CHUNK_BYTES))
         });
         for source in try_join_all(opened).await? {
             let page_size = |source: &Source| source.header.map(|header| header.page_size);
@@ -151,22 +156,22 @@ pub(super) async fn merge(
     // As Litestream has it in what it merges: of no place in a log.
     (header.wal_offset, header.node_id) = (0, last.node_id);
     let inputs = sources.len();
-    let size_bytes = stream(store, &mut sources, name, &header, pace).await?;
+    let size_bytes = stream(from, &mut sources, name, &header, pace).await?;
     Ok(Some(Merged { name, inputs, size_bytes, header }))
 }
 
-async fn stream(store: &dyn Store, sources: &mut [Source], name: LtxName, header: &Header, pace: &Pace<'_>) -> Result<u64, MaintainError> {
+async fn stream(from: Inputs<'_>, sources: &mut [Source], name: LtxName, header: &Header, pace: &Pace<'_>) -> Result<u64, MaintainError> {
     let unfit = |error: LtxError| MaintainError::Unfit { object: name, why: error.into() };
     // The lowest page first; of one page, the newest version first.
     let mut heads = BinaryHeap::with_capacity(sources.len());
     for (age, source) in sources.iter_mut().enumerate() {
-        if let Some(pgno) = source.next(store, pace).await? {
+        if let Some(pgno) = source.next(from, pace).await? {
             heads.push((Reverse(pgno), age));
         }
     }
-    let mut out = Sending { store, name, header, upload: None };
+    let mut out = Sending { to: from, name, header, upload: None };
     let mut encoder = Encoder::new(Vec::new(), header).map_err(unfit)?;
-    let part_bytes = store.part_size_bytes();
+    let part_bytes = from.store.part_size_bytes();
     let mut last: Option<PageNo> = None;
     let outcome = async {
         while let Some((Reverse(pgno), age)) = heads.pop() {
@@ -176,7 +181,7 @@ async fn stream(store: &dyn Store, sources: &mut [Source], name: LtxName, header
                 out.parts(encoder.out_mut(), part_bytes, pace).await?;
             }
             last = Some(pgno);
-            if let Some(next) = source.next(store, pace).await? {
+            if let Some(next) = source.next(from, pace).await? {
                 heads.push((Reverse(next), age));
             }
         }
@@ -194,7 +199,7 @@ async fn stream(store: &dyn Store, sources: &mut [Source], name: LtxName, header
 
 /// An object on its way.
 struct Sending<'a> {
-    store: &'a dyn Store,
+    to: Inputs<'a>,
     name: LtxName,
     header: &'a Header,
     upload: Option<Box<dyn Upload>>,
@@ -215,7 +220,7 @@ impl Sending<'_> {
     async fn part(&mut self, part: Bytes) -> Result<(), StoreError> {
         let upload = match &mut self.upload {
             Some(upload) => upload,
-            None => self.upload.insert(retried(async || self.store.upload(&self.name, self.header.timestamp).await).await?),
+            None => self.upload.insert(retried(async || self.to.store.upload(&self.name, self.header.timestamp).await).await?),
         };
         fault_point!("maintain.part");
         upload.part(part).await
@@ -223,7 +228,7 @@ impl Sending<'_> {
 
     /// Makes the object visible, and looks whether the store has what was sent.
     async fn end(&mut self, rest: Vec<u8>, size_bytes: u64, checksum: u64, pace: &Pace<'_>) -> Result<(), MaintainError> {
-        let rest = Bytes::from(rest);
+        let (rest, is_whole) = (Bytes::from(rest), self.upload.is_none());
         pace.wait().await?;
         if self.upload.is_some() && !rest.is_empty() {
             self.part(rest.clone()).await?;
@@ -231,17 +236,22 @@ impl Sending<'_> {
         fault_point!("maintain.create");
         let created = match self.upload.take() {
             Some(upload) => upload.finish().await?,
-            None => retried(async || self.store.create(&self.name, rest.clone(), self.header.timestamp).await).await?,
+            None => retried(async || self.to.store.create(&self.name, rest.clone(), self.header.timestamp).await).await?,
         };
         fault_point!("maintain.created");
         pace.wait().await?;
-        match (is_stored(self.store, &self.name, size_bytes, checksum).await?, created) {
-            (true, _) => Ok(()),
+        match (is_stored(self.to.store, &self.name, size_bytes, checksum).await?, created) {
+            (true, _) => {
+                if let Some(at_hand) = self.to.at_hand {
+                    at_hand.made(&self.name, is_whole.then_some(rest));
+                }
+                Ok(())
+            }
             // Somebody else's of the same TXIDs, as Litestream makes it: good, if it is good.
-            (false, Created::AlreadyExists) => verify(self.store, &self.name, pace).await.map(|_| ()),
+            (false, Created::AlreadyExists) => verify(self.to.store, &self.name, pace).await.map(|_| ()),
             (false, Created::New) => {
                 // Nothing needs it, and a restore would trip over it. Where it cannot be deleted the error says what it is.
-                let _ = self.store.delete(&[self.name]).await;
+                let _ = self.to.store.delete(&[self.name]).await;
                 Err(MaintainError::NotStored { object: self.name })
             }
         }
@@ -266,7 +276,8 @@ async fn is_stored(store: &dyn Store, name: &LtxName, size_bytes: u64, checksum:
 /// Reads an object from its start to its end, and says what it is once every checksum was right.
 pub(super) async fn verify(store: &dyn Store, name: &LtxName, pace: &Pace<'_>) -> Result<Summary, MaintainError> {
     let file = Listed { name: *name, ..retried(async || store.head(name).await).await? };
-    let mut source = Source::open(store, file, CHUNK_BYTES).await?;
-    while source.next(store, pace).await?.is_some() {}
+    let from = Inputs::stored(store);
+    let mut source = Source::open(from, file, CHUNK_BYTES).await?;
+    while source.next(from, pace).await?.is_some() {}
     source.summary.ok_or(MaintainError::Unfit { object: *name, why: Unfit::Short(file.size_bytes) })
 }

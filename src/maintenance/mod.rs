@@ -14,19 +14,23 @@ use std::sync::Arc;
 use crate::store::Store;
 use crate::types::{TimestampMs, Txid};
 
+mod at_hand;
 mod catalogue;
 mod error;
 mod merging;
 pub(crate) mod note;
 mod pace;
 pub(crate) mod policy;
+mod repair;
 mod retention;
+mod round;
 mod run;
 mod schedule;
 
 #[cfg(test)]
 mod tests;
 
+pub(crate) use at_hand::AtHand;
 pub(crate) use catalogue::Known;
 pub use error::{MaintainError, Unfit};
 pub use note::Kept;

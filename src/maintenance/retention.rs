@@ -13,6 +13,7 @@
 //! Listings of S3 have the time of the upload instead of the commit's, which is later: a file is then kept for longer, not shorter.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::policy::{Policy, millis};
 use crate::restore::{self, Plan, PlanError, Target};
@@ -43,13 +44,23 @@ impl Outdated {
     }
 }
 
+fn before(policy: &Policy, now: TimestampMs, duration: Duration) -> TimestampMs {
+    TimestampMs(now.0.saturating_sub(millis(policy.grace)).saturating_sub(millis(duration)))
+}
+
+/// The newest snapshot that is older than the window.
+pub(super) fn floor(listings: &[Listed], policy: &Policy, now: TimestampMs) -> Option<Listed> {
+    let oldest = before(policy, now, policy.history);
+    let is_base = |file: &&Listed| restore::is_usable(file) && file.name.level == SNAPSHOT_LEVEL;
+    listings.iter().filter(is_base).filter(|file| file.timestamp <= oldest).max_by_key(|file| file.name.max_txid).copied()
+}
+
 /// Finds it.
 ///
 /// # Errors
 /// Where the newest state, or one that is kept, cannot be restored as the bucket is: then nothing is deleted.
 pub(super) fn outdated(listings: &[Listed], policy: &Policy, now: TimestampMs, kept: &[Txid]) -> Result<Outdated, PlanError> {
-    let before = |duration| TimestampMs(now.0.saturating_sub(millis(policy.grace)).saturating_sub(millis(duration)));
-    let (oldest, exact) = (before(policy.history), before(policy.exact.min(policy.history)));
+    let exact = before(policy, now, policy.exact.min(policy.history));
     let mut needed: BTreeSet<LtxName> = restore::plan(listings, Target::Latest)?.files.iter().map(|file| file.name).collect();
     for txid in kept {
         needed.extend(restore::plan(listings, Target::Txid(*txid))?.files.iter().map(|file| file.name));
@@ -58,8 +69,7 @@ pub(super) fn outdated(listings: &[Listed], policy: &Policy, now: TimestampMs, k
         listings.iter().filter(|file| file.name.level == level).map(|file| (file.name.max_txid, file.name)).max().map(|(_, name)| name)
     }));
     let may_go = |file: &&Listed| !needed.contains(&file.name);
-    let is_base = |file: &&Listed| restore::is_usable(file) && file.name.level == SNAPSHOT_LEVEL;
-    let floor = listings.iter().filter(is_base).filter(|file| file.timestamp <= oldest).max_by_key(|file| file.name.max_txid).copied();
+    let floor = floor(listings, policy, now);
     let reached = floor.map_or(0, |floor| floor.name.max_txid.get());
     let mut outdated = Outdated { floor, ..Outdated::default() };
     for file in listings.iter().filter(may_go).filter(|file| file.name.max_txid.get() <= reached) {

@@ -4,18 +4,21 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::catalogue::{Catalogue, Certainty, Changes, Known, leads_there, list, uploaded_since};
+use super::at_hand::AtHand;
+use super::catalogue::{Catalogue, Certainty, Changes, Known, Leads, leads_there, list, uploaded_since};
 use super::error::MaintainError;
-use super::merging::{self, Merged};
+use super::merging;
 use super::note::{Claim, Kept};
 use super::pace::{Pace, Turn};
 use super::policy::Policy;
+use super::repair;
 use super::retention::{self, Outdated};
-use super::schedule::{self, Due, Group};
+use super::round::{Doing, Round};
+use super::schedule::{self, Group};
 use crate::fault::fault_point;
 use crate::restore::fetch::retried;
-use crate::restore::{self, Target, is_usable};
-use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreError};
+use crate::restore::{self, Target};
+use crate::store::{Listed, LtxName, Store, StoreError};
 use crate::types::{TimestampMs, Txid};
 
 /// Objects of one request that deletes.
@@ -51,9 +54,11 @@ pub struct Report {
     pub floor: Option<Listed>,
     /// States that are kept although they are old.
     pub kept: Vec<Kept>,
+    /// Files that were damaged, and were made anew.
+    pub repaired: Vec<String>,
     /// Why the store did not let files be deleted that could have been.
     pub refused: Option<String>,
-    /// What was found wrong; nothing is deleted then.
+    /// What was found wrong, and could not be put right.
     pub problems: Vec<String>,
 }
 
@@ -68,16 +73,12 @@ pub struct Maintainer {
     known: Option<Known>,
     /// It is in the process that uploads, which knows by itself what is uploaded; claims are made under this number.
     inside: Option<u64>,
+    /// What need not be asked of the store.
+    at_hand: Option<Arc<dyn AtHand>>,
+    /// Whether every file above level 0 is read, to see whether it is damaged.
+    examines: bool,
     /// What the last round has changed.
     changes: Changes,
-}
-
-/// What a round may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Doing {
-    All,
-    /// Says what it would do.
-    Nothing,
 }
 
 impl Maintainer {
@@ -85,12 +86,18 @@ impl Maintainer {
     #[must_use]
     pub const fn new(store: Arc<dyn Store>, policy: Policy) -> Self {
         let changes = Changes { has_begun: false, is_listed: false, found_others: false, made: Vec::new(), gone: Vec::new() };
-        Self { store, policy, verified: BTreeSet::new(), known: None, inside: None, changes }
+        Self { store, policy, verified: BTreeSet::new(), known: None, inside: None, at_hand: None, examines: false, changes }
     }
 
     /// For the process that uploads, and what it remembers: it makes no listing as long as that can be trusted.
-    pub(crate) fn inside(store: Arc<dyn Store>, policy: Policy, node: u64, known: Option<Known>) -> Self {
-        Self { known, inside: Some(node), ..Self::new(store, policy) }
+    pub(crate) fn inside(store: Arc<dyn Store>, policy: Policy, node: u64, known: Option<Known>, at_hand: Arc<dyn AtHand>) -> Self {
+        Self { known, inside: Some(node), at_hand: Some(at_hand), ..Self::new(store, policy) }
+    }
+
+    /// The same, which reads every file above level 0 in each round, and makes those anew that are damaged. A round without it finds what it comes across.
+    #[must_use]
+    pub fn examining(self) -> Self {
+        Self { examines: true, ..self }
     }
 
     /// What is known after a round, and what that has changed; `None` where it has found something wrong, or has failed.
@@ -126,6 +133,9 @@ impl Maintainer {
         fault_point!("maintain.claimed");
         if claim.generation().is_some_and(|generation| catalogue.generation.map(|known| known.saturating_add(1)) != Some(generation)) {
             self.changes.found_others = !claim.was_ours();
+            if let Some(at_hand) = self.at_hand.as_ref().filter(|_| self.changes.found_others) {
+                at_hand.forget();
+            }
             catalogue = self.list(now, turn).await?;
         }
         catalogue.generation = claim.generation();
@@ -163,8 +173,12 @@ impl Maintainer {
         let is_merge = |group: &Group| group.is_cut_off || group.inputs.len() > 1;
         let may_delete = catalogue.certainty != Certainty::Added && (self.policy.deletes || self.inside.is_none());
         let deletes = || may_delete && !retention::outdated(files, &self.policy, now, &[]).is_ok_and(|outdated| outdated.is_empty());
+        let holes = |level| schedule::holes(files, level, &self.policy, now);
         !files.is_empty()
-            && (schedule::compacted_levels().any(|(level, _)| schedule::groups(files, level, &self.policy, now).iter().any(is_merge))
+            && (self.examines
+                || files.iter().any(repair::is_short)
+                || schedule::compacted_levels().any(|(level, _)| !holes(level).is_empty())
+                || schedule::compacted_levels().any(|(level, _)| schedule::groups(files, level, &self.policy, now).iter().any(is_merge))
                 || !matches!(schedule::snapshot(files, &self.policy, now), Ok(None))
                 || deletes())
     }
@@ -183,72 +197,97 @@ impl Maintainer {
         if listings.is_empty() {
             return Ok(report);
         }
-        let before = listings.len();
-        if let Err(error) = restore::plan(&listings, Target::Latest) {
-            // A gap may be one of the listing only, and what is merged beyond it would leave a hole in a level for ever.
-            report.problems.push(format!("{error}; nothing is merged or deleted"));
-            return Ok(report);
-        }
         let names: BTreeSet<LtxName> = listings.iter().map(|file| file.name).collect();
         self.verified.retain(|name| names.contains(name));
         let doing = if claim.is_some() { Doing::All } else { Doing::Nothing };
-        let mut round = Round { store, policy: &self.policy, now, pace, doing, listings, report: &mut report };
+        let (policy, at_hand) = (self.policy.clone(), self.at_hand.clone());
+        let mut round = Round {
+            store,
+            at_hand: at_hand.as_deref(),
+            policy: &policy,
+            now,
+            pace,
+            doing,
+            listings,
+            made: Vec::new(),
+            gone: BTreeSet::new(),
+            bad: BTreeSet::new(),
+            renewed: BTreeSet::new(),
+            holds_back: false,
+            report: &mut report,
+        };
+        round.renew_short().await?;
+        if self.examines {
+            round.examine().await?;
+        }
+        if let Err(error) = restore::plan(&round.usable(), Target::Latest) {
+            // A gap may be one of the listing only.
+            round.report.problems.push(format!("{error}; nothing is merged or deleted"));
+            return Ok(report);
+        }
         // Before Litestream could take what the others begin with for merged: it goes by the end of level 1 alone.
-        if !round.listings.iter().any(|file| file.name.level == SNAPSHOT_LEVEL && is_usable(file)) {
+        if !round.has_base() {
             round.snapshot().await?;
         }
         for (level, _) in schedule::compacted_levels() {
             round.compact(level).await?;
         }
         round.snapshot().await?;
-        let mut files = round.listings;
-        self.changes.made = files.get(before..).unwrap_or_default().to_vec();
         if certainty != Certainty::Added {
             if let Some(claim) = claim {
                 // Read again: what was kept since must not go.
-                report.kept = claim.renew().await?;
+                round.report.kept = claim.renew().await?;
             }
-            let kept: Vec<Txid> = report.kept.iter().map(|kept| kept.txid).collect();
-            match retention::outdated(&files, &self.policy, now, &kept) {
-                Ok(outdated) => {
-                    report.floor = outdated.floor;
-                    if !retention::still_leads(&files, &outdated, &kept) {
-                        report.problems.push("what would be left does not lead to every state that it must".to_owned());
-                    } else if self.policy.deletes && report.problems.is_empty() && !outdated.is_empty() {
-                        let is_there =
-                            certainty == Certainty::Listed || leads_there(store, &files, &outdated, &kept, pace, &mut report).await?;
-                        if is_there {
-                            self.delete(store, &outdated, pace, doing, &mut report).await?;
-                        }
-                    }
-                }
-                Err(error) => report.problems.push(error.to_string()),
-            }
+            self.verified.retain(|name| !round.renewed.contains(name));
+            // Each time something was found damaged, what leads where is another question.
+            while self.delete_outdated(&mut round, certainty).await? == Deleted::Changed {}
         }
+        let Round { listings: files, made, gone, .. } = round;
+        (self.changes.made, self.changes.gone) = (made, gone.into_iter().collect());
         report.problems.dedup();
-        let gone: BTreeSet<LtxName> = report.deleted.iter().map(|file| file.name).collect();
-        files.retain(|file| !gone.contains(&file.name));
-        self.changes.gone = gone.into_iter().collect();
         self.known = Some(Known { files, listed, generation }).filter(|_| report.problems.is_empty());
         Ok(report)
+    }
+
+    /// Deletes what nothing needs any more, as far as what remains leads to every state that it must.
+    async fn delete_outdated(&mut self, round: &mut Round<'_>, certainty: Certainty) -> Result<Deleted, MaintainError> {
+        let kept: Vec<Txid> = round.report.kept.iter().map(|kept| kept.txid).collect();
+        let files = round.usable().into_owned();
+        let outdated = match retention::outdated(&files, round.policy, round.now, &kept) {
+            Ok(outdated) => outdated,
+            Err(error) => {
+                round.report.problems.push(format!("{error}: nothing is deleted"));
+                return Ok(Deleted::AsFarAsPossible);
+            }
+        };
+        round.report.floor = outdated.floor;
+        if !retention::still_leads(&files, &outdated, &kept) {
+            round.report.problems.push("what would be left does not lead to every state that it must".to_owned());
+            return Ok(Deleted::AsFarAsPossible);
+        }
+        if !round.policy.deletes || round.holds_back || outdated.is_empty() {
+            return Ok(Deleted::AsFarAsPossible);
+        }
+        if certainty == Certainty::Remembered {
+            match leads_there(round, &files, &outdated, &kept).await? {
+                Leads::Certainly => {}
+                Leads::Changed => return Ok(Deleted::Changed),
+                Leads::Not => return Ok(Deleted::AsFarAsPossible),
+            }
+        }
+        self.delete(&outdated, round).await
     }
 
     /// Deletes it, each file only after what replaces it has been read.
     ///
     /// Snapshots first: once nothing leads to a state it is refused, where a chain that has lost a part of its middle would pass for an older state with
     /// Litestream and a time. Of level 0 the newest first, for the same reason.
-    async fn delete(
-        &mut self,
-        store: &dyn Store,
-        outdated: &Outdated,
-        pace: &Pace<'_>,
-        doing: Doing,
-        report: &mut Report,
-    ) -> Result<(), MaintainError> {
-        if doing == Doing::Nothing {
-            report.deleted = outdated.files().copied().collect();
-            return Ok(());
+    async fn delete(&mut self, outdated: &Outdated, round: &mut Round<'_>) -> Result<Deleted, MaintainError> {
+        if round.doing == Doing::Nothing {
+            round.report.deleted = outdated.files().copied().collect();
+            return Ok(Deleted::AsFarAsPossible);
         }
+        let store = round.store;
         let below: Vec<&[Listed]> = vec![&outdated.snapshots, &outdated.increments];
         let floor = outdated.floor.map(|floor| floor.name);
         let by_floor = below.into_iter().filter_map(|files| Some((floor?, files)));
@@ -256,32 +295,41 @@ impl Maintainer {
         for (by, files) in by_floor.chain(by_spans).filter(|(_, files)| !files.is_empty()) {
             if !self.verified.contains(&by) {
                 fault_point!("maintain.verify");
-                match merging::verify(store, &by, pace).await {
+                match merging::verify(store, &by, round.pace).await {
                     Ok(_) => self.verified.insert(by),
                     Err(error @ MaintainError::Unfit { .. }) => {
-                        report.problems.push(format!("{error}; what it would replace is left alone"));
-                        continue;
+                        round.damaged(&by, &error).await?;
+                        return Ok(Deleted::Changed);
                     }
                     Err(error) => return Err(error),
                 };
             }
             for batch in files.chunks(BATCH) {
-                pace.wait().await?;
+                round.pace.wait().await?;
                 let names: Vec<LtxName> = batch.iter().map(|file| file.name).collect();
                 fault_point!("maintain.delete");
                 match retried(async || store.delete(&names).await).await {
-                    Ok(()) => report.deleted.extend(batch),
+                    Ok(()) => round.deleted(batch),
                     Err(error) if is_refusal(&error) => {
-                        report.refused = Some(error.to_string());
-                        return Ok(());
+                        round.report.refused = Some(error.to_string());
+                        return Ok(Deleted::AsFarAsPossible);
                     }
                     Err(error) => return Err(error.into()),
                 }
                 fault_point!("maintain.deleted");
             }
         }
-        Ok(())
+        Ok(Deleted::AsFarAsPossible)
     }
+}
+
+/// What became of deleting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deleted {
+    /// What can go is gone.
+    AsFarAsPossible,
+    /// Something was found damaged, and was made anew or is left out from here on.
+    Changed,
 }
 
 impl Report {
@@ -292,98 +340,6 @@ impl Report {
 }
 
 /// The store does not let it be deleted: by the credentials, or by a lock on the object. That is the user's wish.
-const fn is_refusal(error: &StoreError) -> bool {
+pub(super) const fn is_refusal(error: &StoreError) -> bool {
     !error.is_transient()
-}
-
-/// What became of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// So many of its inputs are merged.
-    Merged(usize),
-    /// It is too little by itself.
-    Waits,
-    /// Something is wrong with an input, as the report says.
-    Unfit,
-}
-
-/// What a round knows.
-struct Round<'a> {
-    store: &'a dyn Store,
-    policy: &'a Policy,
-    now: TimestampMs,
-    pace: &'a Pace<'a>,
-    doing: Doing,
-    listings: Vec<Listed>,
-    report: &'a mut Report,
-}
-
-impl Round<'_> {
-    async fn compact(&mut self, level: Level) -> Result<(), MaintainError> {
-        let mut waiting = Vec::new();
-        for mut group in schedule::groups(&self.listings, level, self.policy, self.now) {
-            group.inputs.splice(0..0, std::mem::take(&mut waiting));
-            // Where the page size changes a group becomes several.
-            while !group.inputs.is_empty() {
-                match self.merge(&group, None).await? {
-                    Outcome::Merged(inputs) => drop(group.inputs.drain(..inputs.min(group.inputs.len()))),
-                    // It waits for what follows, and nothing may be merged past it: a level has no holes.
-                    Outcome::Waits => waiting = std::mem::take(&mut group.inputs),
-                    Outcome::Unfit => return Ok(()),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn snapshot(&mut self) -> Result<(), MaintainError> {
-        match schedule::snapshot(&self.listings, self.policy, self.now) {
-            Ok(Some(Due { group, why })) => self.merge(&group, Some(why)).await.map(drop),
-            Ok(None) => Ok(()),
-            Err(error) => {
-                self.report.problems.push(error.to_string());
-                Ok(())
-            }
-        }
-    }
-
-    /// Merges a group, as far as it can be.
-    async fn merge(&mut self, group: &Group, why: Option<&'static str>) -> Result<Outcome, MaintainError> {
-        let Some(name) = group.name() else { return Ok(Outcome::Waits) };
-        let (inputs, input_bytes) = (group.inputs.len(), group.size_bytes());
-        let is_first_snapshot =
-            name.level == SNAPSHOT_LEVEL && group.inputs.first().is_some_and(|first| first.name.level != SNAPSHOT_LEVEL);
-        let least = if is_first_snapshot || group.is_cut_off { 1 } else { 2 };
-        if inputs < least {
-            return Ok(Outcome::Waits);
-        }
-        if self.doing == Doing::Nothing {
-            self.report.made.push(Made { name, inputs, input_bytes, size_bytes: 0, why });
-            self.add(group, name, input_bytes);
-            return Ok(Outcome::Merged(inputs));
-        }
-        match merging::merge(self.store, &group.inputs, name, (least, self.policy.buffer_bytes()), self.pace).await {
-            Ok(Some(Merged { inputs: merged, name, size_bytes, .. })) => {
-                fault_point!("maintain.merged");
-                let input_bytes = group.inputs.iter().take(merged).map(|input| input.size_bytes).sum();
-                self.report.made.push(Made { name, inputs: merged, input_bytes, size_bytes, why });
-                self.add(group, name, size_bytes);
-                Ok(Outcome::Merged(merged))
-            }
-            Ok(None) => Ok(Outcome::Waits),
-            // One object that is damaged does not keep the others from being looked after.
-            Err(error @ (MaintainError::Unfit { .. } | MaintainError::NotStored { .. })) => {
-                self.report.problems.push(error.to_string());
-                Ok(Outcome::Unfit)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn add(&mut self, group: &Group, name: LtxName, size_bytes: u64) {
-        let last = group.inputs.iter().rfind(|input| input.name.max_txid == name.max_txid);
-        let Some(last) = last else { return };
-        let timestamp = if last.timestamp_is_exact { last.timestamp } else { self.now };
-        self.listings.push(Listed { name, size_bytes, timestamp, timestamp_is_exact: last.timestamp_is_exact });
-    }
 }

@@ -4,6 +4,7 @@
 //! file is not made, until something follows that it cannot be merged with. Nothing but a snapshot begins at TXID 1.
 
 use super::policy::{COMPACTED_LEVELS, Policy, millis};
+use super::retention;
 use crate::restore::{self, Plan, PlanError, Target};
 use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL};
 use crate::types::{TimestampMs, Txid};
@@ -74,6 +75,51 @@ pub(super) fn groups(listings: &[Listed], level: Level, policy: &Policy, now: Ti
         close(&mut group, false);
     }
     groups
+}
+
+/// What is missing in the midst of a level, where the files below have it: an object that is gone, or one that was damaged.
+pub(super) fn holes(listings: &[Listed], level: Level, policy: &Policy, now: TimestampMs) -> Vec<Group> {
+    let snapshots = || at_level(listings, SNAPSHOT_LEVEL).filter(|file| restore::is_usable(file));
+    // Nobody needs what is below. Where all is younger, a level begins with what follows on the oldest snapshot.
+    let floor = retention::floor(listings, policy, now).or_else(|| snapshots().min_by_key(|file| file.name.max_txid).copied());
+    let Some(mut reached) = floor.map(|floor| floor.name.max_txid) else { return Vec::new() };
+    let mut files: Vec<&Listed> = at_level(listings, level).filter(|file| file.name.max_txid > reached).collect();
+    files.sort_by_key(|file| (file.name.min_txid, file.name.max_txid));
+    let mut groups = Vec::new();
+    for file in files {
+        if file.name.min_txid > reached.next()
+            && let Some(mut inputs) = before(file.name.min_txid).and_then(|last| finer(listings, level, reached.next(), last))
+        {
+            // The rest is done in the next round.
+            inputs.truncate(policy.most_inputs());
+            groups.push(Group { level, inputs, is_cut_off: true });
+        }
+        reached = reached.max(file.name.max_txid);
+    }
+    groups
+}
+
+fn before(txid: Txid) -> Option<Txid> {
+    Txid::new(txid.get() - 1)
+}
+
+/// Files of the levels below that together span exactly these TXIDs: at each step the one that reaches furthest.
+pub(super) fn finer(listings: &[Listed], level: Level, first: Txid, last: Txid) -> Option<Vec<Listed>> {
+    let is_within = |file: &&Listed| file.name.level < level && file.name.min_txid >= first && file.name.max_txid <= last;
+    let mut candidates: Vec<&Listed> = listings.iter().filter(|file| restore::is_usable(file)).filter(is_within).collect();
+    candidates.sort_by_key(|file| file.name.min_txid);
+    let mut candidates = candidates.into_iter().peekable();
+    let (mut reached, mut files): (u64, Vec<Listed>) = (first.get() - 1, Vec::new());
+    while reached < last.get() {
+        let mut best: Option<&Listed> = None;
+        while let Some(file) = candidates.next_if(|file| file.name.min_txid.get() <= reached + 1) {
+            best = best.into_iter().chain([file]).max_by_key(|file| (file.name.max_txid, file.name.level));
+        }
+        let file = best.filter(|file| file.name.max_txid.get() > reached)?;
+        reached = file.name.max_txid.get();
+        files.push(*file);
+    }
+    Some(files)
 }
 
 /// A snapshot that is due.

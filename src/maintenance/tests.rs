@@ -88,6 +88,8 @@ impl Bucket {
             snapshot(self);
         }
         for (level, _) in schedule::compacted_levels() {
+            // Nothing that a round does leaves one.
+            assert_eq!(schedule::holes(&self.files, level, &policy, now), []);
             for group in schedule::groups(&self.files, level, &policy, now) {
                 if group.inputs.len() > 1 || group.is_cut_off {
                     self.add(&group);
@@ -244,6 +246,32 @@ fn files_of_one_span_are_merged_once_it_is_over() {
 fn nothing_is_merged_across_a_gap() {
     let files = [file(0, 2, 2, 1), file(0, 3, 3, 2), file(0, 5, 5, 3), file(0, 6, 6, 4), file(0, 9, 9, 5)];
     assert_eq!(due(&files, 100), [name(1, 2, 3), name(1, 5, 6)]);
+}
+
+#[test]
+fn a_hole_is_filled_of_what_the_levels_below_have() {
+    let level0 = (2..=12).map(|n| file(0, n, n, i64::try_from(n).unwrap()));
+    let whole: Vec<Listed> =
+        level0.chain([file(9, 1, 2, 1), file(1, 2, 4, 4), file(1, 5, 8, 8), file(1, 9, 10, 10), file(2, 2, 8, 8)]).collect();
+    let without = |names: &[LtxName]| whole.iter().filter(|file| !names.contains(&file.name)).copied().collect::<Vec<_>>();
+    let holes = |files: &[Listed], level| {
+        let groups = schedule::holes(files, Level::new(level).unwrap(), &Policy::default(), TimestampMs(20_000));
+        groups.iter().map(|group| (group.name().unwrap(), group.inputs.len())).collect::<Vec<_>>()
+    };
+    assert_eq!((holes(&whole, 1), holes(&whole, 2), holes(&whole, 3)), (vec![], vec![], vec![]));
+    assert_eq!(holes(&without(&[name(1, 5, 8)]), 1), [(name(1, 5, 8), 4)]);
+    // The first one: what is before it is in the snapshot.
+    assert_eq!(holes(&without(&[name(1, 2, 4)]), 1), [(name(1, 3, 4), 2)]);
+    // The last one is merged again as it was the first time.
+    assert_eq!(holes(&without(&[name(1, 9, 10)]), 1), []);
+    // Not of what nobody has, and not of a part of it.
+    assert_eq!(holes(&without(&[name(1, 5, 8), name(0, 6, 6)]), 1), []);
+    // Nor below the floor, where things go.
+    let old = without(&[name(1, 5, 8)]).into_iter().chain([file(9, 1, 8, -1_000_000)]).collect::<Vec<_>>();
+    assert_eq!(holes(&old, 1), []);
+    // The largest steps that there are.
+    let tall: Vec<Listed> = whole.iter().copied().chain([file(2, 9, 12, 12), file(3, 2, 4, 4), file(3, 9, 12, 12)]).collect();
+    assert_eq!(holes(&tall, 3), [(name(3, 5, 8), 1)]);
 }
 
 #[test]

@@ -76,6 +76,11 @@ impl Paths {
         self.directory.join("bucket")
     }
 
+    /// What was put into the bucket lately.
+    pub(crate) fn recent(&self) -> PathBuf {
+        self.directory.join("recent")
+    }
+
     /// What was last found when the bucket was verified.
     pub(crate) fn verified(&self) -> PathBuf {
         self.directory.join("verified")

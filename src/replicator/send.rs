@@ -62,17 +62,18 @@ impl Patience {
     }
 }
 
-/// Sends it, in one request or in parts. `AlreadyExists` says nothing of whose the object is.
-pub(crate) async fn send(database: &Database, name: &LtxName, inflight: &Inflight) -> Result<Created, StepError> {
+/// Sends it, in one request or in parts. `AlreadyExists` says nothing of whose the object is. With it what was sent, where that was one request.
+pub(crate) async fn send(database: &Database, name: &LtxName, inflight: &Inflight) -> Result<(Created, Option<Bytes>), StepError> {
     let timestamp = TimestampMs(inflight.attempt.timestamp_ms);
     let path = match &inflight.body {
-        Body::Memory(bytes) => return Ok(database.store.create(name, bytes.clone(), timestamp).await?),
+        Body::Memory(bytes) => return Ok((database.store.create(name, bytes.clone(), timestamp).await?, Some(bytes.clone()))),
         Body::File(path) => path,
     };
     let part = database.store.part_size_bytes();
     let size = inflight.attempt.size_bytes;
     if size <= part as u64 {
-        return Ok(database.store.create(name, read(path, 0, size)?, timestamp).await?);
+        let bytes = read(path, 0, size)?;
+        return Ok((database.store.create(name, bytes.clone(), timestamp).await?, Some(bytes)));
     }
     let mut upload = database.store.upload(name, timestamp).await?;
     let mut offset = 0;
@@ -87,7 +88,7 @@ pub(crate) async fn send(database: &Database, name: &LtxName, inflight: &Infligh
             return Err(error.into());
         }
     }
-    Ok(upload.finish().await?)
+    Ok((upload.finish().await?, None))
 }
 
 /// Whether an object is there after all, byte for byte, although the request that was to make it has failed.

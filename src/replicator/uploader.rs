@@ -379,7 +379,7 @@ impl Task {
             return Ok(next);
         }
         fault_point!("send.put");
-        let created = self.patiently(&database, &inflight, send::send(&database, &name, &inflight)).await?;
+        let (created, bytes) = self.patiently(&database, &inflight, send::send(&database, &name, &inflight)).await?;
         fault_point!("send.done");
         if created == Created::AlreadyExists || replaces {
             fault_point!("send.compare");
@@ -392,6 +392,10 @@ impl Task {
         let ended = Instant::now();
         self.siblings.released(database.progress.release_apart(ended - began), began, ended);
         self.acknowledged(&database, &inflight)?;
+        if let Some(bytes) = bytes {
+            // Nobody waits for this any more.
+            self.background.sent(&name, &bytes);
+        }
         self.looked.1 = true;
         Ok(Next::Again)
     }

@@ -171,7 +171,10 @@ impl RestoreError {
                 format!("restore the state before it with --txid {txid}, or bring back the object from a copy")
             }
             Self::Damaged { last_good: Some(txid), .. } => {
-                format!("other files lead to TXID {txid} without this object: move it out of the bucket and restore again")
+                format!(
+                    "other files lead to TXID {txid} without this object: have it made anew with `replicated maintain URL --repair`, or move it out of the \
+                     bucket, and restore again"
+                )
             }
             Self::Damaged { last_good: None, .. } => "restore the object from a copy or an older version of the bucket".to_owned(),
             Self::MissingPage { .. } => "an earlier state may be whole: see `replicated list`, then use --txid".to_owned(),

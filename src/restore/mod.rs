@@ -23,6 +23,7 @@ pub mod generations;
 mod output;
 mod pipeline;
 mod plan;
+pub(crate) mod states;
 mod times;
 
 pub use error::{Damage, RestoreError};

@@ -7,11 +7,12 @@
 //!   level 0                                  (229) 230 ... 260             without holes from here on
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::Scope;
 use super::report::{Finding, Kind, MOST_FINDINGS};
 use crate::maintenance::policy::millis;
+use crate::restore::states::{ends, lost_without};
 use crate::restore::{self, Target, is_usable};
 use crate::store::{Level, Listed, LtxName, SNAPSHOT_LEVEL};
 use crate::types::{TimestampMs, Txid};
@@ -34,38 +35,6 @@ pub(super) struct Shape {
     pub(super) notes: Vec<String>,
 }
 
-/// Every state that files lead to, and whether it is one: all that some file ends with.
-fn ends(listings: &[Listed]) -> BTreeMap<Txid, bool> {
-    let mut usable: Vec<&LtxName> = listings.iter().filter(|file| is_usable(file)).map(|file| &file.name).collect();
-    usable.sort_unstable_by_key(|name| name.max_txid);
-    let mut ends: BTreeMap<Txid, bool> = BTreeMap::new();
-    // What can follow one state can follow every later one that it goes beyond.
-    let (mut reached, mut before, mut at) = (0_u64, 0_u64, 0_u64);
-    for name in usable {
-        let max = name.max_txid.get();
-        if max > at {
-            (before, at) = (reached, max);
-        }
-        let leads = name.min_txid == Txid::FIRST || (before > 0 && name.min_txid.get() <= before.saturating_add(1));
-        *ends.entry(name.max_txid).or_default() |= leads;
-        if leads {
-            reached = max;
-        }
-    }
-    ends
-}
-
-/// The states that cannot be restored without an object, and could with it.
-pub(super) fn lost_without(listings: &[Listed], object: &LtxName, floor: Option<&Listed>) -> Vec<Txid> {
-    let others: Vec<Listed> = listings.iter().filter(|file| file.name != *object).copied().collect();
-    let (with, without) = (ends(listings), ends(&others));
-    let from = floor.map(|floor| floor.name.max_txid);
-    with.into_iter()
-        .filter(|(txid, leads)| *leads && Some(*txid) >= from && without.get(txid) != Some(&true))
-        .map(|(txid, _)| txid)
-        .collect()
-}
-
 /// What to do about an object that is no good.
 pub(super) fn advice(listings: &[Listed], object: &LtxName, floor: Option<&Listed>) -> String {
     let lost = lost_without(listings, object, floor);
@@ -84,7 +53,7 @@ pub(super) fn advice(listings: &[Listed], object: &LtxName, floor: Option<&Liste
                                              other files lead to every state without it"
                 .to_owned()
         }
-        _ => "Move the object out of the bucket: other files lead to every state without it, and maintenance makes such files anew"
+        _ => "Have it made anew with `replicated maintain URL --repair`, or move it out of the bucket: other files lead to every state without it"
             .to_owned(),
     }
 }

@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// Delete nothing
     #[arg(long)]
     no_delete: bool,
+    /// Read every snapshot and every file of level 1 to 3, and make those anew that are damaged
+    #[arg(long)]
+    repair: bool,
     /// Only show what would be done
     #[arg(long, conflicts_with = "every")]
     dry_run: bool,
@@ -102,7 +105,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             text::to_stdout(&format!("TXID {} is not kept any longer ({})\n", kept.txid, kept.why));
         }
     }
-    let mut maintainer = Maintainer::new(Arc::clone(&store), policy);
+    let maintainer = Maintainer::new(Arc::clone(&store), policy);
+    let mut maintainer = if args.repair { maintainer.examining() } else { maintainer };
     rounds::run(args.every, || once(args, &*store, &mut maintainer))
 }
 
@@ -120,9 +124,7 @@ fn once(args: &Args, store: &dyn Store, maintainer: &mut Maintainer) -> Result<(
     Err(Failure::Failed {
         what: format!("{} is not in order", store.url()),
         why: report.problems.join("; "),
-        advice:
-            "See what can be restored with `replicated list`; a new open of the database sends the full state where the newest cannot be"
-                .to_owned(),
+        advice: "See what can be restored with `replicated list` and `replicated verify`".to_owned(),
         // It has been written already.
         json: false,
     })
@@ -145,6 +147,9 @@ fn total(files: &[Listed]) -> u64 {
 fn as_text(args: &Args, store: &dyn Store, report: &Report) -> String {
     let mut out = format!("{}: {}, {}\n", store.url(), text::count(report.files, "file"), text::size(report.bytes));
     let (makes, deletes) = if args.dry_run { ("would make", "would delete") } else { ("made", "deleted") };
+    for what in &report.repaired {
+        out.push_str(&format!("  was damaged: {what}\n"));
+    }
     for made in &report.made {
         let sizes = if args.dry_run { String::new() } else { format!(" to {}", text::size(made.size_bytes)) };
         let why = made.why.map_or_else(String::new, |why| format!(": {why}"));
@@ -202,6 +207,7 @@ fn as_json(args: &Args, store: &dyn Store, report: &Report) -> Value {
         "deleted_bytes": total(&report.deleted),
         "floor": report.floor.map(|floor| floor.name.to_string()),
         "kept": kept,
+        "repaired": report.repaired,
         "refused": report.refused,
         "problems": report.problems,
     })

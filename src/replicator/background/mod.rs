@@ -9,6 +9,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `ledger` | what the bucket has, beside the control file |
+//! | `recent` | what was uploaded and merged lately, on the local disk |
 //! | `upkeep` | when a round of maintenance is due, and what becomes of it |
 //! | `assurance` | when the bucket is to be verified, and what comes of it |
 //! | `proof` | what came of it last, beside the control file |
@@ -21,6 +22,7 @@ mod assurance;
 mod ledger;
 mod neglect;
 mod proof;
+mod recent;
 mod traffic;
 mod upkeep;
 
@@ -30,19 +32,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
 
 use self::assurance::Assurance;
 use self::ledger::{Key, Ledger};
 pub(super) use self::neglect::Neglect;
 pub(super) use self::proof::Proof;
+use self::recent::Recent;
 use self::traffic::{Traffic, UnderWay};
 use self::upkeep::Upkeep;
 use super::budget::Budget;
 use super::database::Database;
 use super::progress::ReplicationState;
-use crate::maintenance::MaintainError;
-use crate::store::Listed;
+use crate::maintenance::{AtHand, MaintainError};
+use crate::store::{Listed, LtxName};
 use crate::types::Txid;
 
 /// A process verifies with so many requests a second, once some have been made at once.
@@ -71,13 +75,15 @@ pub(super) struct Background {
     database: Arc<Database>,
     housekeeping: Rc<Housekeeping>,
     ledger: RefCell<Ledger>,
+    recent: Arc<Recent>,
     news: Notify,
 }
 
 impl Background {
     pub(super) fn new(database: Arc<Database>, housekeeping: Rc<Housekeeping>) -> Self {
         let ledger = RefCell::new(Ledger::new(database.paths.bucket(), database.paths.database.clone()));
-        Self { database, housekeeping, ledger, news: Notify::new() }
+        let recent = Recent::new(database.paths.recent(), database.paths.database.clone(), database.options.max_local_bytes);
+        Self { database, housekeeping, ledger, recent: Arc::new(recent), news: Notify::new() }
     }
 
     /// Neither changes as long as the database is open, so that no other process need be waited for.
@@ -113,11 +119,21 @@ impl Background {
         }
     }
 
+    /// What a batch was, if it went in one request: told after everybody who waits for it. A folder is as near as a file of our own; and where the store replaces
+    /// objects, what was sent may be another's by now.
+    pub(super) fn sent(&self, name: &LtxName, content: &Bytes) {
+        let is_folder = self.database.store.url().starts_with("file:");
+        if self.database.options.maintenance && !is_folder && self.database.progress.facts().fencing == Some(true) {
+            self.recent.keep(name, content);
+        }
+    }
+
     /// The full state is about to be sent: what is known of the bucket ends there.
     pub(super) fn forget_bucket(&self) {
         if self.database.options.maintenance {
             let key = self.key();
             self.ledger.borrow_mut().forget_all(key);
+            self.recent.forget();
         }
     }
 
@@ -134,6 +150,7 @@ impl Background {
     /// Goes on as long as the database's task does.
     pub(super) async fn keep(self: Rc<Self>) {
         let _ends = EndsNeglect(Arc::clone(&self.database));
+        self.recent.begin();
         let mut upkeep = self.begin_upkeep();
         let mut assurance = Assurance::new(&self);
         if upkeep.is_none() && assurance.is_none() {

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use super::Background;
 use super::ledger::Pending;
 use crate::fault::{fault_point, fault_value};
-use crate::maintenance::{self, MaintainError, Maintainer, Policy, Report, Turn};
+use crate::maintenance::{self, AtHand, MaintainError, Maintainer, Policy, Report, Turn};
 use crate::replicator::database::Database;
 use crate::replicator::outage::{Outages, Over, Tell};
 use crate::replicator::step::panic_text;
@@ -139,7 +139,8 @@ impl Upkeep {
         });
         let is_refused = self.refused.is_some_and(|at| at.elapsed() < REFUSED);
         let policy = Policy { deletes: !is_refused, ..self.policy.clone() };
-        let mut maintainer = Maintainer::inside(Arc::clone(&database.store), policy, key.node_id, known);
+        let at_hand: Arc<dyn AtHand> = Arc::clone(&background.recent) as _;
+        let mut maintainer = Maintainer::inside(Arc::clone(&database.store), policy, key.node_id, known, at_hand);
         let outcome = maintainer.round(maintenance::now(), Some(&*turn)).await;
         let (known, changes) = maintainer.into_known();
         let mut ledger = background.ledger.borrow_mut();
@@ -151,9 +152,14 @@ impl Upkeep {
             }
             Err(error) => {
                 ledger.end(key, None, None, 0);
+                background.recent.forget();
                 Err(error.into())
             }
             Ok(report) => {
+                if known.is_none() {
+                    // Something is not as it should be.
+                    background.recent.forget();
+                }
                 forget_witness(database, &changes.gone, acked);
                 let appended = (!changes.is_listed).then_some((changes.made.as_slice(), changes.gone.as_slice()));
                 let at_ms = maintenance::now().0;
@@ -167,6 +173,9 @@ impl Upkeep {
     fn tell(&mut self, background: &Background, report: &Report, at_ms: i64) {
         let database = &background.database;
         let name = database.paths.database.display();
+        for what in &report.repaired {
+            log::warn!(target: "replicated", "{name}: a file of the bucket was damaged: {what}");
+        }
         if !report.problems.is_empty() {
             return self.failed(background, &format!("the bucket is not in order: {}", report.problems.join("; ")));
         }

@@ -98,7 +98,7 @@ pub fn faulty_program(name: &str) -> PathBuf {
 /// of a copy that follows beside it (`follow`), those of a verification where that is asked for (`verify_every`).
 pub fn points() -> Vec<String> {
     let elsewhere = |point: &&str| {
-        ["if-missing.", "fence.", "maintain.", "follow.", "upkeep.", "ledger.append", "assure.", "proof."]
+        ["if-missing.", "fence.", "maintain.", "follow.", "upkeep.", "ledger.append", "recent.", "assure.", "proof."]
             .iter()
             .any(|part| point.starts_with(part))
     };

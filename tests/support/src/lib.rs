@@ -6,6 +6,7 @@
 //! * [`bucket`]: what is in a bucket;
 //! * [`life`]: an application whose every state can be told by itself;
 //! * [`host`]: programs with a SQLite of their own;
+//! * [`history`]: a database, its bucket and what each TXID was;
 //! * [`locked`]: what a bucket does with objects that may not go;
 //! * [`maintenance`]: rounds of it at any time;
 //! * [`follower`]: copies that follow a bucket, and who reads them;
@@ -24,6 +25,7 @@ pub mod crash;
 pub mod faulty;
 pub mod follower;
 mod google;
+pub mod history;
 pub mod host;
 pub mod life;
 pub mod locked;

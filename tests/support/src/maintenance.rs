@@ -1,9 +1,14 @@
 //! Rounds of maintenance at any time, in this process or in one that dies on the way.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use replicated::maintenance::{self, MaintainError, Maintainer, Policy, Report};
-use replicated::types::TimestampMs;
+use replicated::store::{Created, Level, Listed, LtxName, Store, StoreError, StoreErrorKind, Upload};
+use replicated::types::{TimestampMs, Txid};
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::Bucket;
@@ -71,6 +76,14 @@ impl Order {
         maintenance::maintain(&mut Maintainer::new(bucket.store(), self.policy()), self.at())
     }
 
+    /// Carries it out, and reads every file above level 0 for it.
+    ///
+    /// # Errors
+    /// As the library.
+    pub fn repair(&self, bucket: &Bucket) -> Result<Report, MaintainError> {
+        maintenance::maintain(&mut Maintainer::new(bucket.store(), self.policy()).examining(), self.at())
+    }
+
     /// Carries it out in a process that dies as `fault` says (`src/fault.rs`), or ends well. The answer is whether it died.
     ///
     /// # Errors
@@ -89,5 +102,22 @@ impl Order {
             None => Ok(true),
             Some(_) => Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
         }
+    }
+}
+
+/// A bucket whose credentials allow everything but to delete, or whose objects are locked.
+#[derive(Debug)]
+pub struct Locked {
+    /// The bucket as it is.
+    pub inner: Arc<dyn Store>,
+}
+
+impl Store for Locked {
+    crate::pass_on!(url, list, create, upload, part_size_bytes, get_range, head, creates_are_conditional);
+
+    fn delete<'a>(&'a self, _names: &'a [LtxName]) -> BoxFuture<'a, Result<(), StoreError>> {
+        let (operation, object) = ("delete", "objects".to_owned());
+        let (kind, cause) = (StoreErrorKind::PermissionDenied, "AccessDenied".to_owned());
+        Box::pin(std::future::ready(Err(StoreError { kind, operation, object, cause, advice: "", retry_after: None })))
     }
 }
