@@ -159,7 +159,26 @@ impl FullReason {
         })
     }
 
-    /// For logs and status.
+    /// One word, for status and metrics.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::ContinuityLost => "continuity_lost",
+            Self::BucketAhead => "bucket_ahead",
+            Self::SpoolLost => "spool_lost",
+            Self::BucketBehind => "bucket_behind",
+            Self::TakenOver => "taken_over",
+            Self::Adopted => "adopted",
+            Self::Unfinished => "unfinished",
+            Self::PageSize => "page_size",
+            Self::Unprotected => "unprotected",
+            Self::Fault => "fault",
+            Self::Exchanged => "exchanged",
+            Self::Restored => "restored",
+        }
+    }
+
+    /// For logs.
     pub(crate) const fn text(self) -> &'static str {
         match self {
             Self::First => "the bucket has nothing yet",

@@ -27,6 +27,7 @@ use super::tail::StopKind;
 use super::{dispatcher, roles, step};
 use crate::config::Options;
 use crate::fault::fault_point;
+use crate::metrics::{Counted, MeasuredStore, Meter};
 use crate::spool::SpoolError;
 use crate::store::{self, Env, HttpClients, ReplicaUrl, Store, StoreError, UrlError};
 
@@ -258,8 +259,10 @@ impl New<'_> {
             Which::Second => OpenError::SecondStore(error),
         })?;
         let paths = which.paths(path);
-        let store = with_lease(store, options, &paths, taken);
+        let meter = Arc::<Meter>::default();
+        let store = with_lease(Arc::new(MeasuredStore::new(store, Arc::clone(&meter))), options, &paths, taken);
         let opened = self.open_tail(databases, &paths, host.as_ref())?;
+        meter.begin(Arc::clone(&opened.shared) as Arc<dyn Counted>);
         let conflict = opened.tail.conflict();
         let id = process.next_id.fetch_add(1, Ordering::Relaxed);
         let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), Arc::clone(host), opened));
@@ -439,6 +442,13 @@ pub(crate) fn unless_open<T>(path: &Path, body: impl FnOnce() -> T) -> Option<T>
     let databases = registry().map(|registry| registry.databases.lock());
     let is_open = databases.as_ref().is_some_and(|databases| databases.values().any(|database| database.paths.database == path));
     (!is_open).then(body)
+}
+
+/// A database that this process has open, by its name.
+pub(crate) fn opened_at(path: &Path) -> Option<Replicas> {
+    let databases = registry()?.databases.lock();
+    let of = |which: Which| databases.iter().find(|((_, is), d)| *is == which && d.paths.database == path).map(|(_, d)| Arc::clone(d));
+    Some(Replicas { first: of(Which::First)?, second: of(Which::Second) })
 }
 
 /// Whether this process replicates that file.

@@ -83,8 +83,16 @@ impl Locks {
 
     /// Whether another process holds a lock there.
     pub(crate) fn is_held_elsewhere(&self, range: Range) -> bool {
+        self.holder(range).is_some()
+    }
+
+    /// The process that holds a lock there, if it is another one; its id is 0 where it is of a container that this process does not see into. Asks, and takes
+    /// nothing.
+    pub(crate) fn holder(&self, range: Range) -> Option<u32> {
         let mut lock = request(range, libc::F_WRLCK as libc::c_short);
-        fcntl(&self.0, FcntlArg::F_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != i32::from(libc::F_UNLCK as libc::c_short)
+        let asked = fcntl(&self.0, FcntlArg::F_GETLK(&mut lock));
+        let is_held = asked.is_ok() && i32::from(lock.l_type) != i32::from(libc::F_UNLCK as libc::c_short);
+        is_held.then(|| u32::try_from(lock.l_pid).unwrap_or(0))
     }
 }
 
