@@ -180,6 +180,21 @@ fn what_waits_for_too_long_is_called_lagging() {
 }
 
 #[test]
+fn when_it_was_sent_last_is_known_to_the_next_process() {
+    let place = Place::in_folder();
+    let mut worker = place.first("WAL", Program::Python);
+    worker.sync();
+    let names = ["last_success", "last_snapshot", "last_snapshot_reason"];
+    let before = names.map(|name| worker.status(name));
+    assert!(before.iter().all(|value| value != "-"), "{before:?}");
+    worker.leave();
+    let mut worker = place.start(Program::Python);
+    assert_eq!(names.map(|name| worker.status(name)), before);
+    assert_eq!(worker.status("snapshots"), "0");
+    worker.leave();
+}
+
+#[test]
 fn every_item_and_every_word_is_documented() {
     let page = include_str!("../docs/status.md");
     let place = Place::in_folder();

@@ -101,11 +101,12 @@ impl Beside<'_> {
     fn first(
         &self,
         mut control: Control,
-        map: impl FnOnce(&File) -> std::io::Result<Box<dyn Mapped>>,
+        map: impl Fn(&File) -> std::io::Result<Box<dyn Mapped>>,
     ) -> Result<(Tail, Arc<Shared>, bool), OpenError> {
         let paths = self.paths;
         let on_control = |source| OpenError::Local { database: self.database.clone(), path: paths.control().display().to_string(), source };
         let saved = control.load(&self.owner).map_err(on_control)?;
+        let earlier = map(&control.file()).ok().and_then(|mapped| mapped.page().of_replica(self.place.url));
         let mapped = control.clear_page().and_then(|()| map(&control.file())).inspect_err(|error| {
             log::warn!(target: "replicated", "{}: cannot be mapped ({error}): no other process can join", paths.control().display());
         });
@@ -114,6 +115,9 @@ impl Beside<'_> {
         shared.begin();
         shared.second_hash.store(self.place.second_hash, Ordering::Release);
         self.tell_who_looks(&shared);
+        if let Some(earlier) = earlier {
+            shared.remember(&earlier);
+        }
         let mut state = saved_for(saved, self.identity, &self.place, &self.database);
         if self.options.adopt.is_some() {
             state.adopt = self.options.adopt;

@@ -20,6 +20,8 @@ mod moment;
 mod private;
 mod restore;
 mod rounds;
+mod status;
+mod status_text;
 mod store_flags;
 mod text;
 mod values;
@@ -41,9 +43,11 @@ enum Command {
     Maintain(maintain::Args),
     Verify(verify::Args),
     Copy(copy::Args),
+    Status(status::Args),
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage; of verify also 3: could not be checked.";
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 failed, 2 wrong usage; of verify also 3: could not be checked; of status 3: behind, 4: stands still.";
 
 /// Long flags that Litestream's users write with one dash, and that clap would take for a row of short ones.
 const SINGLE_DASH: &[&str] = &[
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
         Command::Maintain(args) => maintain::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Copy(args) => copy::run(&args),
+        Command::Status(args) => status::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -193,6 +198,15 @@ mod tests {
                 flags.partition(|flag| page.contains(&format!("| `--{flag}")) || page.contains(&format!(", `--{flag}")));
             assert!(documented.len() > 6 && missing.is_empty(), "not in docs/{name}.md: {missing:?}");
         }
+    }
+
+    #[test]
+    fn every_flag_of_status_is_documented() {
+        let page = include_str!("../../../docs/status.md");
+        let command = Cli::command();
+        let flags: Vec<&str> = command.find_subcommand("status").unwrap().get_arguments().filter_map(|arg| arg.get_long()).collect();
+        let missing: Vec<&&str> = flags.iter().filter(|flag| **flag != "help" && !page.contains(&format!("| `--{flag}"))).collect();
+        assert!(flags.len() > 5 && missing.is_empty(), "not in docs/status.md: {missing:?}");
     }
 
     #[test]

@@ -101,6 +101,10 @@ impl Deref for Shared {
     }
 }
 
+/// When something was sent last, and when and why the full state was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Earlier([u64; 3]);
+
 /// The words. All zeros is how it begins, see `begin`.
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -207,6 +211,19 @@ impl Page {
     pub(crate) fn begin(&self) {
         self.wake_frames.store(1, Ordering::Relaxed);
         self.layout.store(LAYOUT, Ordering::Release);
+    }
+
+    /// What the processes before have left that is of use to those who come now, where it is of the same replica.
+    pub(crate) fn of_replica(&self, url: &str) -> Option<Earlier> {
+        let words = || [&self.last_success_ms, &self.last_snapshot_ms, &self.last_snapshot_reason].map(|word| word.load(Ordering::Relaxed));
+        (self.is_begun() && self.url().as_deref() == Some(url)).then(words).map(Earlier)
+    }
+
+    /// Goes on with it.
+    pub(crate) fn remember(&self, Earlier(words): &Earlier) {
+        for (word, earlier) in [&self.last_success_ms, &self.last_snapshot_ms, &self.last_snapshot_reason].into_iter().zip(words) {
+            word.store(*earlier, Ordering::Relaxed);
+        }
     }
 
     /// Tells those who wait that something has changed.
