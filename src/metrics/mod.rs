@@ -3,6 +3,7 @@
 //! Plain words that only grow, in the page that the processes of a database share: whoever does something adds one, whoever asks reads, from whichever
 //! process. They begin at zero when the first process opens the database, as Prometheus expects of a counter. Knows nothing of SQLite or of uploads.
 
+mod prometheus;
 mod store;
 
 use std::array;
@@ -10,6 +11,7 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+pub use self::prometheus::{CONTENT_TYPE, prometheus};
 pub(crate) use self::store::{MeasuredStore, Meter};
 use crate::store::StoreErrorKind;
 

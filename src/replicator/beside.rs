@@ -144,6 +144,7 @@ impl Beside<'_> {
         shared.boot.store(stamp::boot(), Ordering::Relaxed);
         shared.set_url(self.place.url);
         shared.durability.store(self.options.durability as u64 + 1, Ordering::Relaxed);
+        shared.max_local_bytes.store(self.options.max_local_bytes, Ordering::Relaxed);
         shared.max_lag_ms.store(u64::try_from(self.options.max_lag.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 

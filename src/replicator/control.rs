@@ -198,6 +198,11 @@ impl FullReason {
     }
 }
 
+/// The words of all reasons for a full state, in the order of their numbers, which begin with 1.
+pub(crate) fn full_state_reasons() -> impl Iterator<Item = &'static str> {
+    (1..=u8::MAX).map_while(FullReason::from_byte).map(FullReason::as_str)
+}
+
 /// A database restored to a point before the bucket's newest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RestoredEarlier {

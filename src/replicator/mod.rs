@@ -25,6 +25,8 @@
 //! | `status` | what is told of it all, from inside and from outside |
 //! | `process`, `beside` | what a process has one of; what it finds beside a database |
 
+pub(crate) use self::control::full_state_reasons;
+
 mod aside;
 mod background;
 mod base;

@@ -120,6 +120,8 @@ pub struct Status {
     pub spool_bytes: u64,
     /// The same in files.
     pub spool_files: u64,
+    /// The option `max_local`; `None` where no process has told it.
+    pub max_local_bytes: Option<u64>,
     /// Whether the store refuses to replace objects; `None` before it was asked.
     pub strong_fencing: Option<bool>,
     /// When the bucket was maintained last.

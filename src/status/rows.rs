@@ -129,6 +129,7 @@ impl Status {
             row("wal_bytes", self.wal_bytes.into()),
             row("spool_bytes", self.spool_bytes.into()),
             row("spool_files", self.spool_files.into()),
+            row("max_local_bytes", self.max_local_bytes.into()),
             row("fencing", fencing.into()),
             row("last_maintenance", self.last_maintenance.into()),
             row("maintenance_error", self.maintenance_error.clone().into()),

@@ -11,11 +11,13 @@ mod against;
 mod copy;
 mod file_head;
 mod follow;
+mod found;
 mod generation;
 mod integrity;
 mod list;
 mod live;
 mod maintain;
+mod metrics;
 mod moment;
 mod private;
 mod restore;
@@ -44,6 +46,7 @@ enum Command {
     Verify(verify::Args),
     Copy(copy::Args),
     Status(status::Args),
+    Metrics(metrics::Args),
 }
 
 const EXIT_CODES: &str =
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Copy(args) => copy::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Metrics(args) => metrics::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -201,12 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_status_is_documented() {
+    fn every_flag_of_status_and_metrics_is_documented() {
         let page = include_str!("../../../docs/status.md");
         let command = Cli::command();
-        let flags: Vec<&str> = command.find_subcommand("status").unwrap().get_arguments().filter_map(|arg| arg.get_long()).collect();
-        let missing: Vec<&&str> = flags.iter().filter(|flag| **flag != "help" && !page.contains(&format!("| `--{flag}"))).collect();
-        assert!(flags.len() > 5 && missing.is_empty(), "not in docs/status.md: {missing:?}");
+        for (name, least, page) in [("status", 6, page), ("metrics", 3, include_str!("../../../docs/metrics.md"))] {
+            let flags: Vec<&str> = command.find_subcommand(name).unwrap().get_arguments().filter_map(|arg| arg.get_long()).collect();
+            let missing: Vec<&&str> = flags.iter().filter(|flag| **flag != "help" && !page.contains(&format!("| `--{flag}"))).collect();
+            assert!(flags.len() >= least && missing.is_empty(), "not in docs/{name}.md: {missing:?}");
+        }
     }
 
     #[test]

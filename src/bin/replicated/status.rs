@@ -1,8 +1,7 @@
 //! `replicated status`: how the replication of databases is, from outside the application.
 
-use std::collections::BTreeSet;
 use std::io::{ErrorKind, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use replicated::config::parse_duration;
@@ -10,6 +9,7 @@ use replicated::status::{LookError, State, Status, Uploader, as_json, look};
 use serde_json::json;
 
 use crate::Failure;
+use crate::found;
 use crate::status_text;
 use crate::text;
 
@@ -91,8 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn once(args: &Args) -> Result<(), Failure> {
-    let databases = if args.all { below(&args.paths) } else { args.paths.clone() };
-    let looked: Vec<Looked> = databases.into_iter().map(|path| (path.clone(), look(&path))).collect();
+    let looked: Vec<Looked> = found::databases(&args.paths, args.all).into_iter().map(|path| (path.clone(), look(&path))).collect();
     for (path, error) in looked.iter().filter_map(|(path, looked)| Some((path, looked.as_ref().err()?))) {
         text::to_stderr(&crate::failed_text(&format!("cannot tell the status of {}", path.display()), &error.to_string(), advice(error)));
     }
@@ -107,7 +106,7 @@ fn once(args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn advice(error: &LookError) -> &'static str {
+pub(crate) fn advice(error: &LookError) -> &'static str {
     match error {
         LookError::NotReplicated { .. } => {
             "Open it with a replica, or name the database that the application opens: links lead to it, copies do not"
@@ -152,37 +151,4 @@ fn readable(args: &Args, looked: &[Looked]) -> String {
         return "no replicated database found\n".to_owned();
     }
     status_text::table(&found)
-}
-
-/// The databases below directories that have something of ours beside them, in order.
-fn below(directories: &[PathBuf]) -> Vec<PathBuf> {
-    const SUFFIX: &str = "-replicated";
-    /// Of the kernel, and without end.
-    const NEVER: [&str; 3] = ["/proc", "/sys", "/dev"];
-    let here = [PathBuf::from(".")];
-    let mut to_visit: Vec<PathBuf> = if directories.is_empty() { here.to_vec() } else { directories.to_vec() };
-    let mut found = BTreeSet::new();
-    while let Some(directory) = to_visit.pop() {
-        if NEVER.iter().any(|never| directory == Path::new(never)) {
-            continue;
-        }
-        let items = match std::fs::read_dir(&directory) {
-            Ok(items) => items,
-            Err(error) => {
-                text::to_stderr(&format!("warning: {}: {error}\n", directory.display()));
-                continue;
-            }
-        };
-        // What has gone meanwhile is not there.
-        for item in items.flatten().filter(|item| item.file_type().is_ok_and(|kind| kind.is_dir())) {
-            let (name, path) = (item.file_name(), item.path());
-            match name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).filter(|name| !name.is_empty()) {
-                Some(database) if path.join("control").exists() => {
-                    found.insert(path.with_file_name(database));
-                }
-                _ => to_visit.push(path),
-            }
-        }
-    }
-    found.into_iter().collect()
 }

@@ -193,6 +193,7 @@ pub(crate) struct Page {
     /// 1 and the number of a `Durability`, and how old what waits may be: as the process was told that opened the database first.
     pub(crate) durability: AtomicU64,
     pub(crate) max_lag_ms: AtomicU64,
+    pub(crate) max_local_bytes: AtomicU64,
     pub(crate) counters: Counters,
     url: Slots<URL_WORDS>,
     error: Slots<ERROR_WORDS>,

@@ -21,15 +21,24 @@ struct NotKnownYet;
 impl Database {
     /// What a connection with that policy is told.
     pub(crate) fn status(&self, policy: &Policy) -> Status {
+        self.status_within(policy, PATIENCE, true)
+    }
+
+    /// The same without waiting for anybody, for the uploader's own thread.
+    pub(crate) fn status_now(&self) -> Status {
+        self.status_within(&Policy::of(&self.options), Duration::ZERO, false)
+    }
+
+    fn status_within(&self, policy: &Policy, patience: Duration, waits: bool) -> Status {
         // Right after an open it is asked how far the bucket goes.
         const LOOKS: u32 = 200;
         const PAUSE: Duration = Duration::from_millis(10);
         let mut looks = 0;
         loop {
             let facts = self.progress.facts();
-            let (local, published) = self.local();
+            let (local, published) = self.local(patience);
             let local_txid = match local_txid(&facts, local.as_ref(), &published) {
-                Err(NotKnownYet) if looks < LOOKS => {
+                Err(NotKnownYet) if waits && looks < LOOKS => {
                     looks += 1;
                     std::thread::sleep(PAUSE);
                     continue;
@@ -41,8 +50,8 @@ impl Database {
     }
 
     /// The tail and what is committed at one moment; of the tail nothing where somebody else has it for long.
-    fn local(&self) -> (Option<Local>, Published) {
-        let tail = self.try_lock_tail_for(PATIENCE);
+    fn local(&self, patience: Duration) -> (Option<Local>, Published) {
+        let tail = self.try_lock_tail_for(patience);
         let local = tail.as_ref().map(|tail| {
             let batch = tail.inflight.as_ref().map(|inflight| inflight.attempt).or(tail.state.attempt);
             Local::new(&tail.state, &tail.mode, batch.map(|batch| batch.size_bytes), tail.spool.waits(), self.frames_in_wal_only(tail))
@@ -71,6 +80,7 @@ impl Database {
             is_unproved: false,
             durability: policy.durability(),
             max_lag: policy.max_lag,
+            max_local_bytes: Some(self.options.max_local_bytes),
             replica: Some(self.store.url().to_owned()),
             more: more.collect(),
             facts,

@@ -90,6 +90,7 @@ struct Parts<'a> {
     is_unproved: bool,
     durability: Durability,
     max_lag: Duration,
+    max_local_bytes: Option<u64>,
     replica: Option<String>,
     more: Vec<Row>,
 }
@@ -136,6 +137,7 @@ impl Parts<'_> {
             wal_bytes: size(&paths.wal),
             spool_bytes: local.spool.bytes,
             spool_files: local.spool.files,
+            max_local_bytes: self.max_local_bytes,
             strong_fencing: facts.fencing,
             last_maintenance: facts.last_maintenance_ms.map(TimestampMs),
             maintenance_error: facts.maintenance_error,

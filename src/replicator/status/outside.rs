@@ -145,6 +145,7 @@ impl Beside {
             is_unproved: waiting.is_unproved,
             durability: durability.unwrap_or_default(),
             max_lag: if max_lag_ms == 0 { crate::config::Options::default().max_lag } else { Duration::from_millis(max_lag_ms) },
+            max_local_bytes: Some(page.max_local_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0),
             replica: page.url(),
             more: Vec::new(),
             facts,

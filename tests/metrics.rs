@@ -1,0 +1,182 @@
+//! Metrics, as a real Prometheus parser reads them.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod built;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use replicated_testkit::bucket::Bucket;
+use replicated_testkit::host::{Program, eventually};
+use replicated_testkit::net::{Mode, Proxy};
+use replicated_testkit::place::{Place, TABLES};
+use replicated_testkit::s3::Server;
+use replicated_testkit::tools;
+use serde_json::Value;
+
+/// Prints what Prometheus' own client library makes of a text.
+const PARSER: &str = r#"
+import json, sys
+from prometheus_client.parser import text_string_to_metric_families
+for family in text_string_to_metric_families(sys.stdin.read()):
+    assert family.documentation, family.name
+    for sample in family.samples:
+        print(json.dumps({"family": family.name, "kind": family.type, "name": sample.name, "labels": sample.labels, "value": sample.value}))
+"#;
+
+#[derive(Clone, Debug)]
+struct Sample {
+    family: String,
+    kind: String,
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+/// `None` where the parser is not installed.
+fn parsed(text: &str) -> Option<Vec<Sample>> {
+    let python = tools::environment()?.join("bin/python3");
+    let mut child = Command::new(python).args(["-c", PARSER]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "is no text of metrics, or scripts/test-env.sh is to be run again: {text}");
+    let sample = |line: &str| {
+        let json: Value = serde_json::from_str(line).unwrap();
+        let text = |name: &str| json[name].as_str().unwrap().to_owned();
+        let labels = json["labels"].as_object().unwrap().iter().map(|(label, value)| (label.clone(), value.as_str().unwrap().to_owned()));
+        Sample {
+            family: text("family"),
+            kind: text("kind"),
+            name: text("name"),
+            labels: labels.collect(),
+            value: json["value"].as_f64().unwrap(),
+        }
+    };
+    Some(String::from_utf8(output.stdout).unwrap().lines().map(sample).collect())
+}
+
+fn metrics(arguments: &[&str]) -> (i32, String, String) {
+    let output = built::command(env!("CARGO_BIN_EXE_replicated")).arg("metrics").args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn of(path: &Path) -> Option<Vec<Sample>> {
+    let (code, text, err) = metrics(&[path.to_str().unwrap()]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    parsed(&text)
+}
+
+/// The one value with that name and those labels.
+#[track_caller]
+fn value(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> f64 {
+    let fits = |sample: &&Sample| {
+        sample.name == name && labels.iter().all(|(label, value)| sample.labels.get(*label).is_some_and(|is| is == value))
+    };
+    let found: Vec<&Sample> = samples.iter().filter(fits).collect();
+    assert_eq!(found.len(), 1, "{name} {labels:?}: {found:?}");
+    found[0].value
+}
+
+#[test]
+fn what_was_done_is_counted_and_every_metric_is_documented() {
+    let place = Place::in_folder();
+    let mut worker = place.start_with(Program::Python, "", &[("durability", "remote")]);
+    worker.host.run(worker.db, &format!("PRAGMA journal_mode=WAL; {TABLES}"));
+    for _ in 0..5 {
+        worker.write("one");
+    }
+    let Some(samples) = of(&place.path()) else { return };
+    for (name, least) in
+        [("uploads_total", 5.0), ("sent_bytes_total", 5.0 * 3000.0), ("remote_txid", 7.0), ("commit_wait_seconds_count", 5.0)]
+    {
+        assert!(value(&samples, &format!("replicated_{name}"), &[]) >= least, "{name}");
+    }
+    for (name, expected) in
+        [("lag_seconds", 0.0), ("backlog_commits", 0.0), ("failing", 0.0), ("uploader_present", 1.0), ("max_lag_seconds", 10.0)]
+    {
+        assert_eq!(value(&samples, &format!("replicated_{name}"), &[]), expected, "{name}");
+    }
+    assert_eq!(value(&samples, "replicated_full_states_total", &[("reason", "first")]), 1.0);
+    assert_eq!(value(&samples, "replicated_state", &[("state", "idle")]), 1.0);
+    assert_eq!(value(&samples, "replicated_info", &[("url", &place.bucket.url), ("durability", "remote")]), 1.0);
+    let puts = value(&samples, "replicated_request_duration_seconds_count", &[("operation", "put")]);
+    assert_eq!(value(&samples, "replicated_request_duration_seconds_bucket", &[("operation", "put"), ("le", "+Inf")]), puts);
+    assert!(puts >= value(&samples, "replicated_uploads_total", &[]) + 2.0);
+    assert_eq!(value(&samples, "replicated_database_bytes", &[]), std::fs::metadata(place.path()).unwrap().len() as f64);
+    assert!(value(&samples, "replicated_last_success_timestamp_seconds", &[]) > 1.7e9);
+    assert!(samples.iter().all(|sample| sample.labels["database"] == place.path().to_str().unwrap() && sample.labels["replica"] == "1"));
+    // Buckets grow, and names say what they are.
+    for sample in &samples {
+        assert_eq!(sample.kind == "counter", sample.name.ends_with("_total"), "{sample:?}");
+    }
+    let page = include_str!("../docs/metrics.md");
+    let families: BTreeSet<(String, &str)> = samples
+        .iter()
+        .map(|s| {
+            (if s.kind == "counter" { format!("{}_total", s.family.trim_end_matches("_total")) } else { s.family.clone() }, s.kind.as_str())
+        })
+        .collect();
+    assert!(families.len() >= 30, "{families:?}");
+    for (family, kind) in families {
+        assert!(page.contains(&format!("`{family}`")), "{family} ({kind}) is not in docs/metrics.md");
+    }
+    worker.leave();
+}
+
+#[test]
+fn failures_are_counted_by_kind_and_seen_when_the_process_is_gone() {
+    let server = Server::start().unwrap();
+    let proxy = Proxy::start(&server.endpoint()).unwrap();
+    let bucket = Bucket::s3(&server, "app").through(&proxy.endpoint());
+    let place = Place::with(tempfile::tempdir().unwrap(), bucket, None);
+    let mut worker = place.start_with(Program::Python, "", &[("close_timeout", "10ms")]);
+    worker.host.run(worker.db, &format!("PRAGMA journal_mode=WAL; {TABLES}"));
+    worker.sync();
+    proxy.set(Mode::Refuse).unwrap();
+    worker.write("left");
+    eventually("it is seen", || worker.status("state") == "offline");
+    let Some(samples) = of(&place.path()) else { return };
+    assert!(value(&samples, "replicated_errors_total", &[("kind", "unreachable")]) >= 1.0);
+    assert!(value(&samples, "replicated_request_errors_total", &[("operation", "put")]) >= 1.0);
+    assert!(value(&samples, "replicated_retries_total", &[]) >= 1.0);
+    assert_eq!(value(&samples, "replicated_failing", &[]), 1.0);
+    worker.signal("KILL");
+    drop(worker);
+    let Some(samples) = of(&place.path()) else { return };
+    assert_eq!((value(&samples, "replicated_uploader_present", &[]), value(&samples, "replicated_backlog_commits", &[])), (0.0, 1.0));
+    assert_eq!(value(&samples, "replicated_state", &[("state", "lagging")]), 1.0);
+    assert!(value(&samples, "replicated_lag_seconds", &[]) > 0.0);
+}
+
+#[test]
+fn a_file_for_the_node_exporter_is_replaced_as_a_whole() {
+    let place = Place::in_folder();
+    // What a path may have in it.
+    let odd = place.dir.path().join("it's \"odd\" \\ here");
+    std::fs::create_dir(&odd).unwrap();
+    let mut worker = place.first("WAL", Program::Python);
+    worker.sync();
+    worker.leave();
+    for name in ["app.db", "app.db-replicated"] {
+        std::fs::rename(place.dir.path().join(name), odd.join(name)).unwrap();
+    }
+    let file = place.dir.path().join("replicated.prom");
+    std::fs::write(&file, "the one before").unwrap();
+    let (code, out, err) = metrics(&["--all", place.dir.path().to_str().unwrap(), "--textfile", file.to_str().unwrap()]);
+    assert_eq!((code, out.as_str(), err.as_str()), (0, "", ""));
+    let Some(samples) = parsed(&std::fs::read_to_string(&file).unwrap()) else { return };
+    assert!(samples.iter().all(|sample| sample.labels["database"] == odd.join("app.db").to_str().unwrap()), "{samples:?}");
+    assert_eq!(value(&samples, "replicated_backlog_commits", &[]), 0.0);
+    let names: Vec<String> =
+        std::fs::read_dir(place.dir.path()).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!names.iter().any(|name| name.ends_with(".tmp")), "{names:?}");
+    // What cannot be looked at keeps the others from nothing.
+    let (code, out, err) = metrics(&[odd.join("app.db").to_str().unwrap(), "/nowhere/app.db"]);
+    assert!(code == 1 && out.contains("replicated_lag_seconds{") && err.contains("/nowhere/app.db"), "{err}");
+    let (code, _, err) = metrics(&[odd.join("app.db").to_str().unwrap(), "--textfile", "/nowhere/x.prom"]);
+    assert!(code == 1 && err.contains("cannot write /nowhere/x.prom"), "{err}");
+}
