@@ -5,12 +5,13 @@
 mod built;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use replicated_testkit::bucket::Bucket;
-use replicated_testkit::host::{Program, eventually};
+use replicated_testkit::host::{self, Program, eventually};
 use replicated_testkit::net::{Mode, Proxy};
 use replicated_testkit::place::{Place, TABLES};
 use replicated_testkit::s3::Server;
@@ -179,4 +180,110 @@ fn a_file_for_the_node_exporter_is_replaced_as_a_whole() {
     assert!(code == 1 && out.contains("replicated_lag_seconds{") && err.contains("/nowhere/app.db"), "{err}");
     let (code, _, err) = metrics(&[odd.join("app.db").to_str().unwrap(), "--textfile", "/nowhere/x.prom"]);
     assert!(code == 1 && err.contains("cannot write /nowhere/x.prom"), "{err}");
+}
+
+/// A port that nobody listens at just now.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The head and the body of an answer.
+fn get(port: u16, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.to_owned(), body.to_owned())
+}
+
+#[test]
+fn a_process_answers_for_all_of_its_databases() {
+    for program in [Program::Python, Program::Rust] {
+        let place = Place::in_folder();
+        let address = format!("127.0.0.1:{}", free_port());
+        let port = address.rsplit(':').next().unwrap().parse().unwrap();
+        let mut worker = place.first_with("WAL", program, "", &[("metrics", &address)]);
+        let other = place.dir.path().join("other.db");
+        let uri = host::replicated(&other, &format!("file://{}/other", place.dir.path().display()), &[]);
+        let second = worker.host.open(&uri);
+        worker.host.run(second, "PRAGMA journal_mode=WAL; CREATE TABLE t(x)");
+        worker.host.sync(second);
+        worker.sync();
+        // Those who connect and say nothing keep the uploader from nothing.
+        let _silent: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(&address).unwrap()).collect();
+        for round in 0..3 {
+            worker.write("one");
+            let txid = u64::from_str_radix(&worker.sync(), 16).unwrap();
+            let (head, body) = get(port, "/metrics");
+            assert!(head.starts_with("HTTP/1.1 200") && head.to_lowercase().contains("content-type: text/plain; version=0.0.4"), "{head}");
+            let Some(samples) = parsed(&body) else { return };
+            let path = place.path();
+            assert_eq!(value(&samples, "replicated_remote_txid", &[("database", path.to_str().unwrap())]), txid as f64, "round {round}");
+            assert_eq!(value(&samples, "replicated_backlog_commits", &[("database", other.to_str().unwrap())]), 0.0);
+        }
+        assert!(get(port, "/elsewhere").0.starts_with("HTTP/1.1 404"));
+        assert!(get(port, "/").1.contains("/metrics"));
+        // One that is closed is told of no more.
+        worker.host.close(second);
+        eventually("it is forgotten", || !get(port, "/metrics").1.contains("other.db"));
+        worker.leave();
+        assert!(TcpStream::connect(&address).is_err());
+        place.check();
+    }
+}
+
+#[test]
+fn a_port_that_is_in_use_is_told_and_harms_nothing() {
+    let place = Place::in_folder();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut worker = place.first_with("WAL", Program::Python, "", &[("metrics", &address)]);
+    worker.write("one");
+    worker.sync();
+    let log = place.log();
+    assert!(
+        log.contains(&format!("option metrics: {address} cannot be listened at")) && log.contains("Give each process a port of its own"),
+        "{log}"
+    );
+    worker.leave();
+    let refused = place.start_with(Program::Python, "", &[]).host.try_open(&place.uri(&[("metrics", "9464")])).unwrap_err();
+    assert!(refused.contains("unable to open"), "{refused}");
+    place.check();
+}
+
+/// The child of a fork holds the parent's listener and answers nobody: once the parent has gone the port must be free.
+#[test]
+fn a_forked_child_does_not_keep_the_port() {
+    const SCRIPT: &str = r#"
+import os, sqlite3, sys
+loader = sqlite3.connect(":memory:")
+loader.enable_load_extension(True)
+loader.load_extension(sys.argv[1])
+connection = sqlite3.connect(sys.argv[2], uri=True, isolation_level=None)
+connection.execute("PRAGMA journal_mode=WAL")
+connection.execute("CREATE TABLE t(x)")
+connection.execute("PRAGMA replicated_sync").fetchone()
+if os.fork() == 0:
+    print("forked", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.wait()
+"#;
+    let place = Place::in_folder();
+    let port = free_port();
+    let uri = place.uri(&[("metrics", &format!("127.0.0.1:{port}"))]);
+    let mut command = built::command(host::python());
+    command.args(["-c", SCRIPT]).arg(host::extension()).arg(uri).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut parent = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(parent.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "forked\n");
+    assert!(get(port, "/metrics").1.contains("replicated_lag_seconds{"), "the parent does not answer");
+    // It goes on until this is closed.
+    let child_s_input = parent.stdin.take();
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    TcpListener::bind(("127.0.0.1", port)).unwrap();
+    drop(child_s_input);
 }

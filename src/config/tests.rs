@@ -146,6 +146,8 @@ fn values_out_of_range_say_what_they_got_and_what_is_allowed() {
         ("max_local", "1"),
         ("log", "log.txt"),
         ("log_level", "loud"),
+        ("metrics", "9464"),
+        ("metrics", "localhost:9464"),
         ("path_style", "maybe"),
         ("adopt", "0"),
         ("adopt", "xyz"),

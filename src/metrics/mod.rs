@@ -3,6 +3,7 @@
 //! Plain words that only grow, in the page that the processes of a database share: whoever does something adds one, whoever asks reads, from whichever
 //! process. They begin at zero when the first process opens the database, as Prometheus expects of a counter. Knows nothing of SQLite or of uploads.
 
+pub(crate) mod endpoint;
 mod prometheus;
 mod store;
 

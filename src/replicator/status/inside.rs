@@ -24,9 +24,10 @@ impl Database {
         self.status_within(policy, PATIENCE, true)
     }
 
-    /// The same without waiting for anybody, for the uploader's own thread.
+    /// The same with hardly any waiting, for the uploader's own thread.
     pub(crate) fn status_now(&self) -> Status {
-        self.status_within(&Policy::of(&self.options), Duration::ZERO, false)
+        const PATIENCE: Duration = Duration::from_millis(5);
+        self.status_within(&Policy::of(&self.options), PATIENCE, false)
     }
 
     fn status_within(&self, policy: &Policy, patience: Duration, waits: bool) -> Status {
