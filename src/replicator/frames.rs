@@ -68,17 +68,36 @@ impl WrittenFrames {
         first.is_some_and(|(frame, header)| header.salts == index.salts && frame <= index.max_frame)
     }
 
-    /// The pages of the frames up to the last one, from the first that was written on; `None` where not all of them are known.
-    fn pages(&self, last: u32, page_size: PageSize) -> Option<(u32, Vec<u32>)> {
-        let first = frame_at(self.frames.first().filter(|_| !self.too_many)?.0, page_size)?;
-        let mut pages = vec![0; usize::try_from(last.checked_sub(first)?.checked_add(1)?).ok().filter(|&count| count <= MOST_WRITTEN)?];
+    /// The number of the first frame that was written.
+    fn first(&self, page_size: PageSize) -> Option<u32> {
+        frame_at(self.frames.first().filter(|_| !self.too_many)?.0, page_size)
+    }
+
+    /// Adds the pages of the frames from the first that was written up to the last one; false, and nothing, where not all of them are known.
+    fn add_pages(&self, first: u32, last: u32, page_size: PageSize, pages: &mut Vec<u32>) -> bool {
+        if let ([(_, header)], true) = (self.frames.as_slice(), first == last) {
+            if header.pgno > 0 {
+                pages.push(header.pgno);
+            }
+            return header.pgno > 0;
+        }
+        let Some(count) = last.checked_sub(first).map(|more| more as usize + 1).filter(|&count| count <= MOST_WRITTEN) else {
+            return false;
+        };
+        let before = pages.len();
+        pages.resize(before + count, 0);
         for (offset, header) in &self.frames {
             // What lies behind the last commit was rolled back.
-            if let Some(page) = pages.get_mut(frame_at(*offset, page_size)?.checked_sub(first)? as usize) {
+            let at = frame_at(*offset, page_size).and_then(|frame| frame.checked_sub(first));
+            if let Some(page) = at.and_then(|at| pages.get_mut(before + at as usize)) {
                 *page = header.pgno;
             }
         }
-        pages.iter().all(|&page| page > 0).then_some((first, pages))
+        let is_whole = pages.iter().skip(before).all(|&page| page > 0);
+        if !is_whole {
+            pages.truncate(before);
+        }
+        is_whole
     }
 }
 
@@ -103,15 +122,21 @@ struct Noted {
 impl FrameLog {
     /// What a connection has written is committed: the WAL-index is as given.
     pub(crate) fn append(&self, index: &IndexHeader, written: &WrittenFrames) {
-        let Some((first, pages)) = index.page_size.and_then(|size| written.pages(index.max_frame, size)) else { return };
+        let Some((first, size)) = index.page_size.and_then(|size| Some((written.first(size)?, size))) else { return };
+        let Some(count) = index.max_frame.saturating_add(1).checked_sub(first).map(|count| count as usize) else { return };
         let mut noted = self.0.lock();
         let follows = noted.salts == index.salts && noted.from as usize + noted.pages.len() + 1 == first as usize;
-        if !follows || noted.pages.len() + pages.len() > MOST_NOTED {
+        if follows && noted.pages.len() + count <= MOST_NOTED {
+            written.add_pages(first, index.max_frame, size, &mut noted.pages);
+            return;
+        }
+        let mut pages = Vec::new();
+        if written.add_pages(first, index.max_frame, size, &mut pages) {
             (noted.salts, noted.from) = (index.salts, first - 1);
             noted.pages.clear();
             noted.pages.shrink_to(USUAL);
+            noted.pages.extend(pages);
         }
-        noted.pages.extend(pages);
     }
 
     /// The newest frame of each page between two places, as (page, frame), ascending; `None` where not all of them are known.

@@ -141,11 +141,10 @@ impl MainFile {
         }
         let read = |copy: usize| {
             let mut bytes = [0_u8; INDEX_HEADER_BYTES];
-            for (at, word) in bytes.chunks_exact_mut(4).enumerate() {
+            for (at, word) in bytes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                 // SAFETY: the region is mapped (SQLite unmaps it through `main_shm_unmap`), at least 32 KiB long and aligned; other
                 // processes may write it, hence volatile.
-                let value = unsafe { index.add(copy * INDEX_HEADER_BYTES).cast::<u32>().add(at).read_volatile() };
-                word.copy_from_slice(&value.to_ne_bytes());
+                *word = unsafe { index.add(copy * INDEX_HEADER_BYTES).cast::<u64>().add(at).read_volatile() }.to_ne_bytes();
             }
             bytes
         };

@@ -347,7 +347,8 @@ impl Database {
 
     /// Whether the WAL-index has been seen since the open.
     pub(crate) fn has_seen_index(&self) -> bool {
-        self.published().from_index
+        // Where that was published it stays so, and the rest need not be read with it: this is asked twice in a commit.
+        self.shared.published.first() & FROM_INDEX != 0 || self.published().from_index
     }
 
     /// A program that asks before it has read anything: the WAL itself tells, as it tells SQLite's recovery.

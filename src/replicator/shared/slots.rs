@@ -40,6 +40,11 @@ impl<const N: usize> Slots<N> {
         }
     }
 
+    /// The first word alone, as it is or has just been.
+    pub(crate) fn first(&self) -> u64 {
+        self.slot(self.current.load(Ordering::Acquire)).first().map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
     /// The number that counts now.
     pub(crate) fn number(&self) -> u64 {
         self.current.load(Ordering::Acquire)
