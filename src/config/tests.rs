@@ -33,6 +33,7 @@ fn every_option_of_the_table_can_be_set_both_ways() {
             Kind::Log => "/var/log/replicated.log",
             Kind::LogLevel => "debug",
             Kind::Switch => "true",
+            Kind::Address => "127.0.0.1:9464",
             Kind::Text => "text",
             Kind::Txid => "1c",
             Kind::Durability => "bounded",
