@@ -129,6 +129,28 @@ fn every_connection_has_them_and_where_nothing_is_replicated_they_say_nothing() 
     }
 }
 
+/// One before 3.39 does not tell which databases a connection has: the table has the first one, and the function takes names.
+#[test]
+fn an_older_sqlite_tells_of_the_first_database_and_of_those_that_are_named() {
+    let mut place = Place::in_folder().with_faults();
+    place.env.push(("REPLICATED_TEST_SQLITE_VERSION".to_owned(), "3037002".to_owned()));
+    let mut worker = place.first("WAL", Program::Faulty);
+    let other = replicated_testkit::host::replicated(
+        &place.dir.path().join("other.db"),
+        &format!("file://{}/other", place.dir.path().display()),
+        &[],
+    );
+    let (host, db) = (&mut worker.host, worker.db);
+    host.query(db, &format!("ATTACH '{other}' AS aux"));
+    host.run(db, "CREATE TABLE aux.t(x)");
+    assert_eq!(host.value(db, "SELECT group_concat(DISTINCT schema) FROM replicated_status"), "main");
+    for schema in ["main", "aux"] {
+        let text = host.value(db, &format!("SELECT replicated_status('text', '{schema}')"));
+        assert!(text.as_str().unwrap().starts_with("state "), "{schema}: {text}");
+    }
+    worker.leave();
+}
+
 #[test]
 fn an_outage_is_told_with_what_waits_and_why() {
     let (place, _server, proxy) = behind_a_proxy();

@@ -12,13 +12,18 @@ use crate::types::{TimestampMs, Txid};
 /// What such a text is, in HTTP.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// With more replicas than this there are no histograms, which are most of a text: that is made in the memory of the application.
+const MOST_WITH_HISTOGRAMS: usize = 250;
+
 /// The metrics of these replicas, as Prometheus reads them.
 #[must_use]
 pub fn prometheus(statuses: &[Status]) -> String {
     let mut text = Text { out: String::new(), labels: statuses.iter().map(labels_of).collect(), statuses };
     gauges(&mut text);
     counters(&mut text);
-    histograms(&mut text);
+    if statuses.len() <= MOST_WITH_HISTOGRAMS {
+        histograms(&mut text);
+    }
     text.out
 }
 
