@@ -136,6 +136,12 @@ fn a_process_that_died_is_noticed_with_what_it_left() {
         let (_, text, _) = status(&[place.path().to_str().unwrap()]);
         assert!(text.contains("nobody uploads") && text.contains("at least 5 commits") && text.contains("Start the application"), "{text}");
         assert_eq!(everything(place.dir.path()), files, "{mode}: something was written");
+        // Whoever opens it and has not read from it knows nothing of that yet.
+        let idler = place.start_with(Program::Python, "", &[("close_timeout", "0s")]);
+        let (_, left) = first(&place.path());
+        assert_eq!((&left["uploader"], &left["waiting_commits"]), (&"process".into(), &5.into()), "{mode}: {left}");
+        assert_ne!(left["state"], "idle");
+        drop(idler);
         proxy.set(Mode::Forward).unwrap();
         let mut worker = place.start(Program::Python);
         worker.rows();

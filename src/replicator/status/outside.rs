@@ -56,6 +56,12 @@ pub enum LookError {
     /// What is beside it is of another version, or damaged.
     #[error("{0} is not what this version writes; the next open makes it anew and compares the database with its bucket")]
     Unreadable(PathBuf),
+    /// A process has it open that shares nothing.
+    #[error(
+        "{0} is open in a process that does not tell others how it is: one of another version, or on a file system without shared memory. Ask that process, by \
+         `PRAGMA replicated_status`"
+    )]
+    Untold(PathBuf),
     /// What is beside it was made for another file of that name.
     #[error("{0} belongs to another file that had this name before: this one was not opened with a replica since it is there")]
     OtherFile(PathBuf),
@@ -70,10 +76,10 @@ pub fn look(database: &Path) -> Result<Vec<Status>, LookError> {
     let path = std::fs::canonicalize(database).map_err(told)?;
     let identity = identity(&path).map_err(told)?;
     let look = || {
-        let first = Beside::open(Paths::of(&path))?.status(identity)?;
+        let first = status_of(&Paths::of(&path), identity)?;
         let second = Paths::second_of(&path);
         // One that is not there, or was given up, is none.
-        let second = if second.control().exists() { Beside::open(second).and_then(|beside| beside.status(identity)).ok() } else { None };
+        let second = if second.control().exists() { status_of(&second, identity).ok() } else { None };
         Ok(std::iter::once(first).chain(second).collect())
     };
     // To open and close a control file here that this process has open would drop its locks.
@@ -82,6 +88,19 @@ pub fn look(database: &Path) -> Result<Vec<Status>, LookError> {
         let statuses = opened.iter().flat_map(|replicas| replicas.iter().map(|database| database.status(&Policy::of(&database.options))));
         Ok(statuses.collect())
     })
+}
+
+/// Of one replica. A process that is just opening the database has made its page a moment later.
+fn status_of(paths: &Paths, identity: control::Identity) -> Result<Status, LookError> {
+    const LOOKS: u32 = 10;
+    const PAUSE: Duration = Duration::from_millis(50);
+    for _ in 0..LOOKS {
+        match Beside::open(paths.clone()).and_then(|beside| beside.status(identity)) {
+            Err(LookError::Untold(_)) => std::thread::sleep(PAUSE),
+            told => return told,
+        }
+    }
+    Err(LookError::Untold(paths.database.clone()))
 }
 
 /// What is beside a database.
@@ -117,17 +136,23 @@ impl Beside {
         if saved.identity.is_some_and(|saved| saved != identity) {
             return Err(LookError::OtherFile(paths.directory.clone()));
         }
-        let waiting = if uploader == Uploader::NotOpen { Left::of(&saved, paths, page) } else { Left::default() };
+        let is_open = uploader != Uploader::NotOpen;
+        if is_open && !page.is_begun() {
+            return Err(LookError::Untold(paths.database.clone()));
+        }
         let facts = facts(page, &saved, uploader);
         let (published, frames) = published::of_page(page);
+        // A process that has opened it and not read from it yet knows nothing of what the one before has left.
+        let is_told = is_open && published.known;
+        let waiting = if is_told { Left::default() } else { Left::of(&saved, paths, page) };
         let spool = Waits::beside(&paths.directory, saved.spool_first, saved.spool_next);
         let mode = saved.full.map_or(Mode::Running, Mode::Full);
-        let frames = if uploader == Uploader::NotOpen { waiting.frames } else { frames };
+        let frames = if is_told { frames } else { waiting.frames };
         let local = Local::new(&saved, &mode, saved.attempt.map(|attempt| attempt.size_bytes), spool, frames);
         // Where a process was killed between two stores, or one without the extension has written, what lies there tells more than what was counted.
         let counted = published.sequence.saturating_sub(facts.acked_sequence);
         let found = waiting.commits + spool.files + u64::from(local.batch_bytes.is_some()) + u64::from(saved.full.is_some());
-        let waiting_commits = if uploader == Uploader::NotOpen { counted.max(found) } else { counted };
+        let waiting_commits = if is_told { counted } else { counted.max(found) };
         let remote_txid = facts.remote_txid.max(saved.acked.map(|acked| acked.txid));
         let local_txid = if waiting_commits == 0 { remote_txid } else { local.txid_of_all(remote_txid.map_or(0, Txid::get)) };
         let durability = page.durability.load(Ordering::Relaxed).checked_sub(1).and_then(|at| Durability::ALL.get(at as usize).copied());
@@ -142,7 +167,7 @@ impl Beside {
             waiting_commits,
             lag: lag(page).or_else(|| waiting.oldest(&spool, saved.attempt.map(|attempt| attempt.timestamp_ms))),
             page_size: published.page_size.or_else(|| PageSize::new(saved.page_size)),
-            is_unproved: waiting.is_unproved,
+            is_unproved: waiting.is_unproved && !is_open,
             durability: durability.unwrap_or_default(),
             max_lag: if max_lag_ms == 0 { crate::config::Options::default().max_lag } else { Duration::from_millis(max_lag_ms) },
             max_local_bytes: Some(page.max_local_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0),
