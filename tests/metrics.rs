@@ -287,3 +287,29 @@ os.wait()
     TcpListener::bind(("127.0.0.1", port)).unwrap();
     drop(child_s_input);
 }
+
+/// Rules and dashboards that name what is not there would never fire and show nothing.
+#[test]
+fn the_alerts_and_the_dashboard_name_metrics_that_there_are() {
+    let page = include_str!("../docs/metrics.md");
+    let dashboard = include_str!("../deploy/grafana/replicated.json");
+    let _: Value = serde_json::from_str(dashboard).unwrap();
+    let mut named = 0;
+    for text in [include_str!("../deploy/prometheus/replicated.rules.yml"), dashboard] {
+        for part in text.split("replicated_").skip(1) {
+            let rest: String = part.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            let family = ["_bucket", "_count", "_sum"].iter().fold(rest.as_str(), |name, suffix| name.strip_suffix(suffix).unwrap_or(name));
+            assert!(page.contains(&format!("`replicated_{family}`")), "replicated_{rest} is no metric");
+            named += 1;
+        }
+    }
+    assert!(named > 25, "{named}");
+    // What they are compared with are words of ours.
+    let words: Vec<String> = ["idle", "offline", "fenced", "failed"].map(|word| format!("`{word}`")).to_vec();
+    assert!(words.iter().all(|word| page.contains(word)));
+    let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/replicated.rules.yml");
+    // Prometheus' own tool, where it is installed.
+    if let Ok(output) = Command::new("promtool").args(["check", "rules", rules]).output() {
+        assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    }
+}
