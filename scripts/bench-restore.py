@@ -5,7 +5,7 @@
 
 The bucket is written by Litestream itself, from a database that is filled to its size first and then gets one commit after the other, so that what
 `replicated` reads is what Litestream reads. With an endpoint (an S3-compatible server that takes the key and secret of the environment, a bucket
-`bench` in it) it is restored from there, else from a folder. Standard library only.
+`bench` in it) it is restored from there, else from a folder. Standard library only, with `bench_common.py` beside it.
 """
 
 import argparse
@@ -14,44 +14,18 @@ import os
 import random
 import resource
 import shutil
-import sqlite3
 import statistics
 import subprocess
 import sys
 import time
 
-
-def fill(path, megabytes):
-    """Rows of a kilobyte, half of it compressible, and an index."""
-    database = sqlite3.connect(path, isolation_level=None)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=OFF")
-    database.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, k TEXT, v BLOB)")
-    noise = random.Random(7)
-    rows = megabytes * 1000
-    for start in range(0, rows, 20000):
-        database.execute("BEGIN")
-        database.executemany(
-            "INSERT INTO t(k, v) VALUES(?, ?)",
-            ((f"key {noise.getrandbits(40)}", noise.randbytes(420) + b"some text that repeats " * 22) for _ in range(min(20000, rows - start))),
-        )
-        database.execute("COMMIT")
-    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return database, rows
+from bench_common import environment, fill
 
 
 def level0(arguments, replica):
     """How many level-0 files there are: counted by `replicated list`, for either kind of replica."""
-    listed = subprocess.run([arguments.replicated, "list", replica, "--level", "0"], capture_output=True, text=True, env=environment(arguments))
+    listed = subprocess.run([arguments.replicated, "list", replica, "--level", "0"], capture_output=True, text=True, env=environment(arguments.endpoint))
     return sum(line.strip().startswith("0 ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
-
-
-def environment(arguments):
-    more = {}
-    if arguments.endpoint:
-        more = {"REPLICATED_ENDPOINT": arguments.endpoint, "REPLICATED_PATH_STYLE": "true", "REPLICATED_ALLOW_HTTP": "true", "REPLICATED_REGION": "us-east-1"}
-    # A bundle of authorities is of no use without TLS, and Litestream's client does not start with one.
-    return {name: text for name, text in os.environ.items() if name != "AWS_CA_BUNDLE"} | more
 
 
 def write_bucket(arguments, name, megabytes, increments):
@@ -75,7 +49,7 @@ def write_bucket(arguments, name, megabytes, increments):
             f"      {where}\n      sync-interval: 10ms\n"
         )
     database, rows = fill(path, megabytes)
-    daemon = subprocess.Popen([arguments.litestream, "replicate", "-config", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(arguments))
+    daemon = subprocess.Popen([arguments.litestream, "replicate", "-config", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(arguments.endpoint))
     try:
         time.sleep(15 if megabytes > 50 else 3)
         noise = random.Random(8)
@@ -120,7 +94,7 @@ def digest(path):
 def measure(arguments, name, megabytes, increments):
     config, replica, path = write_bucket(arguments, name, megabytes, increments)
     count = level0(arguments, replica)
-    env = environment(arguments)
+    env = environment(arguments.endpoint)
     output = os.path.join(arguments.folder, "restored.db")
     commands = {
         "litestream": [arguments.litestream, "restore", "-config", config, "-o", output, path],

@@ -326,7 +326,7 @@ fn a_wrong_option_refuses_the_open_and_is_explained() {
             &[],
             &[
                 "unknown parameter something",
-                "allowed are replica, restore, restore_wait, restore_threads, on_conflict, lease, lease_wait, sync_interval",
+                "allowed are replica, replica2, restore, restore_from, restore_wait, restore_threads, on_conflict, lease, lease_wait, sync_interval",
             ],
         ),
         (&[vfs, ("burst", "many")], &[], &["parameter burst", "got \"many\"", "allowed is a number from 1 to 100"]),

@@ -3,12 +3,30 @@
 use std::fmt;
 
 /// Where a value came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A parameter of the database's URI (or a flag of the command-line tool).
     Uri,
     /// An environment variable.
     Env,
+    /// A configuration file.
+    File {
+        /// Its path.
+        path: Box<str>,
+        /// The line, counted from 1.
+        line: u32,
+    },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uri => f.write_str("URI"),
+            Self::Env => f.write_str("environment"),
+            Self::File { path, line: 0 } => f.write_str(&printable(path)),
+            Self::File { path, line } => write!(f, "{}, line {line}", printable(path)),
+        }
+    }
 }
 
 /// What was wrong with an option.
@@ -22,6 +40,8 @@ pub enum Problem {
     },
     /// The same URI parameter twice.
     Duplicate,
+    /// A configuration file that cannot be used, and why.
+    File(String),
     /// A value that is not allowed.
     Invalid {
         /// What it got, shortened and without secrets.
@@ -33,12 +53,12 @@ pub enum Problem {
     },
 }
 
-/// An option that was refused.
+/// An option, or the file of them, that was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The parameter or the environment variable.
+    /// The parameter, the environment variable or the key.
     pub name: String,
-    /// Which of the two it is.
+    /// Which of them it is.
     pub source: Source,
     /// What was wrong.
     pub problem: Problem,
@@ -48,15 +68,20 @@ impl std::error::Error for ConfigError {}
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.source {
+        let kind = match &self.source {
             Source::Uri => "parameter",
             Source::Env => "environment variable",
+            Source::File { .. } => {
+                write!(f, "{}: ", self.source)?;
+                "option"
+            }
         };
         let name = printable(&self.name);
         match &self.problem {
+            Problem::File(why) => f.write_str(&printable(why)),
             Problem::Unknown { did_you_mean: Some(meant) } => write!(f, "unknown {kind} {name}: did you mean {meant}?"),
             Problem::Unknown { did_you_mean: None } => {
-                write!(f, "unknown {kind} {name}; allowed are {}", allowed_names(self.source))
+                write!(f, "unknown {kind} {name}; allowed are {}", allowed_names(&self.source))
             }
             Problem::Duplicate => write!(f, "{kind} {name} is given twice; give it once"),
             Problem::Invalid { got, why, allowed } => {
@@ -66,9 +91,9 @@ impl fmt::Display for ConfigError {
     }
 }
 
-fn allowed_names(source: Source) -> String {
+fn allowed_names(source: &Source) -> String {
     let names = super::table::OPTIONS.iter().map(|spec| match source {
-        Source::Uri => spec.name.to_owned(),
+        Source::Uri | Source::File { .. } => spec.name.to_owned(),
         Source::Env => spec.env_name(),
     });
     names.collect::<Vec<_>>().join(", ")

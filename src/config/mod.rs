@@ -1,11 +1,11 @@
-//! The options of a replicated database: URI parameters over environment variables over defaults.
+//! The options of a replicated database: URI parameters over environment variables over a file over defaults.
 //!
-//! Pure: everything is passed in, nothing is read or opened here. What is unknown or malformed is an error that says what would
+//! Pure, but for `ConfigFile::find`: everything is passed in, nothing is read or opened here. What is unknown or malformed is an error that says what would
 //! be right, because an option that is silently ignored is found out on the day of the restore.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use log::LevelFilter;
@@ -15,12 +15,14 @@ use crate::types::Txid;
 
 mod durability;
 mod error;
+mod file;
 mod table;
 mod upkeep;
 mod value;
 
 pub use durability::{Durability, WaitFor};
 pub use error::{ConfigError, Problem, Source};
+pub use file::{CONFIG_VARIABLE, ConfigFile, FILE_NAME};
 pub use table::{Kind, OPTIONS, OptionSpec};
 pub use upkeep::Upkeep;
 
@@ -30,6 +32,12 @@ pub use upkeep::Upkeep;
 /// Says what is wrong with the text.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     value::duration(text)
+}
+
+/// A replica's or an endpoint's URL without anything in it that may be a secret.
+#[must_use]
+pub fn without_secrets(url: &str) -> String {
+    error::without_secrets(url)
 }
 
 /// Where log lines go.
@@ -46,7 +54,7 @@ pub enum LogTarget {
 /// The options of one database. `OPTIONS` describes each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The replica's URL as given, `{name}` not yet replaced; see `replica_for`. `None`: pass-through.
+    /// The replica's URL as given, `{name}` and `{dir}` not yet replaced; see `replica_for`. `None`: pass-through.
     pub replica: Option<String>,
     /// The second replica's URL, in the same form; see `second`. `None`: there is one.
     pub replica2: Option<String>,
@@ -161,45 +169,65 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads the parameters of a database's URI and the environment of the process. Both may hold what is none of ours: SQLite's
-    /// own parameters, and every variable that does not begin with `REPLICATED_`.
+    /// As `resolve_for`, without a file.
     ///
-    /// An empty environment variable counts as not set. An empty `replica` parameter switches off what the environment says.
+    /// # Errors
+    ///
+    /// As `resolve_for`.
+    pub fn resolve(uri: &[(String, String)], env: &[(String, String)]) -> Result<Self, ConfigError> {
+        Self::resolve_for(None, uri, env, None).map(|resolved| resolved.options)
+    }
+
+    /// Reads the parameters of a database's URI, the environment of the process, and what a file says of that database, or for want of one of all.
+    /// Parameters and environment may hold what is none of ours: SQLite's own parameters, and every variable that does not begin with `REPLICATED_`.
+    ///
+    /// An empty environment variable counts as not set. An empty `replica` parameter switches off what the environment and the file say.
     ///
     /// # Errors
     ///
     /// On the first parameter, then the first variable, that is unknown, malformed or given twice.
-    pub fn resolve(uri: &[(String, String)], env: &[(String, String)]) -> Result<Self, ConfigError> {
+    pub fn resolve_for(
+        database: Option<&Path>,
+        uri: &[(String, String)],
+        env: &[(String, String)],
+        file: Option<&ConfigFile>,
+    ) -> Result<Resolved, ConfigError> {
         let mut options = Self::default();
-        let mut given = BTreeSet::new();
+        let mut given = BTreeMap::new();
         for (name, text) in uri {
             let spec = match table::find(name) {
                 Some(spec) => spec,
                 None if table::SQLITE_PARAMETERS.contains(&name.as_str()) => continue,
-                None => return Err(unknown_parameter(name)),
+                None => return Err(unknown(name, Source::Uri)),
             };
-            if !given.insert(spec.name) {
+            if given.insert(spec.name, Given { source: Source::Uri, text: text.clone() }).is_some() {
                 return Err(ConfigError { name: name.clone(), source: Source::Uri, problem: Problem::Duplicate });
             }
             options.set(spec, text).map_err(|why| invalid(spec, Source::Uri, text, why))?;
         }
         for (name, text) in env {
             let Some(spec) = option_of_variable(name)? else { continue };
-            if !text.is_empty() && !given.contains(spec.name) {
+            if !text.is_empty() && !given.contains_key(spec.name) {
                 options.set(spec, text).map_err(|why| invalid(spec, Source::Env, text, why))?;
+                given.insert(spec.name, Given { source: Source::Env, text: text.clone() });
+            }
+        }
+        for entry in file.into_iter().flat_map(|file| file.entries_for(database)) {
+            if !given.contains_key(entry.spec.name) {
+                options.set(entry.spec, &entry.text).map_err(|why| invalid(entry.spec, entry.source.clone(), &entry.text, why))?;
+                given.insert(entry.spec.name, Given { source: entry.source.clone(), text: entry.text.clone() });
             }
         }
         if options.replica.is_none()
             && let Some(text) = options.replica2.take()
             // One that is switched off is both.
-            && !given.contains("replica")
-            && let Some(spec) = table::find("replica2")
+            && !given.contains_key("replica")
+            && let (Some(spec), Some(given)) = (table::find("replica2"), given.get("replica2"))
         {
-            let source = if given.contains(spec.name) { Source::Uri } else { Source::Env };
-            return Err(invalid(spec, source, &text, "there is no replica beside it".to_owned()));
+            return Err(invalid(spec, given.source.clone(), &text, "there is no replica beside it".to_owned()));
         }
-        options.upkeep.agrees().map_err(|(name, why)| contradiction(name, uri, env, why))?;
-        Ok(options)
+        options.upkeep.agrees().map_err(|(name, why)| contradiction(name, &given, why))?;
+        Ok(Resolved { options, given })
     }
 
     /// Whether a parameter of a URI that says nothing of us is an option all the same, or a slip of one: where the environment alone asks for
@@ -212,10 +240,12 @@ impl Options {
             || name.len() >= TELLING_LETTERS && error::closest(name, table::OPTIONS.iter().map(|spec| spec.name)).is_some()
     }
 
-    /// The replica's URL for a database, by its file name without directories.
+    /// The replica's URL for a database, by its path.
     #[must_use]
-    pub fn replica_for(&self, database_file_name: &str) -> Option<String> {
-        Some(self.replica.as_ref()?.replace("{name}", &url_encoded(database_file_name)))
+    pub fn replica_for(&self, database: &Path) -> Option<String> {
+        let name = |path: Option<&Path>| url_encoded(path.and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default());
+        // A name that looks like the other placeholder is encoded.
+        Some(self.replica.as_ref()?.replace("{name}", &name(Some(database))).replace("{dir}", &name(database.parent())))
     }
 
     /// The same options for the second replica, as if it were the only one; `None` where there is none.
@@ -283,22 +313,45 @@ impl Options {
     }
 }
 
-/// Two options that are right by themselves and do not go together. The parameter is the one to be named, if it was given as one.
-fn contradiction(name: &str, uri: &[(String, String)], env: &[(String, String)], why: String) -> ConfigError {
-    let given = |list: &[(String, String)], name: &str| list.iter().find(|(given, _)| given == name).map(|(_, text)| text.clone());
-    let spec = table::find(name);
-    let variable = spec.map(OptionSpec::env_name).unwrap_or_default();
-    let (source, name, got) = match given(uri, name) {
-        Some(got) => (Source::Uri, name.to_owned(), got),
-        None => (Source::Env, variable.clone(), given(env, &variable).unwrap_or_default()),
-    };
-    ConfigError { name, source, problem: Problem::Invalid { got, why, allowed: spec.map(|spec| spec.kind.allowed()).unwrap_or_default() } }
+/// What was found, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The options.
+    pub options: Options,
+    /// Those that are not left to their default, by name.
+    pub given: BTreeMap<&'static str, Given>,
 }
 
-fn unknown_parameter(name: &str) -> ConfigError {
-    let candidates = table::OPTIONS.iter().map(|spec| spec.name).chain(table::SQLITE_PARAMETERS.iter().copied());
+/// What was said of an option.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// Where.
+    pub source: Source,
+    text: String,
+}
+
+impl Given {
+    /// What was said, without what may be a secret.
+    #[must_use]
+    pub fn shown(&self, name: &str) -> String {
+        shown(name, &self.text)
+    }
+}
+
+/// Two options that are right by themselves and do not go together.
+fn contradiction(name: &str, given: &BTreeMap<&'static str, Given>, why: String) -> ConfigError {
+    let (source, got) = given.get(name).map_or((Source::Uri, String::new()), |given| (given.source.clone(), given.text.clone()));
+    match table::find(name) {
+        Some(spec) => invalid(spec, source, &got, why),
+        None => ConfigError { name: name.to_owned(), source, problem: Problem::Invalid { got, why, allowed: String::new() } },
+    }
+}
+
+fn unknown(name: &str, source: Source) -> ConfigError {
+    let of_sqlite = if source == Source::Uri { table::SQLITE_PARAMETERS } else { &[] };
+    let candidates = table::OPTIONS.iter().map(|spec| spec.name).chain(of_sqlite.iter().copied());
     let did_you_mean = error::closest(name, candidates);
-    ConfigError { name: name.to_owned(), source: Source::Uri, problem: Problem::Unknown { did_you_mean } }
+    ConfigError { name: name.to_owned(), source, problem: Problem::Unknown { did_you_mean } }
 }
 
 /// The option that an environment variable sets; `None` for variables that are none of ours or no options.
@@ -315,15 +368,16 @@ fn option_of_variable(name: &str) -> Result<Option<&'static OptionSpec>, ConfigE
 }
 
 fn invalid(spec: &OptionSpec, source: Source, text: &str, why: String) -> ConfigError {
-    let got = match spec.name {
+    let name = if source == Source::Env { spec.env_name() } else { spec.name.to_owned() };
+    ConfigError { name, source, problem: Problem::Invalid { got: shown(spec.name, text), why, allowed: spec.kind.allowed() } }
+}
+
+/// An option's value without what may be a secret.
+fn shown(name: &str, text: &str) -> String {
+    match name {
         "replica" | "replica2" | "endpoint" => error::without_secrets(text),
         _ => text.to_owned(),
-    };
-    let name = match source {
-        Source::Uri => spec.name.to_owned(),
-        Source::Env => spec.env_name(),
-    };
-    ConfigError { name, source, problem: Problem::Invalid { got, why, allowed: spec.kind.allowed() } }
+    }
 }
 
 /// Whether the store understands the URL is the store's to say; here only the form and the placeholders are looked at.
@@ -335,12 +389,12 @@ fn replica(text: &str) -> Result<Option<String>, String> {
     if scheme.is_empty() || rest.is_empty() {
         return Err("it is incomplete".to_owned());
     }
-    let without_name = text.replace("{name}", "");
+    let without_name = text.replace("{name}", "").replace("{dir}", "");
     match without_name.find(['{', '}']) {
         Some(at) if without_name.get(at..).is_some_and(|rest| rest.starts_with('{') && rest.contains('}')) => {
-            Err("it has an unknown placeholder: {name} is the only one".to_owned())
+            Err("it has an unknown placeholder: there are {name} and {dir}".to_owned())
         }
-        Some(_) => Err("it has a brace that belongs to no placeholder: {name} is the only one".to_owned()),
+        Some(_) => Err("it has a brace that belongs to no placeholder: there are {name} and {dir}".to_owned()),
         None => Ok(Some(text.to_owned())),
     }
 }

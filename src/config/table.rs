@@ -80,7 +80,7 @@ impl Kind {
 }
 
 /// One option.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OptionSpec {
     /// Its name as a URI parameter.
     pub name: &'static str,

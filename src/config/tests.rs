@@ -190,9 +190,9 @@ fn the_bounds_of_each_range_are_allowed() {
 #[test]
 fn the_name_of_the_database_stands_in_for_the_placeholder() {
     let options = resolve(&[], &[("REPLICATED_REPLICA", "s3://bucket/{name}/x")]).unwrap();
-    assert_eq!(options.replica_for("app.db").as_deref(), Some("s3://bucket/app.db/x"));
-    assert_eq!(options.replica_for("my app?.db").as_deref(), Some("s3://bucket/my%20app%3F.db/x"));
-    assert_eq!(Options::default().replica_for("app.db"), None);
+    assert_eq!(options.replica_for(Path::new("/srv/acme/app.db")).as_deref(), Some("s3://bucket/app.db/x"));
+    assert_eq!(options.replica_for(Path::new("/srv/my app?.db")).as_deref(), Some("s3://bucket/my%20app%3F.db/x"));
+    assert_eq!(Options::default().replica_for(Path::new("/srv/acme/app.db")), None);
     assert!(message(&[], &[("REPLICATED_REPLICA", "s3://b/{nmae}")]).contains("unknown placeholder"));
     assert!(message(&[], &[("REPLICATED_REPLICA", "s3://b/{name")]).contains("brace"));
     assert!(message(&[], &[("REPLICATED_REPLICA", "s3://b/name}")]).contains("brace"));
@@ -202,7 +202,7 @@ fn the_name_of_the_database_stands_in_for_the_placeholder() {
 fn the_second_replica_is_an_option_of_one_that_has_a_first() {
     let both = resolve(&[("replica2", "s3://b2/{name}")], &[("REPLICATED_REPLICA", "s3://b/{name}"), ("REPLICATED_ADOPT2", "1c")]).unwrap();
     let second = both.second().unwrap();
-    assert_eq!(second.replica_for("app.db").as_deref(), Some("s3://b2/app.db"));
+    assert_eq!(second.replica_for(Path::new("/srv/acme/app.db")).as_deref(), Some("s3://b2/app.db"));
     assert_eq!((second.adopt, second.replica2, both.adopt), (Txid::from_hex("1c"), None, None));
     assert_eq!(resolve(&[], &[("REPLICATED_REPLICA", "s3://b/p")]).unwrap().second(), None);
     // Switched off: the second one by itself, or both.

@@ -93,8 +93,7 @@ pub(crate) fn restore_if_missing(path: &Path, options: &Options, start_thread: S
     if !is_missing(&paths)? && !has_note(&paths) {
         return Ok(());
     }
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let parsed = |options: &Options| ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default());
+    let parsed = |options: &Options| ReplicaUrl::parse(&options.replica_for(path).unwrap_or_default());
     let second = options.second().map(|options| parsed(&options).map_err(IfMissingError::SecondUrl)).transpose()?;
     let places = Places { first: parsed(options)?, second };
     let options = options.clone();

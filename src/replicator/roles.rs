@@ -47,10 +47,9 @@ pub(crate) struct Urls {
 
 impl Urls {
     pub(crate) fn of(path: &Path, options: &Options) -> Result<Self, OpenError> {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let first = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
+        let first = ReplicaUrl::parse(&options.replica_for(path).unwrap_or_default())?;
         let Some(second) = options.second() else { return Ok(Self { first, second: None }) };
-        let second = ReplicaUrl::parse(&second.replica_for(name).unwrap_or_default()).map_err(OpenError::SecondUrl)?;
+        let second = ReplicaUrl::parse(&second.replica_for(path).unwrap_or_default()).map_err(OpenError::SecondUrl)?;
         if first.meets(&second, options.endpoint.as_deref()) {
             return Err(OpenError::SamePlace { first: first.to_string(), second: second.to_string() });
         }

@@ -13,7 +13,7 @@ use super::abi::{
 use super::api::{ApiError, ApiRoutines, SqliteApi};
 use super::base::BaseVfs;
 use super::{file, host};
-use crate::config::Options;
+use crate::config::{ConfigFile, Options};
 use crate::replicator::database::Host;
 use crate::replicator::durability::Policy;
 use crate::replicator::if_missing::restore_if_missing;
@@ -132,16 +132,22 @@ fn environment() -> Vec<(String, String)> {
         .collect()
 }
 
-/// Decides by the URI parameters and the environment. All parameters are ours that come with `vfs=replicated` or a replica; where only a variable
-/// asks for replication, those are that look like it. The variables always are, so that a misspelt one does not leave a database without
-/// replication in silence.
-fn plan(parameters: &[(String, String)], environment: &[(String, String)], flags: c_int) -> Result<Plan, String> {
+/// Decides by the URI parameters, the environment and the configuration file. All parameters are ours that come with `vfs=replicated` or a replica; where
+/// only a variable or the file asks for replication, those are that look like it. The variables always are, so that a misspelt one does not leave a database
+/// without replication in silence.
+fn plan(path: &Path, parameters: &[(String, String)], environment: &[(String, String)], flags: c_int) -> Result<Plan, String> {
     let given = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let file = ConfigFile::find(Some(path), environment).map_err(|error| {
+        log_where_asked(path, parameters, environment, None);
+        error.to_string()
+    })?;
     let named = given("vfs") == NAME.to_str().ok() || given("replica").is_some();
-    let asked_for = environment.iter().any(|(name, _)| name == "REPLICATED_REPLICA");
+    let asked_for =
+        environment.iter().any(|(name, _)| name == "REPLICATED_REPLICA") || file.as_ref().is_some_and(|file| file.asks_for(path));
     let ours: Vec<_> = parameters.iter().filter(|(name, _)| named || asked_for && Options::is_meant(name)).cloned().collect();
-    let options = Options::resolve(&ours, environment).map_err(|error| {
-        log_where_asked(&ours, environment);
+    let resolved = Options::resolve_for(Some(path), &ours, environment, file.as_ref());
+    let options = resolved.map(|resolved| resolved.options).map_err(|error| {
+        log_where_asked(path, &ours, environment, file.as_ref());
         error.to_string()
     })?;
     let switched_on = |name: &str| given(name).is_some_and(|v| !matches!(v, "0" | "no" | "false" | "off"));
@@ -156,16 +162,16 @@ fn plan(parameters: &[(String, String)], environment: &[(String, String)], flags
 }
 
 /// Heeds `log` and `log_level` where another option is refused: that is when they are needed.
-fn log_where_asked(parameters: &[(String, String)], environment: &[(String, String)]) {
+fn log_where_asked(path: &Path, parameters: &[(String, String)], environment: &[(String, String)], file: Option<&ConfigFile>) {
     let of_log = |all: &[(String, String)], names: [&str; 2]| -> Vec<(String, String)> {
         all.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect()
     };
     let parameters = of_log(parameters, ["log", "log_level"]);
     let environment = of_log(environment, ["REPLICATED_LOG", "REPLICATED_LOG_LEVEL"]);
-    if !(parameters.is_empty() && environment.is_empty())
-        && let Ok(options) = Options::resolve(&parameters, &environment)
+    if let Ok(resolved) = Options::resolve_for(Some(path), &parameters, &environment, file)
+        && ["log", "log_level"].iter().any(|name| resolved.given.contains_key(name))
     {
-        crate::logging::configure(&options);
+        crate::logging::configure(&resolved.options);
     }
 }
 
@@ -178,13 +184,13 @@ unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, fl
     if flags & SQLITE_OPEN_MAIN_DB != 0 && !name.is_null() {
         // SAFETY: a main database's name carries its URI parameters.
         let parameters = unsafe { registered.api.uri_parameters(name) };
+        // SAFETY: the name is a C string.
+        let path = unsafe { path_of(name) };
         let planned =
-            catch_unwind(|| plan(&parameters, &environment(), flags)).unwrap_or_else(|_| Err("a fault in the extension".to_owned()));
+            catch_unwind(|| plan(path, &parameters, &environment(), flags)).unwrap_or_else(|_| Err("a fault in the extension".to_owned()));
         match planned {
             Ok(Plan::PassThrough) => {}
             Ok(Plan::RestoreOnly(options)) => {
-                // SAFETY: the name is a C string.
-                let path = unsafe { path_of(name) };
                 if let Err(error) = restore_first(path, &options) {
                     return refuse(&error);
                 }
@@ -415,7 +421,7 @@ mod tests {
     }
 
     fn plan_of(parameters: &[(&str, &str)], environment: &[(&str, &str)]) -> Result<bool, String> {
-        let plan = plan(&pairs(parameters), &pairs(environment), SQLITE_OPEN_MAIN_DB)?;
+        let plan = plan(Path::new("/srv/app.db"), &pairs(parameters), &pairs(environment), SQLITE_OPEN_MAIN_DB)?;
         Ok(matches!(plan, Plan::Replicate(_)))
     }
 

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod adopt;
 mod against;
+mod config;
 mod copy;
 mod file_head;
 mod follow;
@@ -47,6 +48,7 @@ enum Command {
     Copy(copy::Args),
     Status(status::Args),
     Metrics(metrics::Args),
+    Config(config::Args),
 }
 
 const EXIT_CODES: &str =
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         Command::Copy(args) => copy::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Metrics(args) => metrics::run(&args),
+        Command::Config(args) => config::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

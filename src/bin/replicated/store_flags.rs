@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::Args;
-use replicated::config::Options;
+use replicated::config::{ConfigError, ConfigFile, Options, Resolved};
 use replicated::store::{ReplicaUrl, Store};
 
 use crate::Failure;
@@ -47,10 +47,10 @@ impl StoreFlags {
         let environment: Vec<(String, String)> =
             std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?))).collect();
         let flags = self.as_parameters();
-        let options = Options::resolve(&flags, &environment).map_err(|error| Failure::Usage(error.to_string()))?;
-        let is_level_given =
-            self.log_level.is_some() || environment.iter().any(|(name, text)| name == "REPLICATED_LOG_LEVEL" && !text.is_empty());
-        crate::log_to_stderr(if is_level_given { options.log_level } else { log::LevelFilter::Warn });
+        let of_config = |error: ConfigError| Failure::Usage(error.to_string());
+        let file = ConfigFile::find(None, &environment).map_err(of_config)?;
+        let Resolved { options, given } = Options::resolve_for(None, &flags, &environment, file.as_ref()).map_err(of_config)?;
+        crate::log_to_stderr(if given.contains_key("log_level") { options.log_level } else { log::LevelFilter::Warn });
         let url = ReplicaUrl::parse(url).map_err(|error| Failure::Usage(error.to_string()))?;
         replicated::store::open(&url, &options.store_options()).map_err(|error| Failure::Usage(error.to_string()))
     }

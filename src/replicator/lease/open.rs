@@ -97,8 +97,7 @@ pub(crate) fn take_at_open(path: &Path, options: &Options, start_thread: StartTh
 }
 
 fn take(path: &Path, which: Which, options: Options, start_thread: StartThread) -> Result<Taken, LeaseOpenError> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let url = ReplicaUrl::parse(&options.replica_for(name).unwrap_or_default())?;
+    let url = ReplicaUrl::parse(&options.replica_for(path).unwrap_or_default())?;
     let paths = which.paths(path);
     let (to, from) = mpsc::sync_channel(1);
     let body = move || {

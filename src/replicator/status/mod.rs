@@ -61,6 +61,10 @@ impl Local {
         // One that was frozen before the full state became due goes before it, whatever it contains.
         let (is_under_way, goes_before) = if self.full.is_some() { (self.is_full_read, has_batch) } else { (has_batch, false) };
         let has_more = self.spool.files > 0 || self.frames > 0;
+        if self.full.is_none() && !has_batch && !has_more && self.acked > 0 {
+            // All of it has been acknowledged, which the count of commits has not heard of yet.
+            return Txid::new(newest);
+        }
         Txid::new(newest + 1 + u64::from(goes_before) + u64::from(is_under_way && has_more))
     }
 
