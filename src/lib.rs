@@ -29,4 +29,9 @@ mod vfs;
 #[cfg(feature = "fault-injection")]
 pub use replicator::clock::simulated as simulated_clock;
 pub use replicator::remember::{RememberError, adopt};
-pub use vfs::{ApiRoutines, HostFunctions, NOT_ACKNOWLEDGED, RegisterError, extension_init, last_refusal, register_with};
+pub use vfs::{
+    ApiRoutines, HostFunctions, NOT_ACKNOWLEDGED, OLDEST_SQLITE, RegisterError, extension_init, has_wal_reset_bug, last_refusal,
+    register_with,
+};
+#[cfg(feature = "cli")]
+pub use vfs::{ForeignSqlite, inspect_sqlite};

@@ -62,6 +62,18 @@ impl Home {
     }
 }
 
+impl Home {
+    /// A fresh path of a store that others wrote, where the environment names one and what it takes to use it.
+    fn named(variable: &str) -> Option<Self> {
+        let base = std::env::var(variable).ok()?;
+        let (base, query) = base.split_once('?').unwrap_or((&base, ""));
+        let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AZURE_STORAGE_ACCOUNT_KEY"];
+        let env = keys.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect();
+        let bucket = Bucket { url: format!("{base}/{:016x}?{query}", fastrand::u64(..)), env };
+        Some(Self { bucket, _dir: tempfile::tempdir().unwrap(), _server: None })
+    }
+}
+
 /// A database and its bucket, with some life behind it.
 struct Source {
     dir: tempfile::TempDir,
@@ -72,7 +84,11 @@ struct Source {
 
 impl Source {
     fn new(kind: Kind) -> Self {
-        let (dir, home) = (tempfile::tempdir().unwrap(), Home::new(kind));
+        Self::at(Home::new(kind))
+    }
+
+    fn at(home: Home) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let mut host = Host::start(Program::Python, &home.bucket.env);
         let options = [("sync_interval", "10ms"), ("burst", "100")];
         let db = host.open(&host::replicated(&dir.path().join("app.db"), &home.bucket.url, &options));
@@ -98,7 +114,11 @@ impl Source {
 
     /// Levels and a second snapshot, and level 0 behind it.
     fn grown(kind: Kind) -> Self {
-        let mut source = Self::new(kind);
+        Self::new(kind).grows()
+    }
+
+    fn grows(self) -> Self {
+        let mut source = self;
         source.commit(8);
         source.maintain(Duration::from_secs(5));
         source.commit(5);
@@ -546,4 +566,53 @@ fn the_command_shows_does_and_tells() {
     let nowhere = format!("file://{}", to.bucket.url.strip_prefix("file://").unwrap().to_owned() + "/nothing");
     assert_eq!(cli(&[&nowhere, &to_url], &[]).0, 1);
     assert!(matches!(restore::plan(&[], Target::Latest), Err(PlanError::Empty)));
+}
+
+/// From S3 to Azure and back, by implementations that others wrote, where `scripts/test-stores.sh` has started them.
+#[test]
+fn real_stores_s3_and_azure_and_back() {
+    let names_of = ["REPLICATED_TEST_S3", "REPLICATED_TEST_ABS", "REPLICATED_TEST_S3"].map(Home::named);
+    let [Some(s3), Some(azure), Some(back)] = names_of else {
+        eprintln!("REPLICATED_TEST_S3 and REPLICATED_TEST_ABS are not both set: not tried");
+        return;
+    };
+    let mut source = Source::at(s3);
+    // A file of several parts, first of all.
+    source.host.run(source.db, "INSERT INTO t(x) VALUES (randomblob(19000000))");
+    source = source.grows();
+    // Maintained as if days had passed, it promises no more than its newest snapshot.
+    let scope = Scope { history: Duration::ZERO, exact: Duration::ZERO, ..Scope::default() };
+    let whole = |bucket: &Bucket| {
+        let report = verify::read(&Verifier::new(bucket.store(), scope.clone()), maintenance::now()).unwrap();
+        assert_eq!(report.outcome(), Outcome::Verified, "{}: {report:#?}", bucket.url);
+    };
+    for round in 0..2_u32 {
+        for (from, to) in [(source.bucket(), &azure.bucket), (&azure.bucket, &back.bucket)] {
+            let (code, told, errors) = cli(&[&from.url, &to.url, "--mirror", "--json"], &from.env);
+            assert_eq!((code, &told["status"]), (0, &"done".into()), "{errors}");
+            assert!(!told["copied"].as_array().unwrap().is_empty());
+            assert_eq!(told["deleted"].as_array().unwrap().is_empty(), round == 0, "{told:#}");
+            assert_eq!(names(from), names(to));
+            source.is_restored_by(to);
+            whole(to);
+            // Nothing is left to be done.
+            assert!(done(from, to, &mirror()).copied.is_empty());
+        }
+        // Each object, and the time of its last commit.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (first, last) = (source.bucket().store(), back.bucket.store());
+        for file in source.bucket().list() {
+            runtime.block_on(async {
+                let heads = [first.head(&file.name).await.unwrap(), last.head(&file.name).await.unwrap()];
+                assert_eq!(heads[0], heads[1]);
+                let read = async |store: &Arc<dyn Store>| store.get_range(&file.name, 0..file.size_bytes).await.unwrap();
+                assert!(read(&first).await == read(&last).await, "{}", file.name);
+            });
+        }
+        source.commit(3);
+        // The floor moves on, and what was before it goes.
+        source.maintain(26 * HOUR);
+        source.maintain(60 * HOUR);
+        source.commit(2);
+    }
 }

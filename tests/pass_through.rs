@@ -375,6 +375,21 @@ fn a_wrong_option_refuses_the_open_and_is_explained() {
         assert!(!reason.contains("secret"), "{reason}");
         place.assert_untouched();
     }
+    // Where the system refuses, that is told, and not what was wrong before.
+    let folder = place.file("not-there").join("app.db");
+    let uri = host::uri(&folder, &[vfs, replica]);
+    let missing = host::uri(&place.file("missing.db"), &[vfs, replica, ("mode", "rw")]);
+    for (uri, told) in [(uri, "its folder is not there"), (missing, "it is not there, and this connection makes none")] {
+        let said = shell(
+            &[],
+            &format!(
+                "ATTACH '{}' AS x;\nATTACH '{uri}' AS y;\nSELECT 'reason: ' || replicated_last_error();",
+                host::uri(&place.path(), &[vfs, ("replica", "nonsense")])
+            ),
+        );
+        let reason = said.lines().find_map(|line| line.strip_prefix("reason: ")).unwrap_or_default();
+        assert!(reason.contains("the system does not open this database") && reason.contains(told), "{said}");
+    }
     // What is right goes on after what was wrong, and nothing was refused where nothing was.
     let said = shell(&[], &format!("SELECT replicated_last_error() IS NULL;\nATTACH '{}' AS x;\nSELECT 'opened';", place.uri(&[])));
     assert!(said.contains("1\nopened\n"), "{said}");

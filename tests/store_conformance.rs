@@ -58,6 +58,29 @@ async fn conformance(store: &dyn Store, traits: Traits, foreign: Option<&dyn Fn(
     the_probe_tells_the_truth(store, traits).await;
     the_lock_is_replaced_by_one_who_has_read_it(store).await;
     the_note_is_another_object(store).await;
+    a_scratch_object_comes_and_goes(store, traits).await;
+}
+
+/// Nobody else sees it, and what is asked of it is answered as it is of files.
+async fn a_scratch_object_comes_and_goes(store: &dyn Store, traits: Traits) {
+    let (scratch, before) = (store.scratch().unwrap(), store.list(Level::ZERO, None).await.unwrap());
+    let is_listed = async || scratch.list().await.unwrap().iter().any(|name| scratch.name().ends_with(name.as_str()));
+    assert!(!is_listed().await);
+    assert_eq!(scratch.read().await.unwrap_err().kind, StoreErrorKind::NotFound);
+    assert_eq!(scratch.create(body(1, 100)).await.unwrap(), Some(Created::New));
+    let again = if traits.creates_atomically { Created::AlreadyExists } else { Created::New };
+    assert_eq!(scratch.create(body(1, 100)).await.unwrap(), Some(again));
+    assert!(!scratch.replace_on_false_condition(body(2, 100)).await.unwrap());
+    assert_eq!(scratch.read().await.unwrap(), body(1, 100));
+    scratch.put(body(3, 70_000)).await.unwrap();
+    assert_eq!(scratch.read().await.unwrap(), body(3, 70_000));
+    assert!(is_listed().await);
+    assert_eq!(store.list(Level::ZERO, None).await.unwrap(), before);
+    scratch.begin_parts().await.unwrap();
+    for _ in 0..2 {
+        scratch.delete().await.unwrap();
+        assert!(!is_listed().await);
+    }
 }
 
 /// Beside the lock, which it leaves alone, and replaced in the same way.

@@ -112,6 +112,9 @@ fn a_dead_network_is_unreachable_and_a_silent_one_times_out() {
         for (_, error) in failures(&*store).await {
             assert_eq!(error.kind, Kind::Unreachable, "{error}");
             assert!(error.is_transient() && error.cause.contains("refused"), "{error}");
+            // Where it was asked is said, and nothing is said twice.
+            assert!(error.cause.starts_with(&proxy.endpoint()) && error.advice.contains("listens"), "{error}");
+            assert!(!error.cause.contains("error sending request"), "{error}");
         }
         proxy.set(Mode::Hang).unwrap();
         for (_, error) in failures(&*store).await {
@@ -137,6 +140,7 @@ fn a_server_that_speaks_no_tls_is_unreachable() {
     let url = format!("s3://replicas/db?endpoint={}", server.endpoint().replace("http://", "https://"));
     let error = run(open(&url, &env).list(Level::ZERO, None)).unwrap_err();
     assert_eq!(error.kind, Kind::Unreachable, "{error}");
+    assert!(error.advice.contains("no TLS"), "{error}");
 }
 
 /// A server that gives each request the next of some answers, the last one again and again.

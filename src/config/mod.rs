@@ -118,6 +118,8 @@ pub struct Options {
     pub maintenance: bool,
     /// How.
     pub upkeep: Upkeep,
+    /// How often it verifies what the bucket has; zero for never.
+    pub verify_every: Duration,
     /// See `OPTIONS`.
     pub refuse_lost_tail: bool,
     /// See `OPTIONS`.
@@ -161,6 +163,7 @@ impl Default for Options {
             profile: None,
             maintenance: true,
             upkeep: Upkeep::default(),
+            verify_every: Duration::ZERO,
             refuse_lost_tail: false,
             adopt: None,
             adopt2: None,
@@ -279,7 +282,8 @@ impl Options {
             "restore_threads" => self.restore_threads = count_within(spec, text)?,
             "restore" => self.restore_if_missing = one_of(text, ["never", "if-missing"])?,
             "on_conflict" => self.readonly_on_conflict = one_of(text, ["continue", "readonly"])?,
-            "lease" => self.lease = lease(spec, text)?,
+            // Long enough to be renewed over a network.
+            "lease" => self.lease = zero_or(spec, text, table::SHORTEST_LEASE, "200ms or more, or 0s for none")?,
             "lease_wait" => self.lease_wait = duration_within(spec, text)?,
             "sync_interval" => self.sync_interval = duration_within(spec, text)?,
             "burst" => self.burst = count_within(spec, text)?,
@@ -303,6 +307,7 @@ impl Options {
             "ca_bundle" => self.ca_bundle = Some(non_empty(text)?.into()),
             "profile" => self.profile = Some(non_empty(text)?),
             "maintenance" => self.maintenance = !one_of(text, ["on", "off"])?,
+            "verify_every" => self.verify_every = zero_or(spec, text, table::LEAST_VERIFY, "1m or more, or 0s for never")?,
             name if Upkeep::has(name) => self.upkeep.set(name, text)?,
             "refuse_lost_tail" => self.refuse_lost_tail = value::switch(text)?,
             "adopt" => self.adopt = Some(Txid::from_hex(text).ok_or("that is no TXID")?),
@@ -408,11 +413,10 @@ fn duration_within(spec: &OptionSpec, text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Nothing, or long enough to be renewed over a network.
-fn lease(spec: &OptionSpec, text: &str) -> Result<Duration, String> {
+/// Nothing, or as long as that.
+fn zero_or(spec: &OptionSpec, text: &str, least: Duration, allowed: &str) -> Result<Duration, String> {
     let duration = duration_within(spec, text)?;
-    let is_long_enough = duration.is_zero() || duration >= table::SHORTEST_LEASE;
-    if is_long_enough { Ok(duration) } else { Err("that is too short: 200ms or more, or 0s for none".to_owned()) }
+    if duration.is_zero() || duration >= least { Ok(duration) } else { Err(format!("that is too short: {allowed}")) }
 }
 
 fn count_within(spec: &OptionSpec, text: &str) -> Result<u32, String> {

@@ -115,6 +115,9 @@ pub(super) const SQLITE_PARAMETERS: &[&str] = &["vfs", "mode", "cache", "psow", 
 /// A shorter lease is over before it is renewed.
 pub(super) const SHORTEST_LEASE: Duration = Duration::from_millis(200);
 
+/// More often a bucket is not read from its beginning to its end.
+pub(super) const LEAST_VERIFY: Duration = Duration::from_secs(60);
+
 /// Ten years.
 const MOST_HISTORY_MS: u64 = 3650 * 24 * 3_600_000;
 
@@ -297,6 +300,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         Kind::Count { min: 1, max: 100_000 },
         "100",
         "Another one is made as well when the changes since are so large, in hundredths of its size.",
+    ),
+    option(
+        "verify_every",
+        durations(0, MOST_HISTORY_MS),
+        "0s",
+        "How often the process that uploads reads the newest state's files in the bucket to their end and verifies them, say `24h`: from `1m`. `0s`: never.",
     ),
     option(
         "refuse_lost_tail",

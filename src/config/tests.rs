@@ -27,6 +27,7 @@ fn every_option_of_the_table_can_be_set_both_ways() {
     for spec in OPTIONS {
         let text = match spec.kind {
             Kind::Replica => "s3://bucket/path",
+            Kind::Duration { max, .. } if max > Duration::from_secs(24 * 3600) => "2m",
             Kind::Duration { .. } => "200ms",
             Kind::Count { .. } => "7",
             Kind::Bytes { .. } => "100MB",
@@ -135,6 +136,9 @@ fn values_out_of_range_say_what_they_got_and_what_is_allowed() {
         ("lease", "199ms"),
         ("lease", "61m"),
         ("lease", "30"),
+        ("verify_every", "59s"),
+        ("verify_every", "24"),
+        ("verify_every", "87601h"),
         ("lease_wait", "61m"),
         ("durability", "full"),
         ("durability", "Remote"),
@@ -167,6 +171,9 @@ fn the_bounds_of_each_range_are_allowed() {
         ("lease", "0s"),
         ("lease", "200ms"),
         ("lease", "1h"),
+        ("verify_every", "0s"),
+        ("verify_every", "1m"),
+        ("verify_every", "87600h"),
         ("lease_wait", "0s"),
         ("close_timeout", "0s"),
         ("close_timeout", "10m"),

@@ -279,6 +279,9 @@ impl Copier {
             }
             Moved::Gone => report.gone += 1,
             Moved::Damaged(why) => report.problems.push(format!("{} in {} is not copied: {why}", file.name, self.from.url())),
+            Moved::Locked(why) => {
+                report.problems.push(format!("{} in {} is damaged and cannot be replaced: {why}", file.name, self.to.url()));
+            }
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) enum Moved {
     Gone,
     /// The source's is damaged.
     Damaged(String),
+    /// The destination's is damaged, and the store does not let it go.
+    Locked(String),
 }
 
 /// An object as it was read and verified.
@@ -54,7 +56,10 @@ pub(super) async fn put(to: &dyn Store, file: &Listed, body: &Body) -> Result<Mo
 pub(super) async fn stream(from: &dyn Store, to: &dyn Store, file: &Listed, replaces: bool) -> Result<Moved, CopyError> {
     if replaces {
         match parts(from, file, None).await? {
-            Ok(_) => retried(async || to.delete(&[file.name]).await).await?,
+            Ok(_) => match retried(async || to.delete(&[file.name]).await).await {
+                Err(error) if !error.is_transient() => return Ok(Moved::Locked(error.to_string())),
+                deleted => deleted?,
+            },
             Err(moved) => return Ok(moved),
         }
     }

@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 pub(crate) use self::guard::LeasedStore;
 pub(crate) use self::node::node_of;
 pub(crate) use self::open::{Taken, take_at_open};
-use self::record::Record;
+pub(crate) use self::record::Record;
 use super::database::{Database, now_ms};
 use super::progress::ReplicationState;
 use super::step::panic_text;

@@ -76,6 +76,11 @@ impl Paths {
         self.directory.join("bucket")
     }
 
+    /// What was last found when the bucket was verified.
+    pub(crate) fn verified(&self) -> PathBuf {
+        self.directory.join("verified")
+    }
+
     /// Has the disk keep what files there are.
     pub(crate) fn sync_directories(&self) {
         for directory in [Some(self.directory.as_path()), self.directory.parent()].into_iter().flatten() {

@@ -182,6 +182,12 @@ impl RestoreError {
         }
     }
 
+    /// What the store said, where it is the store's.
+    #[must_use]
+    pub const fn store(&self) -> Option<&StoreError> {
+        if let Self::Store(error) = self { Some(error) } else { None }
+    }
+
     /// The bucket has nothing of ours.
     #[must_use]
     pub const fn is_empty_bucket(&self) -> bool {

@@ -130,7 +130,7 @@ pub struct Status {
     pub maintenance_error: Option<String>,
     /// Its URL, without secrets; `None` where no process has told it.
     pub replica: Option<String>,
-    /// What only a process that has it open knows: the lease.
+    /// What came of verifying the bucket; and, from a process that has the database open, the lease.
     pub more: Vec<Row>,
 }
 

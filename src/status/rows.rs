@@ -92,6 +92,11 @@ impl Row {
     pub(crate) fn new(name: &'static str, value: impl Into<Value>) -> Self {
         Self { name, value: value.into() }
     }
+
+    /// One that is a text, with `-` for nothing.
+    pub(crate) fn of_text((name, text): (&'static str, String)) -> Self {
+        Self { name, value: if text == "-" { Value::Nothing } else { Value::Text(text) } }
+    }
 }
 
 impl Status {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential, Checksum};
 use object_store::azure::{AzureConfigKey, AzureCredential, MicrosoftAzureBuilder};
 use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder};
 use object_store::{BackoffConfig, Certificate, ClientOptions, HeaderValue, RetryConfig};
 
+use super::about::{About, CredentialsSource, Told};
 use super::credentials::{self, CredentialsError, Described, Recording, Secrets};
 use super::env::Env;
 use super::http::{Connector, HttpClients, one_line};
@@ -20,13 +21,13 @@ pub(super) fn build(
     url: &ReplicaUrl,
     settings: &StoreOptions,
     env: &Env,
-    secrets: &Secrets,
+    (secrets, told): (&Secrets, &Told),
     slash: bool,
     clients: &Arc<HttpClients>,
 ) -> Result<Client, StoreError> {
     // Our copy of rustls; whoever installed one before us in it chose the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut plan = Plan { url, settings, env, secrets, clients, ca_bundle: Arc::default() };
+    let mut plan = Plan { url, settings, env, secrets, told, clients, ca_bundle: Arc::default() };
     if let Some(path) = &settings.ca_bundle {
         plan.ca_bundle = std::fs::read(path).map_err(|e| plan.error(format_args!("CA bundle {}: {e}", path.display())))?.into();
     }
@@ -43,6 +44,7 @@ struct Plan<'a> {
     settings: &'a StoreOptions,
     env: &'a Env,
     secrets: &'a Secrets,
+    told: &'a Told,
     clients: &'a Arc<HttpClients>,
     /// What is in the file; empty without one.
     ca_bundle: Arc<[u8]>,
@@ -56,7 +58,7 @@ fn no_retries() -> RetryConfig {
 impl Plan<'_> {
     fn connector(&self, for_credentials: bool) -> Connector {
         let (clients, ca_bundle) = (Arc::clone(self.clients), Arc::clone(&self.ca_bundle));
-        Connector { clients, ca_bundle, secrets: self.secrets.clone(), for_credentials }
+        Connector { clients, ca_bundle, secrets: self.secrets.clone(), for_credentials, told: self.told.clone() }
     }
 
     fn error(&self, cause: impl std::fmt::Display) -> StoreError {
@@ -116,6 +118,7 @@ impl Plan<'_> {
         if slash {
             base.push('/');
         }
+        let about = About { endpoint: Some(base.clone()), region: Some(region.clone()), credentials: Some(aws.source), clock: None };
         // "Virtual hosted" tells object_store to take the endpoint as it is.
         let builder = AmazonS3Builder::new()
             .with_bucket_name(bucket)
@@ -129,14 +132,17 @@ impl Plan<'_> {
         let build =
             |builder: AmazonS3Builder| -> Result<Arc<AmazonS3>, StoreError> { builder.build().map(Arc::new).map_err(|e| self.error(e)) };
         let singly = build(builder.clone().with_config(object_store::aws::AmazonS3ConfigKey::DisableBulkDelete, "true"))?;
+        let checksummed = build(builder.clone().with_checksum_algorithm(Checksum::SHA256))?;
         // A list of keys to delete would lack the slash that only our endpoint adds.
         let bucket = if slash { Arc::clone(&singly) } else { build(builder)? };
         Ok(Client {
             bucket,
             deletes_singly: Some(singly),
+            checksummed: Some(checksummed),
             timestamp_key: "litestream-timestamp",
             content_type: None,
             completes_conditionally: true,
+            about,
         })
     }
 
@@ -154,6 +160,10 @@ impl Plan<'_> {
         }
         let (scheme, host) = endpoint.split_once("://").ok_or_else(|| self.error("the endpoint has no scheme"))?;
         Ok(format!("{scheme}://{bucket}.{host}"))
+    }
+
+    fn about(&self, endpoint: &str, credentials: CredentialsSource) -> About {
+        About { endpoint: Some(endpoint.to_owned()), credentials: Some(credentials), ..About::default() }
     }
 
     fn gcs(&self, bucket: &str) -> Result<Client, StoreError> {
@@ -187,9 +197,11 @@ impl Plan<'_> {
         Ok(Client {
             bucket,
             deletes_singly: None,
+            checksummed: None,
             timestamp_key: "litestream-timestamp",
             content_type: None,
             completes_conditionally: false,
+            about: self.about(endpoint.as_deref().unwrap_or("https://storage.googleapis.com"), credentials::google(self.env)),
         })
     }
 
@@ -228,6 +240,10 @@ impl Plan<'_> {
             Ok(builder.with_container_name(container).with_client_options(http).with_retry(no_retries()).with_http_connector(connector))
         };
         let build = |builder: MicrosoftAzureBuilder| builder.build().map_err(|e| self.error(e));
+        let at = endpoint.clone().unwrap_or_else(|| {
+            let account = with(self.connector(true)).ok().and_then(|builder| builder.get_config_value(&AzureConfigKey::AccountName));
+            format!("https://{}.blob.core.windows.net", account.unwrap_or_default())
+        });
         let source = Arc::clone(build(with(self.connector(true))?)?.credentials());
         let described = Described::new(source, "Azure's identity service", AZURE_ADVICE);
         let provider = Arc::new(Recording::new(Arc::new(described), self.secrets, azure_secrets));
@@ -235,10 +251,12 @@ impl Plan<'_> {
         Ok(Client {
             bucket,
             deletes_singly: None,
+            checksummed: None,
             // Azure's metadata names are identifiers, without hyphens.
             timestamp_key: "litestreamtimestamp",
             content_type: Some("application/octet-stream"),
             completes_conditionally: false,
+            about: self.about(&at, credentials::azure(self.env)),
         })
     }
 }

@@ -15,10 +15,12 @@ use object_store::client::{HttpError, HttpErrorKind};
 use parking_lot::Mutex;
 
 use super::StoreErrorKind;
+use super::about::CredentialsSource;
 use super::env::Env;
 use super::http::{self, one_line};
 use super::profile::{Keys, Profile, ProfileFiles, Stamp};
 use super::remote_error::chain;
+use crate::types::TimestampMs;
 
 /// Credentials that could not be had.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -47,6 +49,7 @@ const UNSUPPORTED: &str = "Put an access key into the profile, or have the tool 
 /// What the environment and the profile say about S3.
 pub(super) struct Aws {
     pub(super) provider: AwsCredentialProvider,
+    pub(super) source: CredentialsSource,
     pub(super) region: Option<String>,
     pub(super) endpoint: Option<String>,
 }
@@ -66,15 +69,72 @@ pub(super) fn aws(
     let region = env.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]).map(str::to_owned).or_else(|| shared.region.clone());
     let endpoint = env.first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "LITESTREAM_S3_ENDPOINT"]);
     let endpoint = endpoint.map(str::to_owned).or_else(|| shared.endpoint.clone());
-    let provider: AwsCredentialProvider = match keys {
-        Some(keys) => Arc::new(object_store::StaticCredentialProvider::new(credential(keys))),
+    let (provider, source): (AwsCredentialProvider, _) = match keys {
+        Some(keys) => {
+            let source = environment_source(env, &keys);
+            (Arc::new(object_store::StaticCredentialProvider::new(credential(keys))), source)
+        }
         None if web_identity => from_machine(env, &region, ambient)?,
-        None => match ProfileProvider::take(files, shared)? {
-            Some(provider) => Arc::new(provider),
-            None => from_machine(env, &region, ambient)?,
-        },
+        None => {
+            let is_temporary = shared.keys.as_ref().is_some_and(|keys| keys.token.is_some());
+            let source = CredentialsSource { from: files.describe(), expires: shared.expires, is_temporary, is_renewed: false };
+            match ProfileProvider::take(files, shared)? {
+                Some(provider) => (Arc::new(provider), source),
+                None => from_machine(env, &region, ambient)?,
+            }
+        }
     };
-    Ok(Aws { provider, region, endpoint })
+    Ok(Aws { provider, source, region, endpoint })
+}
+
+fn environment_source(env: &Env, keys: &Keys) -> CredentialsSource {
+    let names = ["AWS_ACCESS_KEY_ID", "LITESTREAM_ACCESS_KEY_ID"];
+    let name = names.into_iter().find(|name| env.get(name).is_some()).unwrap_or_default();
+    let with = if keys.token.is_some() { ", with AWS_SESSION_TOKEN" } else { "" };
+    CredentialsSource {
+        from: format!("the environment ({name}{with})"),
+        // What puts short-lived keys there says so, as `aws configure export-credentials` does.
+        expires: env.get("AWS_CREDENTIAL_EXPIRATION").filter(|_| keys.token.is_some()).and_then(TimestampMs::from_rfc3339),
+        is_temporary: keys.token.is_some(),
+        is_renewed: false,
+    }
+}
+
+/// Where Google's are looked for, in the order in which they are.
+pub(super) fn google(env: &Env) -> CredentialsSource {
+    let variables = ["GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY"];
+    let named = variables.into_iter().chain(["GOOGLE_APPLICATION_CREDENTIALS"]).find(|name| env.get(name).is_some());
+    let left = env.home().map(|home| home.join(".config/gcloud/application_default_credentials.json")).filter(|file| file.exists());
+    let from = match (named, left) {
+        (Some(name), _) => format!("a key file or key ({name})"),
+        (None, Some(file)) => format!("what `gcloud auth application-default login` has left ({})", file.display()),
+        (None, None) => "this machine's metadata service (its service account)".to_owned(),
+    };
+    CredentialsSource { from, is_renewed: true, ..CredentialsSource::default() }
+}
+
+/// Where Azure's are looked for.
+pub(super) fn azure(env: &Env) -> CredentialsSource {
+    let first = |names: &[&'static str]| names.iter().copied().find(|name| env.get(name).is_some());
+    let keys = ["AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_MASTER_KEY", "LITESTREAM_AZURE_ACCOUNT_KEY"];
+    let tokens = ["AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_SAS_TOKEN", "LITESTREAM_AZURE_SAS_TOKEN"];
+    if let Some(name) = first(&keys) {
+        return CredentialsSource { from: format!("the environment ({name})"), ..CredentialsSource::default() };
+    }
+    if let Some(name) = first(&tokens) {
+        let until = env.get(name).and_then(|token| token.trim_start_matches('?').split('&').find_map(|part| part.strip_prefix("se=")));
+        let until = until.map(|until| until.replace("%3A", ":").replace("%3a", ":"));
+        let expires = until.and_then(|until| TimestampMs::from_rfc3339(&until));
+        return CredentialsSource { from: format!("the environment ({name})"), expires, is_temporary: true, is_renewed: false };
+    }
+    let from = if first(&["AZURE_CLIENT_SECRET", "AZURE_STORAGE_CLIENT_SECRET"]).is_some() {
+        "a service principal (AZURE_CLIENT_SECRET)"
+    } else if first(&["AZURE_FEDERATED_TOKEN_FILE"]).is_some() {
+        "a workload identity (AZURE_FEDERATED_TOKEN_FILE)"
+    } else {
+        "this machine's identity service (a managed identity)"
+    };
+    CredentialsSource { from: from.to_owned(), is_renewed: true, ..CredentialsSource::default() }
 }
 
 fn credential(keys: Keys) -> AwsCredential {
@@ -112,17 +172,21 @@ fn from_machine(
     env: &Env,
     region: &Option<String>,
     ambient: impl FnOnce(Option<&str>) -> AmazonS3Builder,
-) -> Result<AwsCredentialProvider, CredentialsError> {
+) -> Result<(AwsCredentialProvider, CredentialsSource), CredentialsError> {
+    let machine = |from: &str| CredentialsSource { from: from.to_owned(), is_renewed: true, ..CredentialsSource::default() };
     let container = env.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").is_some() || env.get("AWS_CONTAINER_CREDENTIALS_FULL_URI").is_some();
-    let source = if env.get("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() {
-        "the web identity (AWS_WEB_IDENTITY_TOKEN_FILE)"
+    // What an error names, and what was there where it works.
+    let (source, from) = if env.get("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() {
+        let source = "the web identity (AWS_WEB_IDENTITY_TOKEN_FILE)";
+        (source, source)
     } else if container {
-        "the container's credentials service"
+        let source = "the container's credentials service";
+        (source, source)
     } else if env.get("AWS_EC2_METADATA_DISABLED").is_some_and(|v| v.eq_ignore_ascii_case("true")) {
         let cause = "no credentials in the environment or in a profile, and AWS_EC2_METADATA_DISABLED is set";
-        return Ok(Arc::new(Refusing(CredentialsError::new(cause, NO_CREDENTIALS))));
+        return Ok((Arc::new(Refusing(CredentialsError::new(cause, NO_CREDENTIALS))), machine("nowhere")));
     } else {
-        "the environment, a profile or this machine's metadata service"
+        ("the environment, a profile or this machine's metadata service", "this machine's metadata service (its role)")
     };
     let ambient = ambient(region.as_deref());
     let ambient = match env.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") {
@@ -134,7 +198,7 @@ fn from_machine(
         _ => builder,
     });
     let built = builder.build().map_err(|e| CredentialsError::new(one_line(&e.to_string()), NO_CREDENTIALS))?;
-    Ok(Arc::new(Described::new(Arc::clone(built.credentials()), source, NO_CREDENTIALS)))
+    Ok((Arc::new(Described::new(Arc::clone(built.credentials()), source, NO_CREDENTIALS)), machine(from)))
 }
 
 /// No source at all.

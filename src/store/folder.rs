@@ -12,6 +12,8 @@
 //! The object of a lease is replaced, which takes a lock of the kernel's: `flock` on a file beside it, given up by the kernel when its holder dies.
 //! Network file systems that have such locks keep them for all hosts; where there are none, there is no lease.
 
+mod scratch;
+
 use std::fs::{self, File, FileTimes, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -25,11 +27,12 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use parking_lot::Mutex;
 
+use self::scratch::FolderScratch;
 use super::keys::Keys;
 use super::lock::{LOCK_FILE, MOST_LOCK_BYTES, NOTE_FILE};
 use super::url::ReplicaUrl;
 use super::{
-    Created, GenerationFile, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError,
+    Created, GenerationFile, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Scratch, Store, StoreError,
     StoreErrorKind, Upload,
 };
 use crate::types::{TimestampMs, Txid};
@@ -79,19 +82,7 @@ impl FolderStore {
     }
 
     fn error(&self, operation: &'static str, what: &dyn std::fmt::Display, error: &io::Error) -> StoreError {
-        let (kind, advice) = match error.kind() {
-            io::ErrorKind::NotFound => (StoreErrorKind::NotFound, ""),
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                (StoreErrorKind::PermissionDenied, "Give this process's user write permission on the replica's folder")
-            }
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                (StoreErrorKind::Io, "Free space on the file system that holds the replica's folder")
-            }
-            io::ErrorKind::UnexpectedEof => (StoreErrorKind::Truncated, ""),
-            io::ErrorKind::NotADirectory => (StoreErrorKind::Io, "The replica's URL must name a folder"),
-            _ => (StoreErrorKind::Io, ""),
-        };
-        StoreError { kind, operation, object: format!("{what} in {}", self.url), cause: error.to_string(), advice, retry_after: None }
+        failed(&self.url, operation, what, error)
     }
 
     fn entries(&self, level: Level, from: Option<Txid>) -> io::Result<Vec<Listed>> {
@@ -175,15 +166,8 @@ impl FolderStore {
         Ok(())
     }
 
-    /// Creates a file of its own twice.
     fn probe(&self) -> io::Result<bool> {
-        let path = self.folder(Level::ZERO).join(format!(".replicated-probe-{:016x}", fastrand::u64(..)));
-        let publish = || Draft::begin(path.clone(), TimestampMs(0))?.publish();
-        let first = publish()?;
-        let second = publish();
-        // Where deleting fails, the answer still counts.
-        let _ = fs::remove_file(&path);
-        Ok(first == Published::Atomically && second? == Published::Exists)
+        FolderScratch::new(&self.url, self.folder(Level::ZERO)).probe()
     }
 }
 
@@ -238,6 +222,23 @@ impl FolderStore {
             None => error,
         }
     }
+}
+
+/// An error of an operation.
+fn failed(url: &str, operation: &'static str, what: &dyn std::fmt::Display, error: &io::Error) -> StoreError {
+    let (kind, advice) = match error.kind() {
+        io::ErrorKind::NotFound => (StoreErrorKind::NotFound, ""),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            (StoreErrorKind::PermissionDenied, "Give this process's user write permission on the replica's folder")
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            (StoreErrorKind::Io, "Free space on the file system that holds the replica's folder")
+        }
+        io::ErrorKind::UnexpectedEof => (StoreErrorKind::Truncated, ""),
+        io::ErrorKind::NotADirectory => (StoreErrorKind::Io, "The replica's URL must name a folder"),
+        _ => (StoreErrorKind::Io, ""),
+    };
+    StoreError { kind, operation, object: format!("{what} in {url}"), cause: error.to_string(), advice, retry_after: None }
 }
 
 const NO_LOCKS: &str = "This file system has no locks (flock), which a lease in a folder needs: open the database without the option lease";
@@ -374,6 +375,10 @@ impl Store for FolderStore {
 
     fn write_note<'a>(&'a self, body: Bytes, expected: Option<&'a LockVersion>) -> BoxFuture<'a, Result<LockWritten, StoreError>> {
         async move { self.write_lock_file(NOTE_FILE, &body, expected).await.map_err(|e| self.lock_error("put", NOTE_FILE, &e)) }.boxed()
+    }
+
+    fn scratch(&self) -> Option<Box<dyn Scratch>> {
+        Some(Box::new(FolderScratch::tidy(&self.url, self.folder(Level::ZERO))))
     }
 
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {

@@ -15,7 +15,9 @@ use object_store::client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, 
 use object_store::{ClientOptions, HeaderValue};
 use parking_lot::Mutex;
 
+use super::about::Told;
 use super::credentials::Secrets;
+use crate::types::TimestampMs;
 
 /// Error bodies are read up to this; what a store has to say stands at the beginning.
 const ERROR_BODY_BYTES: usize = 16 * 1024;
@@ -128,6 +130,8 @@ pub(super) struct Connector {
     pub(super) secrets: Secrets,
     /// Whether its requests fetch credentials.
     pub(super) for_credentials: bool,
+    /// What answers have told.
+    pub(super) told: Told,
 }
 
 impl HttpConnector for Connector {
@@ -162,8 +166,21 @@ impl Watched {
             // Not among the signed headers, as the end of a multipart upload needs it nowhere.
             request.headers_mut().insert("if-none-match", HeaderValue::from_static("*"));
         }
+        let (asked_ms, began) = (chrono::Utc::now().timestamp_millis(), Instant::now());
         let response = self.client.execute(request).await?;
         let status = response.status();
+        let Connector { for_credentials, told, .. } = &self.connector;
+        if let Some(date) = response.headers().get("date").and_then(|date| date.to_str().ok()).filter(|_| !for_credentials) {
+            told.date(date, asked_ms, began.elapsed());
+        }
+        if status.is_success() && *for_credentials {
+            let (parts, body) = response.into_parts();
+            let body = body.bytes().await?;
+            if let Some(at) = expiry(&String::from_utf8_lossy(&body), TimestampMs(asked_ms)) {
+                told.credentials_expire(at);
+            }
+            return Ok(HttpResponse::from_parts(parts, body.into()));
+        }
         if status.is_success() || status.as_u16() == 304 {
             return Ok(response);
         }
@@ -257,6 +274,19 @@ fn json_string(body: &str, name: &str) -> Option<String> {
     None
 }
 
+/// Until when the credentials of an answer are good, in the forms of Amazon's, Google's and Azure's services.
+fn expiry(body: &str, asked: TimestampMs) -> Option<TimestampMs> {
+    let seconds = |name: &str| {
+        let (_, rest) = body.split_once(&format!("\"{name}\""))?;
+        let digits: String = rest.trim_start_matches([' ', ':', '"']).chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<i64>().ok()?.checked_mul(1000)
+    };
+    let at = json_string(body, "Expiration").or_else(|| element(body, "Expiration"));
+    let at = at.and_then(|at| TimestampMs::from_rfc3339(&at));
+    at.or_else(|| seconds("expires_on").map(TimestampMs))
+        .or_else(|| seconds("expires_in").and_then(|in_ms| asked.0.checked_add(in_ms)).map(TimestampMs))
+}
+
 /// One line of at most 200 characters.
 pub(super) fn one_line(text: &str) -> String {
     let mut line = String::new();
@@ -291,6 +321,16 @@ mod tests {
         assert_eq!(explanation(""), (String::new(), String::new()));
         assert_eq!(explanation("upstream\r\n  gone"), (String::new(), "upstream gone".into()));
         assert_eq!(one_line(&"x".repeat(500)).chars().count(), 201);
+    }
+
+    #[test]
+    fn it_is_found_until_when_credentials_are_good() {
+        let at = |body: &str| expiry(body, TimestampMs(1_000_000)).map(|at| at.0);
+        assert_eq!(at(r#"{"AccessKeyId":"KEYID","Expiration":"2022-08-30T10:51:04Z","Token":"T"}"#), Some(1_661_856_664_000));
+        assert_eq!(at("<Credentials><Expiration>2022-08-30T10:51:04Z</Expiration></Credentials>"), Some(1_661_856_664_000));
+        assert_eq!(at(r#"{"access_token":"t","expires_in":3599,"token_type":"Bearer"}"#), Some(4_599_000));
+        assert_eq!(at(r#"{"access_token":"t","expires_in":"3599","expires_on": "1661856664"}"#), Some(1_661_856_664_000));
+        assert_eq!(at("a token of the metadata service"), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! The layout is Litestream 0.5's, see `docs/format.md`. This part knows nothing of SQLite.
 
+mod about;
 mod clients;
 mod credentials;
 mod env;
@@ -15,6 +16,7 @@ mod parts;
 mod profile;
 mod remote;
 mod remote_error;
+mod scratch;
 pub mod url;
 
 use std::fmt;
@@ -23,12 +25,14 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+pub use self::about::{About, CredentialsSource, ServerClock};
 pub use self::env::Env;
 pub use self::generations::{GenerationFile, GenerationPart};
 pub(crate) use self::http::HttpClients;
 pub use self::lock::{LockObject, LockVersion, LockWritten};
 pub(crate) use self::open::open_sharing;
 pub use self::open::{StoreOptions, open, open_with_env};
+pub use self::scratch::Scratch;
 pub use self::url::{ReplicaUrl, UrlError};
 use crate::types::{TimestampMs, Txid};
 
@@ -248,6 +252,16 @@ pub trait Store: fmt::Debug + Send + Sync {
         }
     }
 
+    /// An object to find out with what the store lets one do; `None` where it has no such thing.
+    fn scratch(&self) -> Option<Box<dyn Scratch>> {
+        None
+    }
+
+    /// How it is reached, with what its answers have told so far.
+    fn about(&self) -> About {
+        About::default()
+    }
+
     /// Whether `create` really refuses to replace an object. Asks the store at most once, with an object of its own that it deletes.
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>>;
 }
@@ -338,6 +352,12 @@ pub struct StoreError {
 }
 
 impl StoreError {
+    /// What failed on what and why, without what to do about it.
+    #[must_use]
+    pub fn what(&self) -> String {
+        format!("{} {}: {}", self.operation, self.object, self.cause)
+    }
+
     /// Whether the store may have done, or may still do, what was asked for. Where it refused, or could not be reached, it has not.
     #[must_use]
     pub const fn may_have_been_done(&self) -> bool {

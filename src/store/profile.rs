@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::env::Env;
+use crate::types::TimestampMs;
 
 /// The two files, and the profile to look for in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(super) struct Profile {
     pub(super) endpoint: Option<String>,
     /// The setting by which it gets its credentials, where that is one that we do not support.
     pub(super) unsupported: Option<&'static str>,
+    /// Until when its keys are good, where the tool that has put them there says so.
+    pub(super) expires: Option<TimestampMs>,
 }
 
 /// An access key. Never shown.
@@ -77,6 +80,9 @@ const UNSUPPORTED: [&str; 8] = [
     "login_session",
 ];
 
+/// What tools that put short-lived keys into the file call their end.
+const EXPIRIES: [&str; 3] = ["x_security_token_expires", "aws_credential_expiration", "aws_expiration"];
+
 impl ProfileFiles {
     /// Where the AWS tools look, for the profile that the caller or `AWS_PROFILE` names, or `default`.
     pub(super) fn locate(env: &Env, name: Option<&str>) -> Self {
@@ -89,6 +95,13 @@ impl ProfileFiles {
             name: name.unwrap_or("default").to_owned(),
             named: name.is_some(),
         }
+    }
+
+    /// For people.
+    pub(super) fn describe(&self) -> String {
+        let files: Vec<_> = [&self.credentials, &self.config].into_iter().flatten().filter(|path| path.exists()).collect();
+        let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+        format!("the AWS profile {:?} ({})", self.name, files.join(", "))
     }
 
     /// When the files were last written.
@@ -146,6 +159,7 @@ impl ProfileFiles {
             region: get("region"),
             endpoint: services.get("s3.endpoint_url").cloned().or_else(|| get("endpoint_url")),
             unsupported,
+            expires: EXPIRIES.into_iter().find_map(get).and_then(|at| TimestampMs::from_rfc3339(&at)),
         })
     }
 }

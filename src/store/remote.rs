@@ -3,6 +3,8 @@
 //! `object_store` does the talking, with its own retries off: a conditional creation that is retried below us would find its own object
 //! and call it another writer's.
 
+mod scratch;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,10 +18,12 @@ use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{
     Attribute, Attributes, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
-    UpdateVersion,
+    PutResult, UpdateVersion,
 };
 use tokio::sync::OnceCell;
 
+use self::scratch::RemoteScratch;
+use super::about::Told;
 use super::credentials::Secrets;
 use super::env::Env;
 use super::http::{HttpClients, Refusal, traced, traced_conditionally};
@@ -30,8 +34,8 @@ use super::parts::PartRetries;
 use super::remote_error::Context;
 use super::url::ReplicaUrl;
 use super::{
-    Created, GenerationFile, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Store, StoreError,
-    StoreErrorKind, Upload, clients,
+    About, Created, GenerationFile, Level, Listed, LockObject, LockVersion, LockWritten, LtxName, PART_SIZE_BYTES, Scratch, Store,
+    StoreError, StoreErrorKind, Upload, clients,
 };
 use crate::types::{TimestampMs, Txid};
 
@@ -44,11 +48,15 @@ pub(super) struct Client {
     pub(super) bucket: Arc<dyn Bucket>,
     /// The same without requests that delete many objects at once, which not every store knows.
     pub(super) deletes_singly: Option<Arc<dyn Bucket>>,
+    /// The same with a checksum in each upload, which S3 demands of a bucket with object lock and a default retention. Not every store knows it.
+    pub(super) checksummed: Option<Arc<dyn Bucket>>,
     /// The user metadata in which Litestream keeps the time.
     pub(super) timestamp_key: &'static str,
     pub(super) content_type: Option<&'static str>,
     /// Whether the end of a multipart upload may be conditional.
     pub(super) completes_conditionally: bool,
+    /// How it is reached.
+    pub(super) about: About,
 }
 
 /// A replica in a bucket.
@@ -59,9 +67,12 @@ struct Inner {
     keys: Keys,
     client: Client,
     secrets: Secrets,
+    told: Told,
     conditional: OnceCell<bool>,
     /// Set once the store has refused conditions altogether.
     refuses_conditions: AtomicBool,
+    /// Set once the store has asked for checksums.
+    wants_checksums: AtomicBool,
 }
 
 impl fmt::Debug for RemoteStore {
@@ -77,18 +88,23 @@ type Traced<T> = (object_store::Result<T>, Option<Refusal>);
 
 impl RemoteStore {
     pub(super) fn open(url: &ReplicaUrl, settings: &StoreOptions, env: &Env, clients: &Arc<HttpClients>) -> Result<Self, StoreError> {
-        let secrets = Secrets::default();
+        let (secrets, told) = (Secrets::default(), Told::default());
         let keys = Keys::new(url.location());
-        let client = clients::build(url, settings, env, &secrets, keys.begin_with_slash(), clients)
+        let client = clients::build(url, settings, env, (&secrets, &told), keys.begin_with_slash(), clients)
             .map_err(|error| StoreError { cause: secrets.redact(&error.cause), ..error })?;
-        let (conditional, refuses_conditions) = (OnceCell::new(), AtomicBool::new(false));
-        Ok(Self(Arc::new(Inner { url: url.to_string(), keys, client, secrets, conditional, refuses_conditions })))
+        let (conditional, refuses_conditions, wants_checksums) = (OnceCell::new(), AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self(Arc::new(Inner { url: url.to_string(), keys, client, secrets, told, conditional, refuses_conditions, wants_checksums })))
     }
 }
 
 /// A refusal that says that the store does not know what was asked for.
 fn is_unsupported(refusal: &Refusal) -> bool {
     matches!(refusal.status, 405 | 501) || refusal.code == "NotImplemented" || refusal.code == "MethodNotAllowed"
+}
+
+/// What S3 says to an upload without a checksum, where the bucket locks whatever comes.
+fn wants_checksum(refusal: &Refusal) -> bool {
+    refusal.status == 400 && refusal.message.contains("Content-MD5") && refusal.message.contains("x-amz-checksum")
 }
 
 fn is_bucket_missing(refusal: &Refusal) -> bool {
@@ -110,12 +126,36 @@ impl Inner {
         &*self.client.bucket
     }
 
+    /// For what is written.
+    fn writing(&self) -> &dyn Bucket {
+        let checksummed = self.client.checksummed.as_deref().filter(|_| self.wants_checksums.load(Ordering::Relaxed));
+        checksummed.unwrap_or(&*self.client.bucket)
+    }
+
+    /// Whether what was sent without a checksum was refused for want of it, and may be tried once more.
+    fn is_to_have_checksum(&self, had_one: bool, refusal: Option<&Refusal>) -> bool {
+        let is_so = !had_one && self.client.checksummed.is_some() && refusal.is_some_and(wants_checksum);
+        if is_so {
+            self.wants_checksums.store(true, Ordering::Relaxed);
+        }
+        is_so
+    }
+
+    async fn put_opts(&self, path: &Path, body: Bytes, options: PutOptions) -> Traced<PutResult> {
+        let has_checksum = self.wants_checksums.load(Ordering::Relaxed);
+        let (result, refusal) = traced(self.writing().put_opts(path, body.clone().into(), options.clone())).await;
+        if self.is_to_have_checksum(has_checksum, refusal.as_ref()) {
+            return traced(self.writing().put_opts(path, body.into(), options)).await;
+        }
+        (result, refusal)
+    }
+
     fn singly(&self) -> &dyn Bucket {
         self.client.deletes_singly.as_deref().unwrap_or(&*self.client.bucket)
     }
 
     fn context<'a>(&'a self, operation: &'static str, object: &'a (dyn fmt::Display + Sync)) -> Context<'a> {
-        Context { operation, object, url: &self.url }
+        Context { operation, object, url: &self.url, endpoint: self.client.about.endpoint.as_deref().unwrap_or_default() }
     }
 
     fn check<T>(&self, context: &Context<'_>, (result, refusal): Traced<T>) -> Result<T, StoreError> {
@@ -197,8 +237,13 @@ impl Inner {
 
     async fn put(&self, path: &Path, body: Bytes, timestamp: TimestampMs, mode: PutMode) -> Traced<()> {
         let options = PutOptions { mode, attributes: self.attributes(timestamp), ..Default::default() };
-        let (result, refusal) = traced(self.bucket().put_opts(path, body.into(), options)).await;
+        let (result, refusal) = self.put_opts(path, body, options).await;
         (result.map(|_| ()), refusal)
+    }
+
+    async fn begin(&self, path: &Path, timestamp: TimestampMs) -> Traced<Box<dyn MultipartUpload>> {
+        let options = PutMultipartOptions { attributes: self.attributes(timestamp), ..Default::default() };
+        traced(self.writing().put_multipart_opts(path, options.with_retry_policy(Arc::new(PartRetries)))).await
     }
 
     /// `None` where the store knows no conditions.
@@ -312,7 +357,7 @@ impl Inner {
         let mut attributes = Attributes::new();
         attributes.insert(Attribute::ContentType, "application/json".into());
         let options = PutOptions { mode, attributes, ..Default::default() };
-        let (result, refusal) = traced(self.bucket().put_opts(&path, body.clone().into(), options)).await;
+        let (result, refusal) = self.put_opts(&path, body.clone(), options).await;
         match result {
             // A store that does not say what it has written is asked for that.
             Ok(put) if put.e_tag.is_none() && put.version.is_none() => match self.read_lock(file).await? {
@@ -372,22 +417,6 @@ impl Inner {
             _ => self.check(context, (result, refusal)),
         }
     }
-
-    /// Creates an object of its own twice.
-    async fn probe(&self) -> Result<bool, StoreError> {
-        let context = self.context("probe", &"level 0");
-        let key = format!("{}.replicated-probe-{:016x}", self.keys.level(Level::ZERO), fastrand::u64(..));
-        let path = self.path(&context, &key)?;
-        let body = || Bytes::from_static(b"replicated asks whether this store refuses to replace an object\n");
-        let now = TimestampMs(chrono::Utc::now().timestamp_millis());
-        if self.put_if_absent(&context, &path, body(), now).await?.is_none() {
-            return Ok(false);
-        }
-        let second = self.put_if_absent(&context, &path, body(), now).await;
-        // Where deleting is not allowed, the answer still counts.
-        let _ = traced(delete_all(self.singly(), vec![path])).await;
-        Ok(second? == Some(Created::AlreadyExists))
-    }
 }
 
 /// Deletes all that are there; goes on after a failure and reports the first.
@@ -421,10 +450,10 @@ impl Store for RemoteStore {
             let inner = &self.0;
             let context = inner.context("upload", name);
             let path = inner.path(&context, &inner.keys.file(name))?;
-            let options = PutMultipartOptions { attributes: inner.attributes(timestamp), ..Default::default() };
-            let options = options.with_retry_policy(Arc::new(PartRetries));
-            let upload = inner.check(&context, traced(inner.bucket().put_multipart_opts(&path, options)).await)?;
-            Ok(Box::new(RemoteUpload { store: Arc::clone(inner), name: *name, path, upload }) as Box<dyn Upload>)
+            let has_checksums = inner.wants_checksums.load(Ordering::Relaxed);
+            let upload = inner.check(&context, inner.begin(&path, timestamp).await)?;
+            let store = Arc::clone(inner);
+            Ok(Box::new(RemoteUpload { store, name: *name, path, timestamp, upload, has_checksums, has_parts: false }) as Box<dyn Upload>)
         }
         .boxed()
     }
@@ -487,8 +516,16 @@ impl Store for RemoteStore {
         self.0.write_lock(NOTE_FILE, body, expected).boxed()
     }
 
+    fn scratch(&self) -> Option<Box<dyn Scratch>> {
+        Some(Box::new(RemoteScratch::new(&self.0)))
+    }
+
+    fn about(&self) -> About {
+        self.0.told.added_to(&self.0.client.about)
+    }
+
     fn creates_are_conditional(&self) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.0.conditional.get_or_try_init(|| self.0.probe()).map_ok(|answer| *answer).boxed()
+        self.0.conditional.get_or_try_init(async || RemoteScratch::new(&self.0).probe().await).map_ok(|answer| *answer).boxed()
     }
 }
 
@@ -497,7 +534,10 @@ struct RemoteUpload {
     store: Arc<Inner>,
     name: LtxName,
     path: Path,
+    timestamp: TimestampMs,
     upload: Box<dyn MultipartUpload>,
+    has_checksums: bool,
+    has_parts: bool,
 }
 
 impl RemoteUpload {
@@ -541,8 +581,19 @@ impl RemoteUpload {
 impl Upload for RemoteUpload {
     fn part(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), StoreError>> {
         async move {
-            let outcome = traced(self.upload.put_part(body.into())).await;
-            self.store.check(&self.store.context("upload", &self.name), outcome)
+            let store = Arc::clone(&self.store);
+            let name = self.name;
+            let context = store.context("upload", &name);
+            let mut outcome = traced(self.upload.put_part(body.clone().into())).await;
+            // It began without, so that it begins once more.
+            if !self.has_parts && store.is_to_have_checksum(self.has_checksums, outcome.1.as_ref()) {
+                self.give_up().await;
+                self.has_checksums = true;
+                self.upload = store.check(&context, store.begin(&self.path, self.timestamp).await)?;
+                outcome = traced(self.upload.put_part(body.into())).await;
+            }
+            self.has_parts = true;
+            store.check(&context, outcome)
         }
         .boxed()
     }

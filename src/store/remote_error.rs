@@ -13,7 +13,12 @@ const NO_BUCKET: &str = "Create the bucket, or correct the replica URL";
 const PERMISSION: &str = "Allow the credentials to list, read, write and delete below the replica's path";
 const CLOCK: &str = "Set this machine's clock; the store refuses requests dated otherwise";
 const REGION: &str = "Set the region of the bucket (?region=… or AWS_REGION)";
-const NETWORK: &str = "Check the endpoint, the network and the certificates";
+const NETWORK: &str = "Check the endpoint and the network";
+const NAME: &str = "Check the host in the endpoint, or the region, and this machine's name service";
+const REFUSED: &str = "Nothing listens there: check host and port of the endpoint, and whether the store runs";
+const NO_TLS: &str = "What listens there speaks no TLS: check the port of the endpoint, or write http:// before it";
+const CERTIFICATE: &str =
+    "Give the authority's certificate as ca_bundle; look at this machine's certificates and clock, and at the name in the endpoint";
 const SLOW: &str = "Check the network; where it is only slow, allow requests more time";
 
 /// Which operation failed on what.
@@ -21,6 +26,8 @@ pub(super) struct Context<'a> {
     pub(super) operation: &'static str,
     pub(super) object: &'a (dyn fmt::Display + Sync),
     pub(super) url: &'a str,
+    /// Where requests go.
+    pub(super) endpoint: &'a str,
 }
 
 impl Context<'_> {
@@ -36,8 +43,11 @@ impl Context<'_> {
             return self.error(error.kind, error.cause.clone(), error.advice);
         }
         if let Some(error) = chain(error).find_map(|e| e.downcast_ref::<HttpError>()) {
-            let (kind, advice) = transport(error);
-            return self.error(kind, detail(error), advice);
+            let detail = detail(error);
+            let (kind, advice) = transport(error, &detail);
+            // Where a request went is not always in the URL.
+            let host = self.endpoint.split('/').take(3).collect::<Vec<_>>().join("/");
+            return self.error(kind, one_line(&format!("{host}: {detail}")), advice);
         }
         if let Some(refusal) = refusal {
             return self.refused(refusal);
@@ -157,15 +167,22 @@ fn detail(error: &HttpError) -> String {
             text.push_str(&cause);
         }
     }
-    one_line(&text)
+    // What every one of them begins with, and says nothing.
+    let rest = text.strip_prefix("error sending request: ").unwrap_or(&text);
+    rest.strip_prefix("client error (Connect): ").unwrap_or(rest).to_owned()
 }
 
-fn transport(error: &HttpError) -> (Kind, &'static str) {
+fn transport(error: &HttpError, detail: &str) -> (Kind, &'static str) {
+    let is_certificate = detail.contains("certificate");
     match error.kind() {
         HttpErrorKind::Timeout => (Kind::Timeout, SLOW),
+        HttpErrorKind::Connect if is_certificate => (Kind::Unreachable, CERTIFICATE),
+        HttpErrorKind::Connect if detail.contains("dns error") => (Kind::Unreachable, NAME),
+        HttpErrorKind::Connect if detail.contains("refused") => (Kind::Unreachable, REFUSED),
+        HttpErrorKind::Connect if detail.contains("InvalidContentType") => (Kind::Unreachable, NO_TLS),
         HttpErrorKind::Connect => (Kind::Unreachable, NETWORK),
         HttpErrorKind::Decode => (Kind::Truncated, ""),
-        _ if chain(error).any(|e| e.to_string().contains("certificate")) => (Kind::Unreachable, NETWORK),
+        _ if is_certificate => (Kind::Unreachable, CERTIFICATE),
         _ => (Kind::Server, ""),
     }
 }

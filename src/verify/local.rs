@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::replicator::control::slot::newest_slot;
-use crate::replicator::control::{Stamp, replica_hash};
+use crate::replicator::control::{Stamp, State, replica_hash};
 use crate::replicator::local::{Paths, identity};
 use crate::replicator::process;
 use crate::types::Txid;
@@ -49,6 +49,11 @@ pub fn local(database: &Path, replica_url: &str) -> io::Result<Option<Local>> {
     if state.identity != Some(identity(&absolute)?) || state.replica_hash != replica_hash(replica_url) {
         return Ok(None);
     }
+    Ok(Some(of_state(&state, &absolute)))
+}
+
+/// What a state says of a database, which it is about.
+pub(super) fn of_state(state: &State, database: &Path) -> Local {
     let spooled = state.spool_next.saturating_sub(state.spool_first);
     let conflict = state.conflict.map(|conflict| format!("another writer has gone on with TXID {}, and nothing is sent", conflict.txid));
     let earlier = state.restored_earlier.filter(|earlier| state.adopt.is_none_or(|adopt| adopt < earlier.newest));
@@ -68,8 +73,8 @@ pub fn local(database: &Path, replica_url: &str) -> io::Result<Option<Local>> {
     } else {
         None
     };
-    let is_unchanged = state.stamp.is_some_and(|stamp| is_as(&absolute, &stamp));
-    Ok(Some(Local { acked: state.acked.map(|acked| acked.txid), waits, apart: conflict.or(earlier), is_unchanged }))
+    let is_unchanged = state.stamp.is_some_and(|stamp| is_as(database, &stamp));
+    Local { acked: state.acked.map(|acked| acked.txid), waits, apart: conflict.or(earlier), is_unchanged }
 }
 
 fn is_as(database: &Path, stamp: &Stamp) -> bool {

@@ -16,11 +16,13 @@ use std::time::Duration;
 use crate::ltx::{HEADER_BYTES, Header};
 use crate::maintenance::{Turn, note};
 use crate::restore::fetch::{list_upwards, retried};
-use crate::restore::{self, PlanError, RestoreError, RestoreOptions, Target};
+use crate::restore::{self, Plan, PlanError, RestoreError, RestoreOptions, Target};
 use crate::store::{Level, Listed, LtxName, Store, StoreErrorKind};
 use crate::types::{TimestampMs, Txid};
 
+mod beside;
 mod error;
+mod lease;
 mod local;
 mod pages;
 mod points;
@@ -28,7 +30,9 @@ mod reading;
 mod report;
 mod shape;
 
+pub use beside::{Beside, Told, beside};
 pub use error::VerifyError;
+pub use lease::{Lease, lease};
 pub use local::{Local, local};
 pub use points::{Look, Point, PointReport};
 pub use report::{Finding, Kind, MOST_FINDINGS, Outcome, Report};
@@ -38,6 +42,7 @@ use shape::Shape;
 
 /// What is wrong with a listing is looked at so often: it may have been one of the moment.
 const MOST_LOOKS: u32 = 3;
+const NOT_THERE: &str = "the store lists it, and says that it is not there when it is asked for";
 
 /// What of a bucket is looked at, and with what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,42 +147,100 @@ impl Verifier {
     }
 
     /// The light form: the newest state's files alone, each read to its end and its checksums verified; that they lead to that state and leave out no page.
-    /// It takes the memory of the requests on their way and writes nothing.
+    /// It takes the memory of the requests on their way and writes nothing. `turn` is asked before each request.
     ///
     /// # Errors
     /// As `read`.
     pub async fn light(&self, turn: Option<&Turn>) -> Result<Report, VerifyError> {
+        self.light_from(None, turn).await
+    }
+
+    /// The same by who knows of a state that the bucket had before: it must lead there at least.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub(crate) async fn light_from(&self, had: Option<Txid>, turn: Option<&Turn>) -> Result<Report, VerifyError> {
         let store = &*self.store;
-        let mut listings = list_upwards(store).await?;
-        let mut planned = restore::plan(&listings, Target::Latest);
-        if planned.is_err() {
-            listings = list_upwards(store).await?;
-            planned = restore::plan(&listings, Target::Latest);
-        }
-        let newest = listings.iter().max_by_key(|file| (file.name.max_txid, std::cmp::Reverse(file.name.level))).copied();
-        let bytes = listings.iter().map(|file| file.size_bytes).sum();
-        let mut report = Report { files: listings.len(), bytes, newest, ..Report::default() };
-        let plan = match planned {
-            Ok(plan) => plan,
-            Err(PlanError::Empty) if store.has_generations().await? => {
-                return Err(VerifyError::Generations { url: store.url().to_owned() });
+        let (mut listings, mut planned) = self.newest_state(had, turn).await?;
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let newest = listings.iter().max_by_key(|file| (file.name.max_txid, std::cmp::Reverse(file.name.level))).copied();
+            let bytes = listings.iter().map(|file| file.size_bytes).sum();
+            let mut report = Report { files: listings.len(), bytes, newest, ..Report::default() };
+            let plan = match planned {
+                Ok(plan) => plan,
+                Err(PlanError::Empty) if store.has_generations().await? => {
+                    return Err(VerifyError::Generations { url: store.url().to_owned() });
+                }
+                Err(error) => {
+                    let (kind, object) = match error {
+                        PlanError::Empty => (Kind::Empty, None),
+                        PlanError::TooShort { object, .. } => (Kind::Damaged, Some(object)),
+                        _ => (Kind::Gap, None),
+                    };
+                    let advice = "See `replicated verify URL` for what is missing, and bring it back from a mirror or an older version of the bucket; or run \
+                                  `replicated adopt`, and the next open of the database sends a snapshot";
+                    report.wrong(kind, object, error.to_string(), advice);
+                    return Ok(report);
+                }
+            };
+            if let Some(had) = had.filter(|had| *had > plan.txid) {
+                let what = format!("the bucket ends at TXID {}, and has acknowledged TXID {had} before", plan.txid);
+                let advice = "Look who deletes from it. Replication finds that out with its next commits, and sends the full state";
+                report.wrong(Kind::Gap, LtxName::level0(had), what, advice);
             }
-            Err(error) => {
-                report.wrong(Kind::Gap, None, error.to_string(), "See `replicated verify URL` for what is missing");
+            report.files_not_promised = listings.len() - plan.files.len();
+            report.states = vec![plan.txid];
+            let mut reading = Reading::new(store, &listings, None, 0, &mut report);
+            if let Ended::Early = reading.read(&plan.files, &self.scope, turn).await? {
                 return Ok(report);
             }
-        };
-        report.files_not_promised = listings.len() - plan.files.len();
-        report.states = vec![plan.txid];
-        let mut reading = Reading::new(store, &listings, None, 0, &mut report);
-        if let Ended::Early = reading.read(&plan.files, &self.scope, turn).await? {
-            return Ok(report);
+            let vanished = std::mem::take(&mut reading.vanished);
+            if vanished.is_empty() {
+                return Ok(report);
+            }
+            (listings, planned) = self.newest_state(had, turn).await?;
+            let listed: BTreeSet<LtxName> = listings.iter().map(|file| file.name).collect();
+            let (there, gone): (Vec<LtxName>, Vec<LtxName>) = vanished.into_iter().partition(|name| listed.contains(name));
+            for name in there.iter().take(MOST_FINDINGS) {
+                report.wrong(Kind::Damaged, *name, NOT_THERE, shape::advice(&listings, name, None));
+                // In a large bucket that takes a while.
+                tokio::task::yield_now().await;
+            }
+            report.more_findings += there.len().saturating_sub(MOST_FINDINGS);
+            if !there.is_empty() {
+                return Ok(report);
+            }
+            if looks == MOST_LOOKS {
+                report.not_checked.push(format!("{} files were taken away meanwhile: maintenance was at work", gone.len()));
+                return Ok(report);
+            }
         }
-        let vanished = std::mem::take(&mut reading.vanished);
-        if !vanished.is_empty() {
-            report.not_checked.push(format!("{} files were taken away meanwhile: maintenance was at work", vanished.len()));
+    }
+
+    /// What the bucket has, and which files of that lead to its newest state; looked at again where they do not, since maintenance may be at work.
+    async fn newest_state(&self, had: Option<Txid>, turn: Option<&Turn>) -> Result<(Vec<Listed>, Result<Plan, PlanError>), VerifyError> {
+        let is_good = |planned: &Result<Plan, PlanError>| planned.as_ref().is_ok_and(|plan| had.is_none_or(|had| plan.txid >= had));
+        let mut listings = self.list(turn).await?;
+        let mut planned = restore::plan(&listings, Target::Latest);
+        if !is_good(&planned) {
+            listings = self.list(turn).await?;
+            planned = restore::plan(&listings, Target::Latest);
         }
-        Ok(report)
+        Ok((listings, planned))
+    }
+
+    /// Level by level upwards: see `list_upwards`.
+    async fn list(&self, turn: Option<&Turn>) -> Result<Vec<Listed>, VerifyError> {
+        let mut listings = Vec::new();
+        for level in Level::all() {
+            if let Some(turn) = turn {
+                turn().await?;
+            }
+            listings.append(&mut retried(async || self.store.list(level, None).await).await?);
+        }
+        Ok(listings)
     }
 
     /// Restores one state to a file in a folder, where `look` sees it, and which is gone afterwards.
@@ -212,8 +275,7 @@ impl Verifier {
         let (listings, shape) = self.look(now, kept).await?;
         for name in vanished {
             if listings.iter().any(|file| file.name == *name) {
-                let what = "the store lists it, and says that it is not there when it is asked for";
-                report.wrong(Kind::Damaged, *name, what, shape::advice(&listings, name, shape.floor.as_ref()));
+                report.wrong(Kind::Damaged, *name, NOT_THERE, shape::advice(&listings, name, shape.floor.as_ref()));
             } else {
                 report.files_gone += 1;
             }

@@ -17,6 +17,8 @@ use crate::types::{PageSize, TimestampMs, Txid};
 /// After so many objects that the store refuses to hand out the rest is not asked for.
 const MOST_REFUSED: usize = 20;
 const MOST_REQUESTS: u64 = 128;
+/// So much is decoded in a stretch: a millisecond or so.
+const PIECE_BYTES: usize = 16 << 10;
 
 /// What is known of the state that the files so far lead to.
 #[derive(Clone, Copy, Debug)]
@@ -145,7 +147,7 @@ impl<'a> Reading<'a> {
                         _ => Open::begin(chunk.file),
                     };
                     self.report.bytes_read += body.len() as u64;
-                    match self.take(current, &chunk, &body) {
+                    match self.take(current, &chunk, &body).await {
                         Some(current) => open = Some(current),
                         None => skipped = Some(chunk.file.name),
                     }
@@ -164,7 +166,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Takes the next part of an object; the answer is the object while there is more to come.
-    fn take(&mut self, mut open: Open, chunk: &Chunk, body: &Bytes) -> Option<Open> {
+    async fn take(&mut self, mut open: Open, chunk: &Chunk, body: &Bytes) -> Option<Open> {
         let name = open.file.name;
         let mut rest: &[u8] = body;
         if open.header.is_none() {
@@ -182,32 +184,36 @@ impl<'a> Reading<'a> {
             }
         }
         let header = open.header?;
-        let (pages, tally, comparison) = (&mut self.pages, &mut open.tally, &mut open.comparison);
         let (before, is_alone) = (open.commit_before, self.is_alone);
-        let pushed = open.decoder.push(rest, &mut |page, content| {
-            if page.get() > header.commit_pages || is_alone {
-                return Ok(());
-            }
-            tally.inside += 1;
-            tally.grown += u64::from(before.is_some_and(|before| page.get() > before));
-            if !pages.keeps(page) {
-                return Ok(());
-            }
-            let checksum = page_checksum(page.get(), content);
-            match comparison {
-                None => pages.set(page, checksum),
-                Some(comparison) => {
-                    if let Some(found) = pages.compare(page, checksum, comparison) {
-                        tally.disagreement.get_or_insert(found);
-                        tally.disagreeing += 1;
+        for piece in rest.chunks(PIECE_BYTES) {
+            let (pages, tally, comparison) = (&mut self.pages, &mut open.tally, &mut open.comparison);
+            let pushed = open.decoder.push(piece, &mut |page, content| {
+                if page.get() > header.commit_pages || is_alone {
+                    return Ok(());
+                }
+                tally.inside += 1;
+                tally.grown += u64::from(before.is_some_and(|before| page.get() > before));
+                if !pages.keeps(page) {
+                    return Ok(());
+                }
+                let checksum = page_checksum(page.get(), content);
+                match comparison {
+                    None => pages.set(page, checksum),
+                    Some(comparison) => {
+                        if let Some(found) = pages.compare(page, checksum, comparison) {
+                            tally.disagreement.get_or_insert(found);
+                            tally.disagreeing += 1;
+                        }
                     }
                 }
+                Ok(())
+            });
+            if let Err(error) = pushed {
+                self.damaged(&open, &error);
+                return None;
             }
-            Ok(())
-        });
-        if let Err(error) = pushed {
-            self.damaged(&open, &error);
-            return None;
+            // Whoever shares the thread may have a commit to send.
+            tokio::task::yield_now().await;
         }
         if !chunk.is_last() {
             return Some(open);

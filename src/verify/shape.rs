@@ -72,7 +72,12 @@ pub(super) fn advice(listings: &[Listed], object: &LtxName, floor: Option<&Liste
     match (lost.first(), lost.last()) {
         (Some(first), Some(last)) => {
             let states = if first == last { format!("TXID {first}") } else { format!("TXID {first} to {last} ({} states)", lost.len()) };
-            format!("Bring the object back from a mirror, a copy or an older version of the bucket: {states} cannot be restored without it")
+            let newest = listings.iter().map(|file| file.name.max_txid).max();
+            let anew = ". Where there is none, move it out of the bucket and run `replicated adopt`: the next open of the database sends a snapshot";
+            format!(
+                "Bring the object back from a mirror, a copy or an older version of the bucket: {states} cannot be restored without it{}",
+                if Some(*last) == newest { anew } else { "" }
+            )
         }
         _ if object.level == Level::ZERO => {
             "Bring the object back from a mirror, a copy or an older version of the bucket, or leave it to retention: \

@@ -9,6 +9,8 @@ mod abi;
 mod api;
 mod base;
 mod file;
+#[cfg(feature = "cli")]
+mod foreign;
 mod fork;
 mod functions;
 mod group;
@@ -19,6 +21,7 @@ mod main_file;
 mod mapping;
 mod pragma;
 mod shim;
+mod versions;
 mod wal_file;
 
 use std::ffi::{c_char, c_int, c_void};
@@ -27,6 +30,9 @@ use std::panic::catch_unwind;
 use parking_lot::Mutex;
 
 pub use api::ApiRoutines;
+#[cfg(feature = "cli")]
+pub use foreign::{ForeignSqlite, inspect_sqlite};
+pub use versions::{OLDEST_SQLITE, has_wal_reset_bug};
 
 use abi::{SQLITE_ERROR, SQLITE_OK_LOAD_PERMANENTLY};
 pub(crate) use abi::{SQLITE_NOTICE, SQLITE_WARNING};

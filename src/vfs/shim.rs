@@ -12,6 +12,7 @@ use super::abi::{
 };
 use super::api::{ApiError, ApiRoutines, SqliteApi};
 use super::base::BaseVfs;
+use super::versions::has_wal_reset_bug;
 use super::{file, host};
 use crate::config::{ConfigFile, Options};
 use crate::replicator::database::Host;
@@ -59,9 +60,8 @@ pub(crate) unsafe fn register(routines: *const ApiRoutines, make_default: bool) 
 }
 
 fn warn_of_known_bugs(api: &SqliteApi) {
-    const WAL_RESET_FIXED: c_int = 3_051_003;
     let version = api.version();
-    if version < WAL_RESET_FIXED {
+    if has_wal_reset_bug(version) {
         log::info!(
             target: "replicated",
             "this is SQLite {}.{}.{}; versions before 3.51.3 have a rare bug that can corrupt a database in WAL mode (the WAL-reset bug)",
@@ -274,6 +274,8 @@ unsafe fn open_main(
         unsafe { *out_flags = base_flags };
     }
     if rc != SQLITE_OK {
+        // SQLite tells the application no more than that, and whoever asks us is not to hear of an open before this one.
+        let _ = catch_unwind(|| super::note_refusal(&not_opened(path, flags)));
         return rc;
     }
     let replicas = if base_flags & SQLITE_OPEN_READONLY != 0 { Ok(None) } else { attach(registered, path, options, leases).map(Some) };
@@ -289,6 +291,21 @@ unsafe fn open_main(
             refuse(&error)
         }
     }
+}
+
+/// Why the VFS below has not opened a database, as far as the file system tells.
+fn not_opened(path: &Path, flags: c_int) -> String {
+    let folder = path.parent().unwrap_or(path);
+    let why = if !folder.is_dir() {
+        "its folder is not there: make it, or correct the path"
+    } else if path.is_dir() {
+        "it is a folder: name a file"
+    } else if !path.exists() && flags & SQLITE_OPEN_CREATE == 0 {
+        "it is not there, and this connection makes none (mode=rw): correct the path, or restore it"
+    } else {
+        "look at the permissions of the file and of its folder, for the user of this process, and at the disk"
+    };
+    format!("{}: the system does not open this database: {why}", path.display())
 }
 
 /// # Safety

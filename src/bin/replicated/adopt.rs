@@ -30,7 +30,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         advice,
         json: false,
     };
-    let listed = restore::catalogue(&*store).map_err(|error| failed(error.to_string(), error.advice()))?;
+    let listed = restore::catalogue(&*store).map_err(|error| {
+        let (why, advice) = text::apart(&error, error.store(), error.advice(), store.url());
+        failed(why, advice)
+    })?;
     let Some(newest) = listed.iter().map(|l| l.name.max_txid).max() else {
         return Err(failed("the bucket is empty".to_owned(), "Nothing to decide: open the database with this replica".to_owned()));
     };

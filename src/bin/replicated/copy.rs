@@ -97,7 +97,11 @@ fn once(args: &Args, from: &dyn Store, to: &dyn Store, copier: &mut Copier) -> R
 
 fn failure(args: &Args, from: &dyn Store, to: &dyn Store, error: &CopyError) -> Failure {
     let what = format!("cannot copy {} to {}", from.url(), to.url());
-    Failure::Failed { what, why: error.to_string(), advice: error.advice().to_owned(), json: args.json }
+    let of_store = if let CopyError::Store(error) = error { Some(error) } else { None };
+    // Which of the two it was stands in its words.
+    let url = of_store.filter(|error| error.object.ends_with(to.url())).map_or_else(|| from.url(), |_| to.url());
+    let (why, advice) = text::apart(error, of_store, error.advice().to_owned(), url);
+    Failure::Failed { what, why, advice, json: args.json }
 }
 
 fn as_text(args: &Args, from: &dyn Store, to: &dyn Store, report: &Report) -> String {

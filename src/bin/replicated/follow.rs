@@ -43,7 +43,9 @@ pub(crate) fn run(args: &Args, store: &dyn Store, output: &Path, every: Duration
 }
 
 fn failure(args: &Args, store: &dyn Store, output: &Path, error: &FollowError) -> Failure {
-    failed(args, store, output, &error.to_string(), error.advice())
+    let of_store = if let FollowError::Restore(error) = error { error.store() } else { None };
+    let (why, advice) = text::apart(error, of_store, error.advice(), store.url());
+    failed(args, store, output, &why, advice)
 }
 
 fn failed(args: &Args, store: &dyn Store, output: &Path, why: &str, advice: String) -> Failure {

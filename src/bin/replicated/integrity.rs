@@ -2,9 +2,10 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::ValueEnum;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, InterruptHandle, OpenFlags};
 
 /// How much SQLite checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -40,15 +41,42 @@ impl IntegrityCheck {
 }
 
 fn findings(path: &Path, pragma: &str) -> rusqlite::Result<Vec<String>> {
+    ask(&opened(path, true)?, pragma)
+}
+
+const QUICK: &str = "PRAGMA quick_check(10)";
+/// For a lock that somebody has for a moment.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// SQLite's quick check of a database in WAL mode that is in use: its reader keeps nobody from writing. `began` gets what ends it.
+pub(crate) fn live_findings(path: &Path, began: &dyn Fn(InterruptHandle)) -> rusqlite::Result<Vec<String>> {
+    let connection = opened(path, false)?;
+    connection.busy_timeout(BUSY)?;
+    connection.execute_batch("PRAGMA query_only=1")?;
+    began(connection.get_interrupt_handle());
+    ask(&connection, QUICK)
+}
+
+/// The same of a file that nobody writes to, which the caller sees to.
+pub(crate) fn still_findings(path: &Path, began: &dyn Fn(InterruptHandle)) -> rusqlite::Result<Vec<String>> {
+    let connection = opened(path, true)?;
+    began(connection.get_interrupt_handle());
+    ask(&connection, QUICK)
+}
+
+fn opened(path: &Path, is_still: bool) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(immutable_uri(path), flags)?;
+    Connection::open_with_flags(uri(path) + if is_still { "?immutable=1" } else { "?mode=ro" }, flags)
+}
+
+fn ask(connection: &Connection, pragma: &str) -> rusqlite::Result<Vec<String>> {
     let mut statement = connection.prepare(pragma)?;
     let findings = statement.query_map([], |row| row.get(0))?;
     findings.collect()
 }
 
-/// Immutable, so that SQLite makes neither a WAL nor shared memory for the WAL-mode database, and locks nothing.
-fn immutable_uri(path: &Path) -> String {
+/// With `immutable=1` SQLite makes neither a WAL nor shared memory for a WAL-mode database, and locks nothing.
+fn uri(path: &Path) -> String {
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {
         match byte {
@@ -56,7 +84,7 @@ fn immutable_uri(path: &Path) -> String {
             _ => uri.push_str(&format!("%{byte:02x}")),
         }
     }
-    uri + "?immutable=1"
+    uri
 }
 
 #[cfg(test)]

@@ -34,7 +34,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         Ok(listings) => listings,
         Err(error) => {
             let what = format!("cannot list {}", store.url());
-            return Err(Failure::Failed { what, why: error.to_string(), advice: error.advice(), json: args.json });
+            let (why, advice) = text::apart(&error, error.store(), error.advice(), store.url());
+            return Err(Failure::Failed { what, why, advice, json: args.json });
         }
     };
     let shown: Vec<Listed> = all.iter().filter(|file| args.level.is_none_or(|level| file.name.level == level)).copied().collect();

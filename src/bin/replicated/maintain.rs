@@ -133,7 +133,9 @@ fn failure(args: &Args, store: &dyn Store, error: &MaintainError) -> Failure {
         MaintainError::Busy { .. } => "Leave it to that process; where it was killed, wait until then".to_owned(),
         _ => String::new(),
     };
-    Failure::Failed { what: format!("cannot maintain {}", store.url()), why: error.to_string(), advice, json: args.json }
+    let of_store = if let MaintainError::Store(error) = error { Some(error) } else { None };
+    let (why, advice) = text::apart(error, of_store, advice, store.url());
+    Failure::Failed { what: format!("cannot maintain {}", store.url()), why, advice, json: args.json }
 }
 
 fn total(files: &[Listed]) -> u64 {

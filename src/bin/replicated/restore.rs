@@ -315,5 +315,6 @@ fn failure(args: &Args, store: &dyn Store, error: &RestoreError) -> Failure {
         }
         error => error.advice(),
     };
-    Failure::Failed { what, why: error.to_string(), advice, json: args.json }
+    let (why, advice) = text::apart(error, error.store(), advice, store.url());
+    Failure::Failed { what, why, advice, json: args.json }
 }

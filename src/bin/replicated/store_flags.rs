@@ -1,5 +1,6 @@
 //! The flags that say where a bucket is and how to reach it; the same names as the extension's options.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
@@ -44,15 +45,21 @@ pub(crate) struct StoreFlags {
 impl StoreFlags {
     /// Opens the bucket. Flags win over the environment.
     pub(crate) fn open(&self, url: &str) -> Result<Arc<dyn Store>, Failure> {
+        let options = self.options(None)?;
+        let url = ReplicaUrl::parse(url).map_err(|error| Failure::Usage(error.to_string()))?;
+        replicated::store::open(&url, &options.store_options()).map_err(|error| Failure::Usage(error.to_string()))
+    }
+
+    /// All options, as an open of that database would have them, with the flags before them.
+    pub(crate) fn options(&self, database: Option<&Path>) -> Result<Options, Failure> {
         let environment: Vec<(String, String)> =
             std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?))).collect();
         let flags = self.as_parameters();
         let of_config = |error: ConfigError| Failure::Usage(error.to_string());
         let file = ConfigFile::find(None, &environment).map_err(of_config)?;
-        let Resolved { options, given } = Options::resolve_for(None, &flags, &environment, file.as_ref()).map_err(of_config)?;
+        let Resolved { options, given } = Options::resolve_for(database, &flags, &environment, file.as_ref()).map_err(of_config)?;
         crate::log_to_stderr(if given.contains_key("log_level") { options.log_level } else { log::LevelFilter::Warn });
-        let url = ReplicaUrl::parse(url).map_err(|error| Failure::Usage(error.to_string()))?;
-        replicated::store::open(&url, &options.store_options()).map_err(|error| Failure::Usage(error.to_string()))
+        Ok(options)
     }
 
     fn as_parameters(&self) -> Vec<(String, String)> {

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
+use replicated::store::{StoreError, StoreErrorKind};
 use replicated::types::TimestampMs;
 
 /// Writes to standard output. A reader that has gone away (`| head`) is no failure.
@@ -18,6 +19,24 @@ pub(crate) fn to_stdout_json(value: &serde_json::Value) {
 /// Writes to standard error; where that fails there is nobody left to tell.
 pub(crate) fn to_stderr(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Why something failed, and what to do: a store's error has both in its words, and there may be more to find.
+pub(crate) fn apart(error: &dyn std::fmt::Display, store: Option<&StoreError>, advice: String, url: &str) -> (String, String) {
+    let Some(store) = store else { return (error.to_string(), advice) };
+    let advice = if advice.is_empty() { store.advice.to_owned() } else { advice };
+    let of_access = matches!(
+        store.kind,
+        StoreErrorKind::Credentials
+            | StoreErrorKind::PermissionDenied
+            | StoreErrorKind::NoSuchBucket
+            | StoreErrorKind::Unreachable
+            | StoreErrorKind::Timeout
+            | StoreErrorKind::Protocol
+    );
+    let more = if of_access { format!("`replicated doctor {url}` looks for the cause") } else { String::new() };
+    let advice = [advice, more].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
+    (store.what(), advice)
 }
 
 /// `1.2 MiB`.

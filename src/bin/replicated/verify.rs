@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use replicated::config::parse_duration;
-use replicated::maintenance;
+use replicated::maintenance::{self, MaintainError};
 use replicated::restore::{DEFAULT_PARALLELISM, Target};
 use replicated::store::{Listed, Store};
 use replicated::types::{TimestampMs, Txid};
@@ -175,10 +175,13 @@ fn find(args: &Args, verifier: &Verifier, folder: &Path) -> Result<Found, Verify
 }
 
 fn not_checked(args: &Args, store: &dyn Store, error: &VerifyError) -> Failure {
-    let mut message = format!("error: {} could not be checked\n  why: {error}\n", store.url());
-    let advice = error.advice();
-    // A store's error has its advice in its words.
-    if !advice.is_empty() && !matches!(error, VerifyError::Store(_)) {
+    let of_store = match error {
+        VerifyError::Store(error) | VerifyError::Maintenance(MaintainError::Store(error)) => Some(error),
+        _ => None,
+    };
+    let (why, advice) = text::apart(error, of_store, error.advice().to_owned(), store.url());
+    let mut message = format!("error: {} could not be checked\n  why: {why}\n", store.url());
+    if !advice.is_empty() {
         message.push_str(&format!("  try: {advice}\n"));
     }
     text::to_stderr(&message);
@@ -187,7 +190,7 @@ fn not_checked(args: &Args, store: &dyn Store, error: &VerifyError) -> Failure {
             "status": Outcome::NotChecked.name(),
             "url": store.url(),
             "findings": [],
-            "not_checked": [error.to_string()],
+            "not_checked": [why],
             "advice": advice,
         }));
     }

@@ -10,13 +10,17 @@
 //! |---|---|
 //! | `ledger` | what the bucket has, beside the control file |
 //! | `upkeep` | when a round of maintenance is due, and what becomes of it |
+//! | `assurance` | when the bucket is to be verified, and what comes of it |
+//! | `proof` | what came of it last, beside the control file |
 //! | `traffic` | which uploads of the process go first |
 //!
 //! One thing is done at a time in a process, whatever it is and for whichever database: memory is bounded for all of them together, and a thousand databases
-//! that are opened at once do not begin at once. More that has its time (looking whether a bucket can be restored, say) finds its place beside `upkeep`.
+//! that are opened at once do not begin at once.
 
+mod assurance;
 mod ledger;
 mod neglect;
+mod proof;
 mod traffic;
 mod upkeep;
 
@@ -24,28 +28,40 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore};
 
+use self::assurance::Assurance;
 use self::ledger::{Key, Ledger};
 pub(super) use self::neglect::Neglect;
+pub(super) use self::proof::Proof;
 use self::traffic::{Traffic, UnderWay};
 use self::upkeep::Upkeep;
+use super::budget::Budget;
 use super::database::Database;
 use super::progress::ReplicationState;
 use crate::maintenance::MaintainError;
 use crate::store::Listed;
+use crate::types::Txid;
+
+/// A process verifies with so many requests a second, once some have been made at once.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const LOOKS_AT_ONCE: u32 = 40;
 
 /// What a process has one of.
 #[derive(Debug)]
 pub(super) struct Housekeeping {
     turn: Semaphore,
     traffic: Traffic,
+    /// Of what only looks at a bucket.
+    looks: RefCell<Budget>,
 }
 
 impl Default for Housekeeping {
     fn default() -> Self {
-        Self { turn: Semaphore::new(1), traffic: Traffic::default() }
+        let looks = RefCell::new(Budget::new(LOOK_INTERVAL, LOOKS_AT_ONCE, Instant::now()));
+        Self { turn: Semaphore::new(1), traffic: Traffic::default(), looks }
     }
 }
 
@@ -70,6 +86,11 @@ impl Background {
         Key { replica_hash: tail.state.replica_hash, node_id: tail.state.node_id }
     }
 
+    /// The newest TXID that the bucket has acknowledged. Nobody else has anything acknowledged.
+    fn acked(&self) -> Option<Txid> {
+        self.database.lock_tail_here().state.acked.map(|acked| acked.txid)
+    }
+
     // What the task tells.
 
     /// An upload is under way, as long as this is there.
@@ -79,6 +100,7 @@ impl Background {
 
     /// A batch has been acknowledged.
     pub(super) fn uploaded(&self, file: Listed) {
+        self.news.notify_one();
         if !self.database.options.maintenance {
             return;
         }
@@ -89,8 +111,6 @@ impl Background {
             ledger.waits(crate::maintenance::now().0);
             self.database.neglect.begin();
         }
-        drop(ledger);
-        self.news.notify_one();
     }
 
     /// The full state is about to be sent: what is known of the bucket ends there.
@@ -105,33 +125,33 @@ impl Background {
     pub(super) fn began_anew(&self) {
         if self.database.options.maintenance {
             self.ledger.borrow_mut().has_news();
-            self.news.notify_one();
         }
+        self.news.notify_one();
     }
 
     // The companion.
 
     /// Goes on as long as the database's task does.
     pub(super) async fn keep(self: Rc<Self>) {
-        if !self.database.options.maintenance {
+        let _ends = EndsNeglect(Arc::clone(&self.database));
+        let mut upkeep = self.begin_upkeep();
+        let mut assurance = Assurance::new(&self);
+        if upkeep.is_none() && assurance.is_none() {
             return;
         }
-        let _ends = EndsNeglect(Arc::clone(&self.database));
-        let key = self.key();
-        let last_round_ms = self.ledger.borrow_mut().round_ms(key);
-        self.database.progress.update(|f| f.last_maintenance_ms = f.last_maintenance_ms.or(Some(last_round_ms).filter(|ms| *ms > 0)));
-        let mut upkeep = Upkeep::new(&self.database);
         loop {
-            let pending = self.pending();
-            match upkeep.due(&pending) {
+            let upkeep_in = upkeep.as_ref().and_then(|upkeep| upkeep.due(&self.pending()));
+            let assurance_in = assurance.as_ref().and_then(|assurance| assurance.due(self.acked()));
+            if upkeep_in.is_none_or(|pause| !pause.is_zero()) {
+                // A close is not to wait for what does not even begin.
+                self.database.neglect.end();
+            }
+            match [upkeep_in, assurance_in].into_iter().flatten().min() {
                 None => {
-                    self.database.neglect.end();
                     self.news.notified().await;
                     continue;
                 }
                 Some(pause) if !pause.is_zero() => {
-                    // A close is not to wait for what does not even begin.
-                    self.database.neglect.end();
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.news.notified() => {}
@@ -142,9 +162,26 @@ impl Background {
             }
             let Ok(_turn) = self.housekeeping.turn.acquire().await else { return };
             // In a box of its own: most databases have nothing to do.
-            Box::pin(upkeep.round(&self)).await;
-            self.database.neglect.end();
+            match (&mut upkeep, &mut assurance) {
+                (Some(upkeep), _) if upkeep_in.is_some_and(|pause| pause.is_zero()) => {
+                    Box::pin(upkeep.round(&self)).await;
+                    self.database.neglect.end();
+                }
+                (_, Some(assurance)) => Box::pin(assurance.round(&self)).await,
+                _ => {}
+            }
         }
+    }
+
+    /// Where the option asks for it.
+    fn begin_upkeep(&self) -> Option<Upkeep> {
+        if !self.database.options.maintenance {
+            return None;
+        }
+        let key = self.key();
+        let last_round_ms = self.ledger.borrow_mut().round_ms(key);
+        self.database.progress.update(|f| f.last_maintenance_ms = f.last_maintenance_ms.or(Some(last_round_ms).filter(|ms| *ms > 0)));
+        Some(Upkeep::new(&self.database))
     }
 
     fn pending(&self) -> ledger::Pending {
@@ -152,13 +189,18 @@ impl Background {
         self.ledger.borrow_mut().pending(key)
     }
 
+    /// This process has nothing more to do with it.
+    fn is_over(&self) -> bool {
+        let database = &self.database;
+        database.closing.load(Ordering::Acquire) || database.shared.has_left() || !database.is_owner()
+    }
+
     /// Why nothing is done beside the task now.
     fn is_idle(&self) -> Result<(), MaintainError> {
         let database = &self.database;
-        let is_over = database.closing.load(Ordering::Acquire) || database.shared.has_left() || !database.is_owner();
         let is_good = matches!(database.progress.facts().state, ReplicationState::Idle | ReplicationState::Uploading);
         let may_write = database.lease.as_ref().is_none_or(|lease| lease.turn().is_some());
-        if !is_over && is_good && may_write { Ok(()) } else { Err(MaintainError::Stopped) }
+        if !self.is_over() && is_good && may_write { Ok(()) } else { Err(MaintainError::Stopped) }
     }
 
     /// Whether a commit, of whichever process, waits for an upload that has not begun.

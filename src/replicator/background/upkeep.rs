@@ -128,8 +128,7 @@ impl Upkeep {
     async fn try_round(&mut self, background: &Rc<Background>) -> Result<Done, Failure> {
         background.is_idle()?;
         let database = &background.database;
-        // Nobody else has anything acknowledged.
-        let (key, acked) = (background.key(), database.lock_tail_here().state.acked.map(|acked| acked.txid));
+        let (key, acked) = (background.key(), background.acked());
         let known = background.ledger.borrow_mut().begin(key, acked);
         // It may have been long.
         tokio::task::yield_now().await;

@@ -22,7 +22,7 @@ pub(crate) use self::published::Published;
 use crate::config::Options;
 use crate::fault::{fault_point, fault_value};
 use crate::replicator::aside::SetsAside;
-use crate::replicator::background::Neglect;
+use crate::replicator::background::{Neglect, Proof};
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::FullReason;
 use crate::replicator::database::outside::Outside;
@@ -74,6 +74,8 @@ pub(crate) struct Database {
     /// What it was restored from, where that was another replica of the database.
     pub(crate) origin: Option<Found>,
     pub(in crate::replicator) neglect: Neglect,
+    /// What this process has found out of the bucket, if it is the one that looks: see `Proof::of`.
+    pub(in crate::replicator) proof: Mutex<Option<Proof>>,
     hub: Arc<Hub>,
     host: Arc<dyn Host>,
     /// What all processes have in common that have the database open.
@@ -129,6 +131,7 @@ impl Database {
             progress: Progress::new(Arc::clone(&shared)),
             origin,
             neglect: Neglect::default(),
+            proof: Mutex::default(),
             hub,
             host,
             shared,

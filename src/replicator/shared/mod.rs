@@ -12,6 +12,7 @@
 //! ```
 
 mod locks;
+mod peek;
 mod slots;
 
 use std::fmt::Debug;
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 pub(crate) use self::locks::{Locks, Range};
+pub(crate) use self::peek::{Peek, peek};
 pub(crate) use self::slots::Slots;
 use crate::metrics::{Counted, Counters};
 

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use super::{Local, Parts};
 use crate::metrics::Counted;
+use crate::replicator::background::Proof;
 use crate::replicator::database::{Database, Published};
 use crate::replicator::durability::Policy;
 use crate::replicator::lease;
 use crate::replicator::progress::Facts;
 use crate::replicator::shared::Range;
-use crate::status::{Row, Status, Uploader, Value};
+use crate::status::{Row, Status, Uploader};
 use crate::types::Txid;
 
 /// How long the tail is waited for.
@@ -67,7 +68,8 @@ impl Database {
             self.locks().and_then(|locks| locks.holder(Range::Owner)).map_or(Uploader::Nobody, Uploader::Process)
         };
         let lease = self.lease.as_ref().map_or_else(lease::no_rows, |lease| lease.rows());
-        let more = lease.into_iter().map(|(name, text)| Row::new(name, if text == "-" { Value::Nothing } else { text.into() }));
+        let verification = Proof::of(self).rows(!self.options.verify_every.is_zero());
+        let more = verification.into_iter().chain(lease).map(Row::of_text);
         Parts {
             paths: &self.paths,
             counts: self.shared.counters().read(),

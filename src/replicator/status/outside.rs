@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use super::{Local, Parts};
 use crate::config::Durability;
+use crate::replicator::background::Proof;
 use crate::replicator::control::{self, State as Saved};
 use crate::replicator::database::published;
 use crate::replicator::durability::Policy;
@@ -27,7 +28,7 @@ use crate::replicator::shared::{Locks, Mapped, Page, Private, Range, monotonic_n
 use crate::replicator::stamp::{boot, mtime_ns};
 use crate::replicator::tail::Mode;
 use crate::spool::Waits;
-use crate::status::{Status, Uploader};
+use crate::status::{Row, Status, Uploader};
 use crate::types::{PageSize, TimestampMs, Txid, WalPos};
 use crate::vfs::map_to_look;
 use crate::wal;
@@ -156,6 +157,8 @@ impl Beside {
         let remote_txid = facts.remote_txid.max(saved.acked.map(|acked| acked.txid));
         let local_txid = if waiting_commits == 0 { remote_txid } else { local.txid_of_all(remote_txid.map_or(0, Txid::get)) };
         let durability = page.durability.load(Ordering::Relaxed).checked_sub(1).and_then(|at| Durability::ALL.get(at as usize).copied());
+        let verification = Proof::beside(paths, saved.replica_hash);
+        let is_verified = verification.is_some();
         let max_lag_ms = page.max_lag_ms.load(Ordering::Relaxed);
         Ok(Parts {
             paths,
@@ -172,7 +175,7 @@ impl Beside {
             max_lag: if max_lag_ms == 0 { crate::config::Options::default().max_lag } else { Duration::from_millis(max_lag_ms) },
             max_local_bytes: Some(page.max_local_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0),
             replica: page.url(),
-            more: Vec::new(),
+            more: verification.unwrap_or_default().rows(is_verified).into_iter().map(Row::of_text).collect(),
             facts,
         }
         .status())

@@ -95,10 +95,12 @@ pub fn faulty_program(name: &str) -> PathBuf {
 
 /// The points that a process comes to whose database is replicated. Those of a restore are met before there is a database (`restore_on_open`), those of a
 /// conflict with another writer (`two_hosts`), those of maintenance without one, or with options that make it quick (`maintenance`, `maintenance_inside`), those
-/// of a copy that follows beside it (`follow`).
+/// of a copy that follows beside it (`follow`), those of a verification where that is asked for (`verify_every`).
 pub fn points() -> Vec<String> {
     let elsewhere = |point: &&str| {
-        ["if-missing.", "fence.", "maintain.", "follow.", "upkeep.", "ledger.append"].iter().any(|part| point.starts_with(part))
+        ["if-missing.", "fence.", "maintain.", "follow.", "upkeep.", "ledger.append", "assure.", "proof."]
+            .iter()
+            .any(|part| point.starts_with(part))
     };
     let points = Command::new(faulty_program("crash-host")).arg("points").output().unwrap();
     String::from_utf8(points.stdout).unwrap().lines().filter(|point| !elsewhere(point)).map(ToOwned::to_owned).collect()

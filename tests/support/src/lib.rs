@@ -6,6 +6,7 @@
 //! * [`bucket`]: what is in a bucket;
 //! * [`life`]: an application whose every state can be told by itself;
 //! * [`host`]: programs with a SQLite of their own;
+//! * [`locked`]: what a bucket does with objects that may not go;
 //! * [`maintenance`]: rounds of it at any time;
 //! * [`follower`]: copies that follow a bucket, and who reads them;
 //! * [`committers`]: threads that say what was acknowledged;
@@ -25,6 +26,7 @@ pub mod follower;
 mod google;
 pub mod host;
 pub mod life;
+pub mod locked;
 pub mod maintenance;
 pub mod net;
 pub mod place;

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, RwLock};
 
 use crate::google;
+use crate::locked::{Lock, Locked, Version};
 
 /// Whose language a server speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +53,10 @@ pub struct Options {
     pub dialect: Dialect,
     /// Whether it replaces objects even when asked not to, as some stores do that take the condition and say nothing.
     pub ignores_conditions: bool,
+    /// The `Date` of all its answers, of a clock that is wrong.
+    pub date: Option<&'static str>,
+    /// What becomes of objects that are to be deleted or replaced.
+    pub lock: Lock,
 }
 
 impl Default for Options {
@@ -65,6 +70,8 @@ impl Default for Options {
             delay: Duration::ZERO,
             dialect: Dialect::S3,
             ignores_conditions: false,
+            date: None,
+            lock: Lock::None,
         }
     }
 }
@@ -160,6 +167,7 @@ pub struct Server {
     requests: Arc<Counters>,
     log: Arc<Mutex<Log>>,
     delays_ms: Arc<Delays>,
+    locked: Arc<Locked>,
     stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
     _own_root: Option<tempfile::TempDir>,
@@ -199,13 +207,16 @@ impl Server {
         let requests = Arc::new(Counters::default());
         let log = Arc::<Mutex<Log>>::default();
         let delays_ms = Arc::<Delays>::default();
+        let locked = Arc::new(Locked::new(options.lock));
         let handler = Handler {
             service: service.build(),
             requests: Arc::clone(&requests),
             log: Arc::clone(&log),
             delays_ms: Arc::clone(&delays_ms),
+            locked: Arc::clone(&locked),
             writes: RwLock::new(()),
             ignores_conditions: options.ignores_conditions,
+            date: options.date,
             delay: options.delay,
             root: root.clone(),
             dialect: options.dialect,
@@ -220,7 +231,7 @@ impl Server {
                 runtime.shutdown_timeout(Duration::from_millis(200));
             }
         })?;
-        Ok(Self { options, address, root, requests, log, delays_ms, stop, thread: Some(thread), _own_root: own_root })
+        Ok(Self { options, address, root, requests, log, delays_ms, locked, stop, thread: Some(thread), _own_root: own_root })
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -304,6 +315,18 @@ impl Server {
         Requests { put: read(put), get: read(get), list: read(list), delete: read(delete), head: read(head), multipart: read(multipart) }
     }
 
+    /// With `Lock::Versions`: what was deleted or replaced, in that order.
+    #[must_use]
+    pub fn versions(&self) -> Vec<Version> {
+        self.locked.versions()
+    }
+
+    /// What the lock has refused: method, key and code.
+    #[must_use]
+    pub fn refused_by_lock(&self) -> Vec<String> {
+        self.locked.refused()
+    }
+
     /// Bytes of the bodies that came, and of those that went.
     #[must_use]
     pub fn body_bytes(&self) -> [u64; 2] {
@@ -325,9 +348,11 @@ struct Handler {
     requests: Arc<Counters>,
     log: Arc<Mutex<Log>>,
     delays_ms: Arc<Delays>,
+    locked: Arc<Locked>,
     /// The file system behind the server looks and then writes: one write at a time, and no read meanwhile, makes that one step.
     writes: RwLock<()>,
     ignores_conditions: bool,
+    date: Option<&'static str>,
     delay: Duration,
     root: PathBuf,
     dialect: Dialect,
@@ -337,7 +362,10 @@ impl Handler {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         self.requests.count(request.method(), request.uri().path(), request.uri().query().unwrap_or_default());
         let began = self.begin(&request);
-        let response = self.answer(request).await;
+        let mut response = self.answer(request).await;
+        if let Some(date) = self.date {
+            response.headers_mut().insert("date", hyper::header::HeaderValue::from_static(date));
+        }
         let mut log = self.log.lock().unwrap();
         log.moments += 1;
         let now = log.moments;
@@ -377,9 +405,13 @@ impl Handler {
         let body = body.to_bytes();
         self.requests.received_bytes.fetch_add(body.len() as u64, Ordering::SeqCst);
         let is_head = parts.method == Method::HEAD;
-        let request = Request::from_parts(parts, Body::from(body));
         let _alone = if is_write { Some(self.writes.write().await) } else { None };
         let _with_others = if is_write { None } else { Some(self.writes.read().await) };
+        let taken = match self.locked.look(&self.root, &parts, &body) {
+            Ok(taken) => taken,
+            Err((status, answer)) => return answered(status, answer.into()),
+        };
+        let request = Request::from_parts(parts, Body::from(body));
         if self.ignores_conditions && request.headers().contains_key("if-none-match") {
             // The condition is among the signed headers and cannot be taken out; that nothing is there makes it hold.
             let _ = std::fs::remove_file(self.root.join(request.uri().path().trim_start_matches('/')));
@@ -389,6 +421,7 @@ impl Handler {
             return refusal(StatusCode::NOT_FOUND, NO_SUCH_BUCKET);
         }
         let mut response = self.service.call(request).await.unwrap_or_else(|_| refusal(StatusCode::INTERNAL_SERVER_ERROR, ""));
+        self.locked.keep(taken, response.status().is_success());
         if self.dialect == Dialect::Google {
             google::translate_response(response.headers_mut());
         }
@@ -407,7 +440,11 @@ impl Handler {
 const NO_SUCH_BUCKET: &str = "<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>";
 
 fn refusal(status: StatusCode, body: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::from(bytes::Bytes::from_static(body.as_bytes())));
+    answered(status, bytes::Bytes::from_static(body.as_bytes()))
+}
+
+fn answered(status: StatusCode, body: bytes::Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response
 }
