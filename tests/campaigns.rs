@@ -153,7 +153,7 @@ impl<'a> Run<'a> {
     fn check_state(&mut self) {
         let (host, db) = self.connected();
         let state = host.status(db, "state");
-        if !["idle", "uploading", "offline"].contains(&state.as_str()) {
+        if !["idle", "uploading", "lagging", "offline"].contains(&state.as_str()) {
             self.fail(&format!("replication is {state}"));
         }
     }

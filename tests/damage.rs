@@ -325,7 +325,7 @@ fn a_file_that_sqlite_refuses_is_not_sent_and_its_repair_is_found() {
             let refused = host.try_query(db, "PRAGMA replicated_sync='20s'").unwrap_err();
             assert!(refused.contains("the database file is damaged") && refused.contains(why), "{refused}");
         }
-        assert_eq!(host.status(db, "state"), "damaged");
+        assert_eq!((host.status(db, "state").as_str(), host.status(db, "reason").as_str()), ("failed", "damaged"));
         assert!(host.status(db, "last_error").contains(why));
         assert!(place.bucket.try_list().is_empty(), "something was sent");
         std::fs::write(place.database(), whole).unwrap();

@@ -204,8 +204,13 @@ for connection in connections:
 for i in range(50):
     for connection in connections:
         connection.execute("INSERT INTO t VALUES (randomblob(1000))")
-for connection in connections:
-    assert len(connection.execute("PRAGMA replicated_sync").fetchone()[0]) == 16
+for connection, path in zip(connections, (sys.argv[2], sys.argv[3])):
+    txid = connection.execute("PRAGMA replicated_sync").fetchone()[0]
+    assert len(txid) == 16
+    # Each copy's functions answer for its own database.
+    rows = dict(connection.execute("SELECT name, value FROM replicated_status"))
+    assert rows["remote_txid"] == txid and rows["replica"].split("?")[0] in path, rows
+    assert connection.execute("SELECT replicated_status()").fetchone()[0].startswith("state ")
     connection.close()
 "#;
     let Some(env) = replicated_testkit::tools::environment() else { return };

@@ -144,7 +144,7 @@ fn an_empty_bucket_begins_with_an_empty_database_and_never_is_the_default() {
         assert_eq!(host.value(db, "SELECT count(*) FROM sqlite_schema"), 0);
         host.query(db, "CREATE TABLE other(x)");
         // And what it then holds is not sent over the history.
-        eventually("it has stopped", || host.status(db, "state") == "diverged");
+        eventually("it has stopped", || host.status(db, "reason") == "diverged");
     }
     assert_eq!(rows_of(&bucket), 0);
     let error = host::replicated(&dir.path().join("app.db"), &bucket.url, &[("restore", "always")]);
@@ -344,7 +344,7 @@ fn a_restored_file_that_was_written_to_before_it_was_noted_is_not_gone_on_from()
     let mut host = Host::start(Program::Faulty, &[]);
     let db = host.open(&uri);
     assert_eq!(host.value(db, "SELECT count(*) FROM t"), 6);
-    eventually("it has stopped", || host.status(db, "state") == "diverged");
+    eventually("it has stopped", || host.status(db, "reason") == "diverged");
     assert_eq!(rows_of(&bucket), 5);
 }
 

@@ -535,7 +535,7 @@ fn after_a_restore_one_that_was_ahead_is_not_written_over() {
     let before = pair.second.list();
     let mut worker = pair.start(Program::Python, "", &[IF_MISSING]);
     worker.write("after");
-    eventually("the second one stops", || worker.status("replica2_state") == "diverged");
+    eventually("the second one stops", || worker.status("replica2_reason") == "diverged");
     let told = worker.status("replica2_last_error");
     assert!(told.contains("was restored from the database's other replica"), "{told}");
     eventually("the first one goes on", || worker.status("waiting_commits") == "0");
@@ -621,7 +621,7 @@ fn the_second_one_is_restored_where_the_first_is_away_and_that_is_allowed() {
         let mut worker = pair.start(Program::Python, "", &[IF_MISSING, FROM_ANY]);
         worker.write("and after");
         if ahead {
-            eventually("the first one stops", || worker.status("state") == "diverged");
+            eventually("the first one stops", || worker.status("reason") == "diverged");
             worker.leave();
             assert_eq!(pair.place.bucket.list(), before);
         } else {

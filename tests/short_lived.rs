@@ -148,6 +148,6 @@ fn whoever_stays_compares() {
     std::fs::copy(place(&newest), place(&next)).unwrap();
     let db = host.open(&uri);
     host.query(db, "SELECT count(*) FROM t");
-    eventually("it has noticed that the bucket goes on", || host.status(db, "state") == "diverged");
+    eventually("it has noticed that the bucket goes on", || host.status(db, "reason") == "diverged");
     assert_eq!(server.requests().put, before.put);
 }

@@ -325,7 +325,7 @@ fn of_two_new_databases_one_makes_the_history() {
     goes_on(&host);
     let answers: Vec<Result<Value, String>> = (0..3).map(|_| host.answer()).collect();
     assert!(answers[1].is_ok() && answers[2].is_err(), "{answers:?}");
-    assert_eq!(host.status(Db::of(1), "state"), "diverged");
+    assert_eq!(host.status(Db::of(1), "reason"), "diverged");
     winner.query(wins, &insert("winner"));
     winner.sync(wins);
     let of_winner = rows_of(&mut winner, wins);
@@ -468,7 +468,7 @@ fn a_database_that_has_diverged_refuses_commits_too() {
     unrelated.close().unwrap();
     let (mut host, db) = other.open();
     assert!(rows_of(&mut host, db).is_empty());
-    eventually("it has stopped", || host.status(db, "state") == "diverged");
+    eventually("it has stopped", || host.status(db, "reason") == "diverged");
     assert!(host.try_query(db, &insert("refused")).unwrap_err().contains(READONLY));
     assert_eq!(restored(&bucket).len(), 2);
 }

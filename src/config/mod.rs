@@ -4,6 +4,7 @@
 //! be right, because an option that is silently ignored is found out on the day of the restore.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -99,6 +100,8 @@ pub struct Options {
     pub log: LogTarget,
     /// See `OPTIONS`.
     pub log_level: LevelFilter,
+    /// Where metrics are told; `None` for nowhere.
+    pub metrics: Option<SocketAddr>,
     /// `None`: the store decides, from the URL and its own environment variables. So with all that follow.
     pub endpoint: Option<String>,
     /// See `OPTIONS`.
@@ -151,6 +154,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(60),
             log: LogTarget::Sqlite,
             log_level: LevelFilter::Info,
+            metrics: None,
             endpoint: None,
             region: None,
             path_style: None,
@@ -295,6 +299,7 @@ impl Options {
             "request_timeout" => self.request_timeout = duration_within(spec, text)?,
             "log" => self.log = log_target(text)?,
             "log_level" => self.log_level = log_level(text)?,
+            "metrics" => self.metrics = Some(text.parse().map_err(|_| "that is no address with a port")?),
             "endpoint" => self.endpoint = Some(non_empty(text)?),
             "region" => self.region = Some(non_empty(text)?),
             "path_style" => self.path_style = Some(value::switch(text)?),

@@ -36,6 +36,8 @@ pub enum Kind {
     LogLevel,
     /// On or off.
     Switch,
+    /// An address and a port.
+    Address,
     /// Any text but the empty one.
     Text,
     /// A TXID in hexadecimal.
@@ -66,6 +68,7 @@ impl Kind {
             Self::Log => "sqlite, stderr or an absolute path".to_owned(),
             Self::LogLevel => "error, warn, info, debug or off".to_owned(),
             Self::Switch => "true or false".to_owned(),
+            Self::Address => "an IP address and a port, such as 127.0.0.1:9464".to_owned(),
             Self::Text => "a text that is not empty".to_owned(),
             Self::Txid => "a TXID: 1 to 16 hexadecimal digits, not zero".to_owned(),
             Self::Durability => "local, bounded or remote".to_owned(),
@@ -249,6 +252,12 @@ pub const OPTIONS: &[OptionSpec] = &[
     ),
     option("log", Kind::Log, "sqlite", "Where log lines go: to SQLite's own log (`sqlite3_log`), to stderr, or to a file."),
     option("log_level", Kind::LogLevel, "info", "How much is logged."),
+    option(
+        "metrics",
+        Kind::Address,
+        "",
+        "Where the process answers Prometheus with the metrics of all of its databases; without it nowhere. Without TLS or password: best at 127.0.0.1.",
+    ),
     option(
         "endpoint",
         Kind::Text,

@@ -13,6 +13,7 @@ use super::local::{OwnerMode, Paths};
 use super::process::OpenError;
 use super::roles;
 use super::shared::{Mapped, Private, Range, Shared};
+use super::stamp;
 use super::tail::Tail;
 use crate::config::Options;
 use crate::fault::{fault_io, fault_point};
@@ -100,11 +101,12 @@ impl Beside<'_> {
     fn first(
         &self,
         mut control: Control,
-        map: impl FnOnce(&File) -> std::io::Result<Box<dyn Mapped>>,
+        map: impl Fn(&File) -> std::io::Result<Box<dyn Mapped>>,
     ) -> Result<(Tail, Arc<Shared>, bool), OpenError> {
         let paths = self.paths;
         let on_control = |source| OpenError::Local { database: self.database.clone(), path: paths.control().display().to_string(), source };
         let saved = control.load(&self.owner).map_err(on_control)?;
+        let earlier = map(&control.file()).ok().and_then(|mapped| mapped.page().of_replica(self.place.url));
         let mapped = control.clear_page().and_then(|()| map(&control.file())).inspect_err(|error| {
             log::warn!(target: "replicated", "{}: cannot be mapped ({error}): no other process can join", paths.control().display());
         });
@@ -112,6 +114,10 @@ impl Beside<'_> {
         let shared = Shared::new(mapped.unwrap_or_else(|_| Box::new(Private::default())));
         shared.begin();
         shared.second_hash.store(self.place.second_hash, Ordering::Release);
+        self.tell_who_looks(&shared);
+        if let Some(earlier) = earlier {
+            shared.remember(&earlier);
+        }
         let mut state = saved_for(saved, self.identity, &self.place, &self.database);
         if self.options.adopt.is_some() {
             state.adopt = self.options.adopt;
@@ -131,6 +137,15 @@ impl Beside<'_> {
         let mut tail = self.tail(control, &shared, state, opened)?;
         tail.save().map_err(|e| on_control(std::io::Error::other(e)))?;
         Ok((tail, shared, is_shared))
+    }
+
+    /// What somebody without the options could not tell: see `status`.
+    fn tell_who_looks(&self, shared: &Shared) {
+        shared.boot.store(stamp::boot(), Ordering::Relaxed);
+        shared.set_url(self.place.url);
+        shared.durability.store(self.options.durability as u64 + 1, Ordering::Relaxed);
+        shared.max_local_bytes.store(self.options.max_local_bytes, Ordering::Relaxed);
+        shared.max_lag_ms.store(u64::try_from(self.options.max_lag.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Others have it open. With the tail's lock held.

@@ -159,7 +159,26 @@ impl FullReason {
         })
     }
 
-    /// For logs and status.
+    /// One word, for status and metrics.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::ContinuityLost => "continuity_lost",
+            Self::BucketAhead => "bucket_ahead",
+            Self::SpoolLost => "spool_lost",
+            Self::BucketBehind => "bucket_behind",
+            Self::TakenOver => "taken_over",
+            Self::Adopted => "adopted",
+            Self::Unfinished => "unfinished",
+            Self::PageSize => "page_size",
+            Self::Unprotected => "unprotected",
+            Self::Fault => "fault",
+            Self::Exchanged => "exchanged",
+            Self::Restored => "restored",
+        }
+    }
+
+    /// For logs.
     pub(crate) const fn text(self) -> &'static str {
         match self {
             Self::First => "the bucket has nothing yet",
@@ -177,6 +196,11 @@ impl FullReason {
             Self::Exchanged => "the database file is not the one that the WAL beside it belongs to: was a copy put in its place?",
         }
     }
+}
+
+/// The words of all reasons for a full state, in the order of their numbers, which begin with 1.
+pub(crate) fn full_state_reasons() -> impl Iterator<Item = &'static str> {
+    (1..=u8::MAX).map_while(FullReason::from_byte).map(FullReason::as_str)
 }
 
 /// A database restored to a point before the bucket's newest.

@@ -14,6 +14,7 @@ use super::hub::{Hub, HubReceiver, Notice};
 use super::process::Registry;
 use super::turns::Turns;
 use super::uploader::Task;
+use crate::metrics::{endpoint, prometheus};
 
 const MEMORY_STACK_BYTES: usize = 1024 * 1024;
 
@@ -59,6 +60,14 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
                         let id = task.database.id;
                         task.run_guarded(registry).await;
                         mailboxes.borrow_mut().remove(&id);
+                    });
+                }
+                Notice::Listening(listener) => {
+                    tokio::task::spawn_local(async move {
+                        let served = endpoint::serve(listener, || registry.statuses().map(|statuses| prometheus(&statuses))).await;
+                        if let Err(error) = served {
+                            log::error!(target: "replicated", "option metrics: nobody is answered: {error}");
+                        }
                     });
                 }
                 Notice::Look(id) => {

@@ -73,7 +73,8 @@ pub(crate) fn after_commit(replicas: &Replicas, policy: &Policy, own: Each<Optio
     // Both are told before one is waited for.
     let first = Waiting::begin(&replicas.first, policy, durability, own.first);
     let second = second.map(|database| Waiting::begin(database, policy, durability, own.second.unwrap_or(Some(UNSEEN))));
-    match second {
+    let (began, waits) = (Instant::now(), first.committer.is_some() || second.as_ref().is_some_and(|second| second.committer.is_some()));
+    let waited = match second {
         None => first.wait(deadline),
         Some(second) if policy.wait_for == WaitFor::Any => wait_for_any(&first, &second, deadline),
         Some(second) => {
@@ -81,8 +82,15 @@ pub(crate) fn after_commit(replicas: &Replicas, policy: &Policy, own: Each<Optio
             // What the second one says is told as well.
             second.wait(deadline).and(waited)
         }
+    };
+    let counters = &replicas.first.shared.counters;
+    if waits {
+        counters.commit_waits.add(began.elapsed());
     }
-    .map_err(|()| NotAcknowledged)
+    waited.map_err(|()| {
+        counters.commits_unacknowledged.fetch_add(1, Ordering::Relaxed);
+        NotAcknowledged
+    })
 }
 
 /// A commit that is waited for in one of the replicas.

@@ -5,6 +5,7 @@
 //! which the uploader reads then.
 
 use std::io::{ErrorKind, Write};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,8 @@ pub(crate) enum Notice {
     Opened(Arc<Database>),
     /// Something about it changed: look.
     Look(u64),
+    /// Somebody may ask for metrics there.
+    Listening(TcpListener),
 }
 
 /// The sending side, shared by all databases of a process.

@@ -403,8 +403,13 @@ impl Lease {
             database.shared.refuses_writes.store(1, Ordering::Release);
         }
         database.progress.update(|f| match (&other, failure) {
-            (Some(record), _) => (f.state, f.last_error) = (ReplicationState::Fenced, Some(self.message(record))),
-            (None, Some(failure)) => (f.state, f.last_error) = (ReplicationState::Offline, Some(failure)),
+            (Some(record), _) => {
+                (f.state, f.last_error, f.error_kind) =
+                    (ReplicationState::Fenced, Some(self.message(record)), Some(StoreErrorKind::NoLease));
+            }
+            (None, Some(failure)) => {
+                (f.state, f.last_error, f.error_kind) = (ReplicationState::Offline, Some(failure), Some(StoreErrorKind::NoLease));
+            }
             (None, None) => {}
         });
     }

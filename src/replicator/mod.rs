@@ -22,7 +22,10 @@
 //! | `if_missing` | a database that is restored before it is opened |
 //! | `roles` | which replica is which, and which directory is whose |
 //! | `replicas` | the one or two replicas of an open database |
+//! | `status` | what is told of it all, from inside and from outside |
 //! | `process`, `beside` | what a process has one of; what it finds beside a database |
+
+pub(crate) use self::control::full_state_reasons;
 
 mod aside;
 mod background;
@@ -59,7 +62,8 @@ pub(crate) mod roles;
 mod send;
 pub(crate) mod shared;
 mod snapshot;
-mod stamp;
+pub(crate) mod stamp;
+pub(crate) mod status;
 pub(crate) mod step;
 mod tail;
 mod turns;

@@ -4,6 +4,7 @@
 //! inherited one is left alone for ever.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,7 +28,9 @@ use super::tail::StopKind;
 use super::{dispatcher, roles, step};
 use crate::config::Options;
 use crate::fault::fault_point;
+use crate::metrics::{Counted, MeasuredStore, Meter, endpoint};
 use crate::spool::SpoolError;
+use crate::status::Status;
 use crate::store::{self, Env, HttpClients, ReplicaUrl, Store, StoreError, UrlError};
 
 /// Why a database cannot be opened with replication.
@@ -94,6 +97,8 @@ pub(crate) struct Process {
     next_id: AtomicU64,
     /// All requests run on the uploader's runtime.
     http: Arc<HttpClients>,
+    /// Where metrics are told.
+    metrics: Mutex<Option<SocketAddr>>,
 }
 
 /// How many forks deep a process may be. One slot each, so that nothing inherited is ever touched.
@@ -134,6 +139,31 @@ impl Process {
         slot.process.get().ok_or_else(|| OpenError::Thread("it has not started".to_owned()))
     }
 
+    /// Tells metrics, where an option asks for that. What comes of it is no matter of an open.
+    fn tell_metrics(&self, options: &Options) {
+        let Some(wanted) = options.metrics else { return };
+        let mut told = self.metrics.lock();
+        match *told {
+            Some(address) if address == wanted => {}
+            Some(address) => log::warn!(
+                target: "replicated",
+                "option metrics: a process has one listener for all of its databases, and this one is at {address}; {wanted} is not listened at"
+            ),
+            None => match endpoint::listen(wanted) {
+                Ok((listener, address)) => {
+                    *told = Some(wanted);
+                    self.hub.notify(Notice::Listening(listener));
+                    log::info!(target: "replicated", "metrics of this process are at http://{address}/metrics");
+                }
+                Err(error) => log::error!(
+                    target: "replicated",
+                    "option metrics: {wanted} cannot be listened at: {error}. Nothing else is the worse for it. Give each process a port of its own, or have \
+                     `replicated metrics --textfile` tell of all of them; the next open of a database tries again"
+                ),
+            },
+        }
+    }
+
     fn start(start_thread: StartThread) -> std::io::Result<Self> {
         let (hub, receiver) = Hub::new()?;
         let hub = Arc::new(hub);
@@ -150,7 +180,7 @@ impl Process {
             log::error!(target: "replicated", "the uploader ended: {error}; nothing is replicated any more by this process");
             registry.fail_all(&error);
         }))?;
-        Ok(Self { hub, registry, next_id: AtomicU64::new(1), http: Arc::default() })
+        Ok(Self { hub, registry, next_id: AtomicU64::new(1), http: Arc::default(), metrics: Mutex::default() })
     }
 }
 
@@ -193,6 +223,7 @@ pub(crate) fn open(
             if let Some((second, is_new)) = &second {
                 tell_of(second, *is_new);
             }
+            process.tell_metrics(options);
             fault_point!("open.registered");
             Ok(Replicas { first, second: second.map(|(second, _)| second) })
         }
@@ -258,8 +289,10 @@ impl New<'_> {
             Which::Second => OpenError::SecondStore(error),
         })?;
         let paths = which.paths(path);
-        let store = with_lease(store, options, &paths, taken);
+        let meter = Arc::<Meter>::default();
+        let store = with_lease(Arc::new(MeasuredStore::new(store, Arc::clone(&meter))), options, &paths, taken);
         let opened = self.open_tail(databases, &paths, host.as_ref())?;
+        meter.begin(Arc::clone(&opened.shared) as Arc<dyn Counted>);
         let conflict = opened.tail.conflict();
         let id = process.next_id.fetch_add(1, Ordering::Relaxed);
         let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), Arc::clone(host), opened));
@@ -441,6 +474,13 @@ pub(crate) fn unless_open<T>(path: &Path, body: impl FnOnce() -> T) -> Option<T>
     (!is_open).then(body)
 }
 
+/// A database that this process has open, by its name.
+pub(crate) fn opened_at(path: &Path) -> Option<Replicas> {
+    let databases = registry()?.databases.lock();
+    let of = |which: Which| databases.iter().find(|((_, is), d)| *is == which && d.paths.database == path).map(|(_, d)| Arc::clone(d));
+    Some(Replicas { first: of(Which::First)?, second: of(Which::Second) })
+}
+
 /// Whether this process replicates that file.
 pub(crate) fn replicates(identity: &Identity) -> bool {
     let is_it = |(of, _): &(Identity, Which)| of == identity;
@@ -498,6 +538,13 @@ impl Registry {
         database.release();
         databases.retain(|_, d| !Arc::ptr_eq(d, database));
         true
+    }
+
+    /// Of all databases that are open, in order; `None` while one is being opened or closed, which may take its time.
+    pub(crate) fn statuses(&self) -> Option<Vec<Status>> {
+        let mut open: Vec<Arc<Database>> = self.databases.try_lock()?.values().map(Arc::clone).collect();
+        open.sort_by(|a, b| (&a.paths.database, a.paths.is_second()).cmp(&(&b.paths.database, b.paths.is_second())));
+        Some(open.iter().map(|database| database.status_now()).collect())
     }
 
     fn fail_all(&self, error: &str) {

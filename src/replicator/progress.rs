@@ -1,13 +1,16 @@
 //! How far replication is, for those who wait for it and those who ask.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::shared::Shared;
+use super::control::FullReason;
+use super::database::now_ms;
+use super::shared::{Page, Shared};
 use super::tail::StopKind;
+use crate::store::StoreErrorKind;
 use crate::types::Txid;
 
 /// One word for the state of a database's replication.
@@ -71,9 +74,15 @@ pub(crate) struct Facts {
     pub(crate) acked_sequence: u64,
     pub(crate) remote_txid: Option<Txid>,
     pub(crate) last_error: Option<String>,
+    /// Where the store has said it, what kind it is.
+    pub(crate) error_kind: Option<StoreErrorKind>,
+    /// When it was met first.
+    pub(crate) last_error_ms: Option<i64>,
     pub(crate) last_success_ms: Option<i64>,
     pub(crate) uploads: u64,
     pub(crate) snapshots: u64,
+    /// When the last one was sent, and why.
+    pub(crate) last_snapshot: Option<(i64, FullReason)>,
     /// Whether the store really refuses to replace objects; `None` before it was asked.
     pub(crate) fencing: Option<bool>,
     /// When the bucket was maintained last by a process that had this database open, this one or another before.
@@ -85,6 +94,31 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// What the page says.
+    pub(crate) fn of(page: &Page) -> Self {
+        let at = |word: &AtomicU64| Some(word.load(Ordering::Relaxed).cast_signed()).filter(|ms| *ms != 0);
+        let reason = || FullReason::from_byte(u8::try_from(page.last_snapshot_reason.load(Ordering::Relaxed)).ok()?);
+        Self {
+            state: ReplicationState::of(page.state.load(Ordering::Acquire)),
+            acked_sequence: page.acked_sequence.load(Ordering::Acquire),
+            remote_txid: Txid::new(page.remote_txid.load(Ordering::Acquire)),
+            last_error: page.error(),
+            last_success_ms: at(&page.last_success_ms),
+            uploads: page.uploads.load(Ordering::Relaxed),
+            snapshots: page.snapshots.load(Ordering::Relaxed),
+            fencing: match page.fencing.load(Ordering::Relaxed) {
+                0 => None,
+                word => Some(word == STRONG),
+            },
+            last_maintenance_ms: at(&page.last_maintenance_ms),
+            maintenance_error: page.maintenance_error(),
+            awaits_open: page.awaits_open.load(Ordering::Relaxed) != 0,
+            error_kind: page.error_kind.load(Ordering::Relaxed).checked_sub(1).and_then(|at| StoreErrorKind::ALL.get(at as usize).copied()),
+            last_error_ms: at(&page.last_error_ms),
+            last_snapshot: at(&page.last_snapshot_ms).and_then(|ms| Some((ms, reason()?))),
+        }
+    }
+
     /// Why nothing is sent until somebody acts.
     fn stopped(&self) -> Option<ReplicationState> {
         use ReplicationState::{Damaged, Diverged, Failed, Fenced};
@@ -192,23 +226,7 @@ impl Progress {
     }
 
     fn shared_facts(&self) -> Facts {
-        let page = &self.shared;
-        Facts {
-            state: ReplicationState::of(page.state.load(Ordering::Acquire)),
-            acked_sequence: page.acked_sequence.load(Ordering::Acquire),
-            remote_txid: Txid::new(page.remote_txid.load(Ordering::Acquire)),
-            last_error: page.error(),
-            last_success_ms: Some(page.last_success_ms.load(Ordering::Relaxed).cast_signed()).filter(|ms| *ms != 0),
-            uploads: page.uploads.load(Ordering::Relaxed),
-            snapshots: page.snapshots.load(Ordering::Relaxed),
-            fencing: match page.fencing.load(Ordering::Relaxed) {
-                0 => None,
-                word => Some(word == STRONG),
-            },
-            last_maintenance_ms: Some(page.last_maintenance_ms.load(Ordering::Relaxed).cast_signed()).filter(|ms| *ms != 0),
-            maintenance_error: page.maintenance_error(),
-            awaits_open: page.awaits_open.load(Ordering::Relaxed) != 0,
-        }
+        Facts::of(&self.shared)
     }
 
     pub(crate) fn acked_sequence(&self) -> u64 {
@@ -226,11 +244,15 @@ impl Progress {
         change(&mut after);
         if after.last_error != before.last_error {
             page.set_error(after.last_error.as_deref());
+            after.last_error_ms = after.last_error.as_ref().map(|_| now_ms());
+        }
+        if after.last_error.is_none() {
+            after.error_kind = None;
         }
         if after.maintenance_error != before.maintenance_error {
             page.set_maintenance_error(after.maintenance_error.as_deref());
         }
-        let set = |word: &std::sync::atomic::AtomicU64, before: u64, after: u64| {
+        let set = |word: &AtomicU64, before: u64, after: u64| {
             if before != after {
                 word.store(after, Ordering::Release);
             }
@@ -239,7 +261,14 @@ impl Progress {
         set(&page.remote_txid, txid(before.remote_txid), txid(after.remote_txid));
         set(&page.last_success_ms, ms(before.last_success_ms), ms(after.last_success_ms));
         set(&page.last_maintenance_ms, ms(before.last_maintenance_ms), ms(after.last_maintenance_ms));
+        set(&page.last_error_ms, ms(before.last_error_ms), ms(after.last_error_ms));
+        set(&page.error_kind, kind_word(before.error_kind), kind_word(after.error_kind));
         set(&page.uploads, before.uploads, after.uploads);
+        if let Some((at_ms, reason)) = after.last_snapshot.filter(|last| before.last_snapshot != Some(*last)) {
+            page.last_snapshot_reason.store(reason as u64, Ordering::Release);
+            page.last_snapshot_ms.store(at_ms.cast_unsigned(), Ordering::Release);
+            page.counters.full_state(reason as u8);
+        }
         set(&page.snapshots, before.snapshots, after.snapshots);
         set(&page.fencing, fencing_word(before.fencing), fencing_word(after.fencing));
         set(&page.awaits_open, u64::from(before.awaits_open), u64::from(after.awaits_open));
@@ -356,6 +385,10 @@ const fn fencing_word(fencing: Option<bool>) -> u64 {
         Some(true) => STRONG,
         Some(false) => WEAK,
     }
+}
+
+fn kind_word(kind: Option<StoreErrorKind>) -> u64 {
+    kind.map_or(0, |kind| kind as u64 + 1)
 }
 
 fn ms(at: Option<i64>) -> u64 {

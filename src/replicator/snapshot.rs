@@ -240,7 +240,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
         tail.state.full_sent = None;
         tail.save()?;
         log::info!(target: "replicated", "{log_name}: the full state is sent once more: an earlier request for TXID {txid} may still arrive");
-        database.progress.update(|f| f.snapshots += 1);
+        database.progress.update(|f| (f.snapshots, f.last_snapshot) = (f.snapshots + 1, Some((now_ms(), reason))));
         return Ok(Next::Again);
     }
     tail.state.full_sent = None;
@@ -272,7 +272,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
         f.remote_txid = Some(txid);
         f.last_success_ms = Some(now_ms());
         f.last_error = None;
-        f.snapshots += 1;
+        (f.snapshots, f.last_snapshot) = (f.snapshots + 1, Some((now_ms(), reason)));
         f.state = if settled { ReplicationState::Idle } else { ReplicationState::Uploading };
     });
     Ok(Next::Again)

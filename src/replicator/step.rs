@@ -97,6 +97,6 @@ pub(crate) fn report_stop(database: &Database, kind: StopKind, message: String) 
     }
     database.progress.update(|f| {
         f.state = kind.into();
-        f.last_error = Some(message);
+        (f.last_error, f.error_kind) = (Some(message), None);
     });
 }

@@ -24,6 +24,7 @@ pub(crate) use self::out::{Out, Stored, is_disk_full};
 use crate::fault::{fault_io, fault_point};
 use crate::ltx::{Header, LtxError, Reader, merge};
 use crate::replicator::local::OwnerMode;
+use crate::replicator::stamp::mtime_ns;
 use crate::types::{TimestampMs, Txid};
 
 /// Entries beyond this many are merged when the uploader looks.
@@ -153,6 +154,36 @@ struct Spare {
     bytes: u64,
 }
 
+/// What a spool holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Waits {
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    /// When the oldest file was written, where that was looked at.
+    pub(crate) oldest_ms: Option<i64>,
+}
+
+impl Waits {
+    /// What lies in the directory of these numbers, for whoever looks from outside. Nothing is touched.
+    pub(crate) fn beside(directory: &Path, first: u64, next: u64) -> Self {
+        let mut waits = Self::default();
+        for item in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let name = item.file_name();
+            // One that has gone meanwhile does not wait any more.
+            let Some(metadata) =
+                name.to_str().and_then(parse_name).filter(|(a, b)| first <= *a && *b < next).and_then(|_| item.metadata().ok())
+            else {
+                continue;
+            };
+            let written_ms = mtime_ns(&metadata) / 1_000_000;
+            waits.files += 1;
+            waits.bytes += metadata.len();
+            waits.oldest_ms = Some(waits.oldest_ms.map_or(written_ms, |oldest| oldest.min(written_ms)));
+        }
+        waits
+    }
+}
+
 /// The queue of one database.
 #[derive(Debug)]
 pub(crate) struct Spool {
@@ -249,6 +280,11 @@ impl Spool {
     /// Whether entries wait to be merged.
     pub(crate) fn is_crowded(&self) -> bool {
         self.entries.len() > MOST_ENTRIES
+    }
+
+    /// What waits, in memory or on the disk.
+    pub(crate) fn waits(&self) -> Waits {
+        Waits { files: self.entries.len() as u64, bytes: self.entries.iter().map(|e| e.bytes).sum(), oldest_ms: None }
     }
 
     /// What the entries take of the disk.

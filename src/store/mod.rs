@@ -296,6 +296,43 @@ pub enum StoreErrorKind {
     NoLease,
 }
 
+impl StoreErrorKind {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::NotFound,
+        Self::NoSuchBucket,
+        Self::Credentials,
+        Self::PermissionDenied,
+        Self::Unreachable,
+        Self::Timeout,
+        Self::Throttled,
+        Self::Server,
+        Self::Truncated,
+        Self::Protocol,
+        Self::Io,
+        Self::NoLease,
+    ];
+
+    /// The word for it, in status and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::NoSuchBucket => "no_such_bucket",
+            Self::Credentials => "credentials",
+            Self::PermissionDenied => "permission_denied",
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Throttled => "throttled",
+            Self::Server => "server",
+            Self::Truncated => "truncated",
+            Self::Protocol => "protocol",
+            Self::Io => "io",
+            Self::NoLease => "no_lease",
+        }
+    }
+}
+
 /// A failed operation: what, on which object, why, and what to do about it. Never holds a secret.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {object}: {cause}{}{advice}", if .advice.is_empty() { "" } else { ". " })]

@@ -125,3 +125,45 @@ pub(crate) struct Vfs {
     pub(crate) get_system_call: Option<unsafe extern "C" fn(*mut Vfs, *const c_char) -> AnyFn>,
     pub(crate) next_system_call: Option<unsafe extern "C" fn(*mut Vfs, *const c_char) -> *const c_char>,
 }
+
+/// `sqlite3_module`, of the first version: what a table needs that is only read.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Module {
+    pub(crate) version: c_int,
+    /// Missing: the table is there by its name alone, without having been made.
+    pub(crate) create: Option<Connect>,
+    pub(crate) connect: Option<Connect>,
+    pub(crate) best_index: Option<unsafe extern "C" fn(*mut Table, *mut c_void) -> c_int>,
+    pub(crate) disconnect: Option<unsafe extern "C" fn(*mut Table) -> c_int>,
+    pub(crate) destroy: Option<unsafe extern "C" fn(*mut Table) -> c_int>,
+    pub(crate) open: Option<unsafe extern "C" fn(*mut Table, *mut *mut Cursor) -> c_int>,
+    pub(crate) close: Option<unsafe extern "C" fn(*mut Cursor) -> c_int>,
+    pub(crate) filter: Option<unsafe extern "C" fn(*mut Cursor, c_int, *const c_char, c_int, *mut *mut c_void) -> c_int>,
+    pub(crate) next: Option<unsafe extern "C" fn(*mut Cursor) -> c_int>,
+    pub(crate) eof: Option<unsafe extern "C" fn(*mut Cursor) -> c_int>,
+    pub(crate) column: Option<unsafe extern "C" fn(*mut Cursor, *mut c_void, c_int) -> c_int>,
+    pub(crate) rowid: Option<unsafe extern "C" fn(*mut Cursor, *mut i64) -> c_int>,
+    /// Writing, transactions, functions of its own and names to be changed: none of it. Those of later versions are not looked at.
+    pub(crate) unused: [AnyFn; 12],
+}
+
+/// How a table of a module begins to be there for a connection.
+pub(crate) type Connect =
+    unsafe extern "C" fn(*mut c_void, *mut c_void, c_int, *const *const c_char, *mut *mut Table, *mut *mut c_char) -> c_int;
+
+/// `sqlite3_vtab`: what a table of ours begins with.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) module: *const Module,
+    pub(crate) references: c_int,
+    pub(crate) error: *mut c_char,
+}
+
+/// `sqlite3_vtab_cursor`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    pub(crate) table: *mut Table,
+}

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
-use super::abi::{File, SQLITE_FCNTL_JOURNAL_POINTER, SQLITE_TXN_WRITE, Vfs};
+use super::abi::{File, Module, SQLITE_ERROR, SQLITE_FCNTL_JOURNAL_POINTER, SQLITE_FCNTL_PRAGMA, SQLITE_OK, SQLITE_TXN_WRITE, Vfs};
 use crate::fault::fault_value;
 
 /// The oldest SQLite whose table has all that we call: `sqlite3_filename_database` came with 3.31.0, and 3.32.0 is what is tested.
@@ -19,17 +19,25 @@ pub struct ApiRoutines {
 
 /// Slots of the append-only `struct sqlite3_api_routines` of `sqlite3ext.h`.
 pub(super) mod slot {
+    pub(in crate::vfs) const DECLARE_VTAB: usize = 50;
+    pub(in crate::vfs) const FREE: usize = 58;
     pub(in crate::vfs) const LIBVERSION_NUMBER: usize = 67;
     pub(in crate::vfs) const MPRINTF: usize = 69;
+    pub(in crate::vfs) const RESULT_ERROR: usize = 80;
+    pub(in crate::vfs) const RESULT_INT64: usize = 83;
     pub(in crate::vfs) const RESULT_NULL: usize = 84;
     pub(in crate::vfs) const RESULT_TEXT: usize = 85;
+    pub(in crate::vfs) const VALUE_TEXT: usize = 109;
+    pub(in crate::vfs) const CREATE_MODULE_V2: usize = 119;
     pub(in crate::vfs) const FILE_CONTROL: usize = 127;
     pub(in crate::vfs) const VFS_FIND: usize = 141;
     pub(in crate::vfs) const VFS_REGISTER: usize = 142;
+    pub(in crate::vfs) const CONTEXT_DB_HANDLE: usize = 149;
     pub(in crate::vfs) const CREATE_FUNCTION_V2: usize = 162;
     pub(in crate::vfs) const LOG: usize = 167;
     pub(in crate::vfs) const DB_FILENAME: usize = 180;
     pub(in crate::vfs) const URI_PARAMETER: usize = 189;
+    pub(in crate::vfs) const AUTO_EXTENSION: usize = 192;
     pub(in crate::vfs) const URI_KEY: usize = 245;
     pub(in crate::vfs) const FILENAME_DATABASE: usize = 246;
     /// From 3.34.0 on.
@@ -98,7 +106,28 @@ pub(crate) struct SqliteApi {
     create_function: CreateFunction,
     result_text: ResultText,
     result_null: unsafe extern "C" fn(*mut c_void),
+    result_int64: unsafe extern "C" fn(*mut c_void, i64),
+    result_error: unsafe extern "C" fn(*mut c_void, *const c_char, c_int),
+    value_text: unsafe extern "C" fn(*mut c_void) -> *const c_char,
+    context_db_handle: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
+    free: unsafe extern "C" fn(*mut c_void),
+    /// Missing where SQLite was built without virtual tables.
+    tables: Option<Tables>,
+    /// Missing where it was built without extensions of this kind.
+    auto_extension: Option<unsafe extern "C" fn(AutoEntry) -> c_int>,
 }
+
+/// What virtual tables are made with.
+#[derive(Clone, Copy, Debug)]
+struct Tables {
+    create_module: unsafe extern "C" fn(*mut c_void, *const c_char, *const Module, *mut c_void, Unused) -> c_int,
+    declare: unsafe extern "C" fn(*mut c_void, *const c_char) -> c_int,
+}
+
+/// An extension's entry point, as SQLite declares it where it is registered for every connection.
+type AutoEntry = unsafe extern "C" fn();
+/// And as it calls it.
+pub(crate) type EveryConnection = unsafe extern "C" fn(*mut c_void, *mut *mut c_char, *const ApiRoutines) -> c_int;
 
 impl SqliteApi {
     /// Somewhere in the library that SQLite is in.
@@ -191,6 +220,40 @@ impl SqliteApi {
                     slot::RESULT_NULL,
                     "sqlite3_result_null",
                 )?),
+                result_int64: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void, i64)>(need(
+                    slot::RESULT_INT64,
+                    "sqlite3_result_int64",
+                )?),
+                result_error: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void, *const c_char, c_int)>(need(
+                    slot::RESULT_ERROR,
+                    "sqlite3_result_error",
+                )?),
+                value_text: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void) -> *const c_char>(need(
+                    slot::VALUE_TEXT,
+                    "sqlite3_value_text",
+                )?),
+                context_db_handle: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void) -> *mut c_void>(need(
+                    slot::CONTEXT_DB_HANDLE,
+                    "sqlite3_context_db_handle",
+                )?),
+                free: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void)>(need(slot::FREE, "sqlite3_free")?),
+                // A null function pointer is `None`.
+                auto_extension: std::mem::transmute::<*const c_void, Option<unsafe extern "C" fn(AutoEntry) -> c_int>>(read(
+                    slot::AUTO_EXTENSION,
+                )),
+                tables: if read(slot::CREATE_MODULE_V2).is_null() || read(slot::DECLARE_VTAB).is_null() {
+                    None
+                } else {
+                    Some(Tables {
+                        create_module: std::mem::transmute::<
+                            *const c_void,
+                            unsafe extern "C" fn(*mut c_void, *const c_char, *const Module, *mut c_void, Unused) -> c_int,
+                        >(read(slot::CREATE_MODULE_V2)),
+                        declare: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void, *const c_char) -> c_int>(read(
+                            slot::DECLARE_VTAB,
+                        )),
+                    })
+                },
             })
         }
     }
@@ -243,15 +306,15 @@ impl SqliteApi {
         unsafe { (self.log)(code, c"%s".as_ptr(), message.as_ptr()) }
     }
 
-    /// Gives a connection an SQL function without arguments. Where it fails the connection goes without.
+    /// Gives a connection an SQL function of so many arguments, -1 for any number. Where it fails the connection goes without.
     ///
     /// # Safety
     /// `database` is a connection of this SQLite.
-    pub(crate) unsafe fn create_function(&self, database: *mut c_void, name: &CStr, function: SqlFunction) {
+    pub(crate) unsafe fn create_function(&self, database: *mut c_void, name: &CStr, arguments: c_int, function: SqlFunction) {
         const SQLITE_UTF8: c_int = 1;
         // SAFETY: the connection is the caller's, and no application data is passed.
         let _ = unsafe {
-            (self.create_function)(database, name.as_ptr(), 0, SQLITE_UTF8, std::ptr::null_mut(), Some(function), None, None, None)
+            (self.create_function)(database, name.as_ptr(), arguments, SQLITE_UTF8, std::ptr::null_mut(), Some(function), None, None, None)
         };
     }
 
@@ -267,6 +330,114 @@ impl SqliteApi {
             // SAFETY: passed on.
             None => unsafe { (self.result_null)(context) },
         }
+    }
+
+    /// The same with a number.
+    ///
+    /// # Safety
+    /// As `result`.
+    pub(crate) unsafe fn result_number(&self, context: *mut c_void, number: i64) {
+        // SAFETY: passed on.
+        unsafe { (self.result_int64)(context, number) }
+    }
+
+    /// Has an SQL function fail.
+    ///
+    /// # Safety
+    /// As `result`.
+    pub(crate) unsafe fn result_error(&self, context: *mut c_void, text: &str) {
+        let text = c_string(text);
+        // SAFETY: SQLite copies the C string at once.
+        unsafe { (self.result_error)(context, text.as_ptr(), -1) }
+    }
+
+    /// The arguments of an SQL function as text; `None` for NULL.
+    ///
+    /// # Safety
+    /// As SQLite passed them to the function.
+    pub(crate) unsafe fn texts(&self, count: c_int, arguments: *mut *mut c_void) -> Vec<Option<String>> {
+        let text = |at: usize| {
+            // SAFETY: there are so many arguments, and the text of one lasts until it is asked for in another form.
+            unsafe {
+                let text = (self.value_text)(*arguments.add(at));
+                (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+            }
+        };
+        (0..usize::try_from(count).unwrap_or(0)).map(text).collect()
+    }
+
+    /// The connection that an SQL function runs on.
+    ///
+    /// # Safety
+    /// As `result`.
+    pub(crate) unsafe fn connection_of(&self, context: *mut c_void) -> *mut c_void {
+        // SAFETY: passed on.
+        unsafe { (self.context_db_handle)(context) }
+    }
+
+    /// Has an entry point called for every connection that is opened from here on. False where this SQLite cannot.
+    ///
+    /// # Safety
+    /// The entry point stays where it is for as long as the process lives.
+    pub(crate) unsafe fn offer_to_all(&self, entry: EveryConnection) -> bool {
+        let Some(auto_extension) = self.auto_extension else { return false };
+        // SAFETY: SQLite declares the entry point without its arguments, and calls it with them. Registering it twice is once.
+        unsafe { auto_extension(std::mem::transmute::<EveryConnection, AutoEntry>(entry)) == SQLITE_OK }
+    }
+
+    /// Gives a connection the tables of a module. Where it fails the connection goes without.
+    ///
+    /// # Safety
+    /// `database` is a connection of this SQLite; the module's methods take `data`, which lives as long as the process, for what it is.
+    pub(crate) unsafe fn create_module(&self, database: *mut c_void, name: &CStr, module: &'static Module, data: *mut c_void) {
+        if let Some(tables) = &self.tables {
+            // SAFETY: the caller's.
+            let _ = unsafe { (tables.create_module)(database, name.as_ptr(), module, data, None) };
+        }
+    }
+
+    /// Says which columns a virtual table has, within its `connect`.
+    ///
+    /// # Safety
+    /// `database` is the connection that was passed to it.
+    pub(crate) unsafe fn declare_table(&self, database: *mut c_void, sql: &CStr) -> c_int {
+        // SAFETY: the caller's.
+        self.tables.map_or(SQLITE_ERROR, |tables| unsafe { (tables.declare)(database, sql.as_ptr()) })
+    }
+
+    /// What a PRAGMA of ours answers for one database of a connection; `None` where that is not replicated.
+    ///
+    /// # Safety
+    /// `connection` is a connection of this SQLite that this thread may use.
+    pub(crate) unsafe fn ask(&self, connection: *mut c_void, schema: &CStr, pragma: &CStr, value: &CStr) -> Option<Result<String, String>> {
+        let mut strings = [std::ptr::null_mut(), pragma.as_ptr().cast_mut(), value.as_ptr().cast_mut(), std::ptr::null_mut()];
+        // SAFETY: this is what SQLite itself passes for a PRAGMA that it does not know. It comes to our file, to the one below, or to another VFS's,
+        // none of which answers to this name but ours. The answer is in memory of SQLite's.
+        unsafe {
+            let rc = (self.file_control)(connection, schema.as_ptr(), SQLITE_FCNTL_PRAGMA, strings.as_mut_ptr().cast());
+            let [answer, ..] = strings;
+            if answer.is_null() {
+                return None;
+            }
+            let text = CStr::from_ptr(answer).to_string_lossy().into_owned();
+            (self.free)(answer.cast());
+            Some(if rc == SQLITE_OK { Ok(text) } else { Err(text) })
+        }
+    }
+
+    /// The names of a connection's databases; of an SQLite before 3.39, which cannot tell, the first one's.
+    ///
+    /// # Safety
+    /// As `ask`.
+    pub(crate) unsafe fn schema_names(&self, connection: *mut c_void) -> Vec<CString> {
+        const MOST: c_int = 128;
+        let Some(Schemas { db_name, .. }) = self.schemas else { return vec![c"main".to_owned()] };
+        // SAFETY: the connection is the caller's; a name lasts while nothing is detached, and is copied.
+        let name = |index| unsafe {
+            let name = db_name(connection, index);
+            (!name.is_null()).then(|| CStr::from_ptr(name).to_owned())
+        };
+        (0..MOST).map_while(name).collect()
     }
 
     /// All URI parameters of a database's name, in order.

@@ -19,6 +19,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::metrics::endpoint;
 use crate::replicator::{process, wake};
 
 /// How often who waits looks, before it does not wait any longer: for a second in all. What is waited for takes microseconds, but on a disk that hangs.
@@ -93,4 +94,5 @@ pub(super) extern "C" fn in_child() {
     INSIDE.store(0, Ordering::SeqCst);
     process::forked();
     wake::forked();
+    endpoint::forked();
 }

@@ -25,6 +25,14 @@ fn structures_are_laid_out_as_sqlite_declares_them() {
         lock = xLock, unlock = xUnlock, check_reserved_lock = xCheckReservedLock, file_control = xFileControl, sector_size = xSectorSize,
         device_characteristics = xDeviceCharacteristics, shm_map = xShmMap, shm_lock = xShmLock, shm_barrier = xShmBarrier,
         shm_unmap = xShmUnmap, fetch = xFetch, unfetch = xUnfetch);
+    assert_eq!(size_of::<abi::Module>(), size_of::<ffi::sqlite3_module>());
+    assert_eq!(size_of::<abi::Table>(), size_of::<ffi::sqlite3_vtab>());
+    assert_eq!(size_of::<abi::Cursor>(), size_of::<ffi::sqlite3_vtab_cursor>());
+    same_offsets!(abi::Module, ffi::sqlite3_module:
+        version = iVersion, create = xCreate, connect = xConnect, best_index = xBestIndex, disconnect = xDisconnect, destroy = xDestroy,
+        open = xOpen, close = xClose, filter = xFilter, next = xNext, eof = xEof, column = xColumn, rowid = xRowid, unused = xUpdate);
+    same_offsets!(abi::Table, ffi::sqlite3_vtab: module = pModule, references = nRef, error = zErrMsg);
+    same_offsets!(abi::Cursor, ffi::sqlite3_vtab_cursor: table = pVtab);
     same_offsets!(Vfs, ffi::sqlite3_vfs:
         version = iVersion, file_bytes = szOsFile, max_path_bytes = mxPathname, next = pNext, name = zName, app_data = pAppData,
         open = xOpen, delete = xDelete, access = xAccess, full_pathname = xFullPathname, dl_open = xDlOpen, dl_error = xDlError,
@@ -85,6 +93,14 @@ fn slots_of_the_function_table_hold_what_we_call() {
         *FOUND.lock().unwrap() = vec![
             ("libversion_number", at(slot::LIBVERSION_NUMBER), ffi::sqlite3_libversion_number as *const () as usize),
             ("mprintf", at(slot::MPRINTF), ffi::sqlite3_mprintf as *const () as usize),
+            ("declare_vtab", at(slot::DECLARE_VTAB), ffi::sqlite3_declare_vtab as *const () as usize),
+            ("free", at(slot::FREE), ffi::sqlite3_free as *const () as usize),
+            ("result_error", at(slot::RESULT_ERROR), ffi::sqlite3_result_error as *const () as usize),
+            ("result_int64", at(slot::RESULT_INT64), ffi::sqlite3_result_int64 as *const () as usize),
+            ("value_text", at(slot::VALUE_TEXT), ffi::sqlite3_value_text as *const () as usize),
+            ("create_module_v2", at(slot::CREATE_MODULE_V2), ffi::sqlite3_create_module_v2 as *const () as usize),
+            ("context_db_handle", at(slot::CONTEXT_DB_HANDLE), ffi::sqlite3_context_db_handle as *const () as usize),
+            ("auto_extension", at(slot::AUTO_EXTENSION), ffi::sqlite3_auto_extension as *const () as usize),
             ("result_null", at(slot::RESULT_NULL), ffi::sqlite3_result_null as *const () as usize),
             ("result_text", at(slot::RESULT_TEXT), ffi::sqlite3_result_text as *const () as usize),
             ("vfs_find", at(slot::VFS_FIND), ffi::sqlite3_vfs_find as *const () as usize),
@@ -113,7 +129,7 @@ fn slots_of_the_function_table_hold_what_we_call() {
         ffi::sqlite3_close(database);
     }
     let found = FOUND.lock().unwrap();
-    assert_eq!(found.len(), 15);
+    assert_eq!(found.len(), 23);
     for (name, there, expected) in found.iter() {
         assert_eq!(there, expected, "{name}");
     }

@@ -18,15 +18,22 @@ unsafe impl Sync for Mapping {}
 
 /// Maps it, where it is all there.
 pub(super) fn map(control: &File) -> io::Result<Box<dyn Mapped>> {
+    map_as(control, libc::PROT_READ | libc::PROT_WRITE)
+}
+
+/// The same to look at, of a file that may be opened for reading only. Its words are only ever loaded: a store would be a fault of this process.
+pub(crate) fn map_to_look(control: &File) -> io::Result<Box<dyn Mapped>> {
+    map_as(control, libc::PROT_READ)
+}
+
+fn map_as(control: &File, protection: libc::c_int) -> io::Result<Box<dyn Mapped>> {
     if control.metadata()?.len() < PAGE_OFFSET + PAGE_BYTES as u64 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let offset = libc::off_t::try_from(PAGE_OFFSET).map_err(io::Error::other)?;
     // SAFETY: a new mapping at an address that the kernel chooses; the descriptor is open. On machines with larger pages than the offset the kernel
     // refuses it.
-    let address = unsafe {
-        libc::mmap(std::ptr::null_mut(), PAGE_BYTES, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, control.as_raw_fd(), offset)
-    };
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), PAGE_BYTES, protection, libc::MAP_SHARED, control.as_raw_fd(), offset) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }

@@ -12,6 +12,7 @@ mod file;
 #[cfg(feature = "cli")]
 mod foreign;
 mod fork;
+mod functions;
 mod group;
 mod host;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use versions::{OLDEST_SQLITE, has_wal_reset_bug};
 use abi::{SQLITE_ERROR, SQLITE_OK_LOAD_PERMANENTLY};
 pub(crate) use abi::{SQLITE_NOTICE, SQLITE_WARNING};
 pub(crate) use api::SqliteApi;
+pub(crate) use mapping::map_to_look;
 
 /// The extended result code of a statement or COMMIT that did not reach the bucket in time with `durability=bounded` or `remote`: it is committed
 /// here and not known to be there. `SQLITE_IOERR_COMMIT_ATOMIC`, which SQLite itself reports for nothing.
@@ -92,7 +94,7 @@ pub unsafe extern "C" fn extension_init(database: *mut c_void, error_message: *m
         Ok(Ok(api)) => {
             crate::logging::install(api);
             // SAFETY: the connection that loads the extension, or none where SQLite is asked to register only.
-            unsafe { offer_last_error(database, api) };
+            let _ = catch_unwind(|| unsafe { functions::offer(database, &api) });
             SQLITE_OK_LOAD_PERMANENTLY
         }
         Ok(Err(error)) => {
@@ -106,27 +108,6 @@ pub unsafe extern "C" fn extension_init(database: *mut c_void, error_message: *m
             SQLITE_ERROR
         }
         Err(_) => SQLITE_ERROR,
-    }
-}
-
-/// `SELECT replicated_last_error()` on the connection that loaded the extension: why a database was not opened, or a transaction refused. SQLite itself shows a fixed
-/// text for that, and a VFS has no way to give another.
-///
-/// # Safety
-/// `database` is null or a connection of the SQLite behind `api`.
-unsafe fn offer_last_error(database: *mut c_void, api: SqliteApi) {
-    static API: std::sync::OnceLock<SqliteApi> = std::sync::OnceLock::new();
-    unsafe extern "C" fn last_error(context: *mut c_void, _count: c_int, _arguments: *mut *mut c_void) {
-        let text = catch_unwind(last_refusal).unwrap_or_default();
-        if let Some(api) = API.get() {
-            // SAFETY: SQLite's own context.
-            unsafe { api.result(context, text.as_deref()) };
-        }
-    }
-    // With two copies of SQLite in a process the function is the first one's: its result functions are not for the other's contexts.
-    if !database.is_null() && API.get_or_init(|| api).is_same(&api) {
-        // SAFETY: passed on.
-        unsafe { api.create_function(database, c"replicated_last_error", last_error) };
     }
 }
 
@@ -144,8 +125,9 @@ pub unsafe fn register_with(host: HostFunctions) -> Result<(), RegisterError> {
 
     // SQLite hands the table to an automatic extension of a connection that is opened.
     unsafe extern "C" fn entry(_database: *mut c_void, _error: *mut *mut c_char, routines: *const ApiRoutines) -> c_int {
-        // SAFETY: called by SQLite with its own table.
-        let registered = catch_unwind(|| unsafe { shim::register(routines, false) });
+        // SAFETY: called by SQLite with its own table. The connection is about to be closed; others get the functions.
+        let registered =
+            catch_unwind(|| unsafe { shim::register(routines, false).inspect(|api| functions::offer(std::ptr::null_mut(), api)) });
         let result = registered.map_or_else(|_| Err("a fault in the extension".to_owned()), |r| r.map(drop).map_err(|e| e.to_string()));
         *RESULT.lock() = Some(result);
         0

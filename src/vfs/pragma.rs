@@ -8,6 +8,7 @@ use crate::replicator::database::Database;
 use crate::replicator::durability::Policy;
 use crate::replicator::progress::WaitError;
 use crate::replicator::replicas::Replicas;
+use crate::status::{Status, as_json};
 use crate::types::Txid;
 
 /// What a PRAGMA gets.
@@ -25,7 +26,7 @@ pub(crate) fn answer(replicas: &Replicas, policy: &Policy, name: &str, value: Op
     match name.to_ascii_lowercase().as_str() {
         "replicated_sync" => Some(sync(replicas, value)),
         "replicated_wait" => Some(wait(&replicas.first, bare)),
-        "replicated_status" => Some(Answer::Text(status(replicas, policy))),
+        "replicated_status" => Some(status(replicas, policy, bare)),
         "replicated_durability" => Some(durability(policy, bare)),
         unknown if unknown.starts_with("replicated") => {
             let names = "replicated_durability, replicated_status, replicated_sync and replicated_wait";
@@ -94,18 +95,44 @@ fn durability(policy: &Policy, value: Option<&str>) -> Answer {
     Answer::Text(policy.durability().to_string())
 }
 
+/// What is the connection's, and no replica's.
+const OF_CONNECTION: [&str; 2] = ["durability", "max_lag_ms"];
+
+/// In lines without a value; `json`; and `rows` for the table of that name, which wants numbers as numbers and an order.
+fn status(replicas: &Replicas, policy: &Policy, form: Option<&str>) -> Answer {
+    let statuses: Vec<Status> = replicas.iter().map(|database| database.status(policy)).collect();
+    match form.map(str::to_ascii_lowercase).as_deref() {
+        None | Some("text") => Answer::Text(lines(&statuses, policy)),
+        Some("json") => Answer::Text(as_json(&statuses)),
+        Some("rows") => Answer::Text(serde_json::Value::from(rows(&statuses, policy)).to_string()),
+        Some(other) => Answer::Error(format!("replicated_status: got {other:?}; allowed is text or json")),
+    }
+}
+
 /// A line for each item: its name, a blank, its value. Those of the second replica come last, with its name before theirs.
-fn status(replicas: &Replicas, policy: &Policy) -> String {
-    /// What is the connection's, and no replica's.
-    const OF_CONNECTION: [&str; 2] = ["durability", "max_lag_ms"];
-    let lines = replicas.first.status(policy).into_iter().map(|(name, value)| format!("{name} {value}"));
-    let mut lines: Vec<String> = lines.collect();
-    if let Some(second) = &replicas.second {
+fn lines(statuses: &[Status], policy: &Policy) -> String {
+    let mut lines = Vec::new();
+    for status in statuses {
+        let rows = status.rows().into_iter();
+        if status.number == 1 {
+            lines.extend(rows.map(|row| format!("{} {}", row.name, row.value)));
+            continue;
+        }
         lines.push(format!("wait_for {}", policy.wait_for));
-        let rows = second.status(policy).into_iter().filter(|(name, _)| !OF_CONNECTION.contains(name));
-        lines.extend(
-            rows.map(|(name, value)| if name == "replica" { format!("replica2 {value}") } else { format!("replica2_{name} {value}") }),
-        );
+        lines.extend(rows.filter(|row| !OF_CONNECTION.contains(&row.name)).map(|row| match row.name {
+            "replica" => format!("replica2 {}", row.value),
+            name => format!("replica2_{name} {}", row.value),
+        }));
     }
     lines.join("\n")
+}
+
+/// `[[1,"state","idle"],...]`.
+fn rows(statuses: &[Status], policy: &Policy) -> Vec<serde_json::Value> {
+    let wait_for = (statuses.len() > 1).then(|| serde_json::json!([1, "wait_for", policy.wait_for.as_str()]));
+    let rows = statuses.iter().flat_map(|status| {
+        let number = status.number;
+        status.rows().into_iter().map(move |row| serde_json::json!([number, row.name, row.value.to_json()]))
+    });
+    rows.chain(wait_for).collect()
 }

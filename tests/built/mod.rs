@@ -74,6 +74,7 @@ pub(crate) fn has(tool: &str, probe: &[&str]) -> bool {
 }
 
 /// Whether there is a Python whose SQLite loads extensions.
+#[allow(dead_code, reason = "not every test has a use for it")]
 pub(crate) fn has_python() -> bool {
     has(host::python(), &["-c", "import sqlite3; sqlite3.connect(':memory:').enable_load_extension(True)"])
 }

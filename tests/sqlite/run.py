@@ -242,6 +242,9 @@ class Runner:
                 found.append(Database(name, "different", f"could not be opened once more (exit code {code}): {facts}", False))
                 continue
             state = next((part.removeprefix("state ") for part in facts["status"] if part.startswith("state ")), "unknown")
+            # What it was stopped for is a finer word than the state.
+            reason = next((part.removeprefix("reason ") for part in facts["status"] if part.startswith("reason ")), "-")
+            state = reason if state in ("fenced", "failed") and reason != "-" else state
             found.append(self.compare(directory, path, name, state, facts, notes[str(path)], low_lock_page))
         return found
 

@@ -13,15 +13,19 @@ mod copy;
 mod doctor;
 mod file_head;
 mod follow;
+mod found;
 mod generation;
 mod integrity;
 mod list;
 mod live;
 mod maintain;
+mod metrics;
 mod moment;
 mod private;
 mod restore;
 mod rounds;
+mod status;
+mod status_text;
 mod store_flags;
 mod text;
 mod values;
@@ -43,6 +47,8 @@ enum Command {
     Maintain(maintain::Args),
     Verify(verify::Args),
     Copy(copy::Args),
+    Status(status::Args),
+    Metrics(metrics::Args),
     Config(config::Args),
     Doctor(doctor::Args),
     /// What `doctor` runs to look at a SQLite library in a process of its own.
@@ -53,7 +59,8 @@ enum Command {
     },
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage; of verify and doctor also 3: could not be checked.";
+const EXIT_CODES: &str =
+    "Exit codes: 0 done, 1 failed, 2 wrong usage; of verify and doctor also 3: could not be checked; of status 3: behind, 4: stands still.";
 
 /// Long flags that Litestream's users write with one dash, and that clap would take for a row of short ones.
 const SINGLE_DASH: &[&str] = &[
@@ -106,6 +113,8 @@ fn main() -> ExitCode {
         Command::Maintain(args) => maintain::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Copy(args) => copy::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Metrics(args) => metrics::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::InspectSqlite { library, extension } => {
@@ -213,6 +222,17 @@ mod tests {
             let (documented, missing): (Vec<&str>, Vec<&str>) =
                 flags.partition(|flag| page.contains(&format!("| `--{flag}")) || page.contains(&format!(", `--{flag}")));
             assert!(documented.len() > 5 && missing.is_empty(), "not in docs/{name}.md: {missing:?}");
+        }
+    }
+
+    #[test]
+    fn every_flag_of_status_and_metrics_is_documented() {
+        let page = include_str!("../../../docs/status.md");
+        let command = Cli::command();
+        for (name, least, page) in [("status", 6, page), ("metrics", 3, include_str!("../../../docs/metrics.md"))] {
+            let flags: Vec<&str> = command.find_subcommand(name).unwrap().get_arguments().filter_map(|arg| arg.get_long()).collect();
+            let missing: Vec<&&str> = flags.iter().filter(|flag| **flag != "help" && !page.contains(&format!("| `--{flag}"))).collect();
+            assert!(flags.len() >= least && missing.is_empty(), "not in docs/{name}.md: {missing:?}");
         }
     }
 

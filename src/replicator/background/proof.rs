@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::fault::{fault_io, fault_point};
 use crate::replicator::control::replica_hash;
 use crate::replicator::database::Database;
-use crate::replicator::local::OwnerMode;
+use crate::replicator::local::{OwnerMode, Paths};
 use crate::types::{TimestampMs, Txid};
 
 /// A finding is cut there: a message, and no list of a thousand objects.
@@ -58,6 +58,11 @@ impl Proof {
     pub(crate) fn of(database: &Database) -> Self {
         let here = database.proof.lock().clone();
         [here, read(database).ok().flatten()].into_iter().flatten().max_by_key(Self::changed_ms).unwrap_or_default()
+    }
+
+    /// The same for whoever does not have the database open; `None` where nothing was kept.
+    pub(crate) fn beside(paths: &Paths, replica_hash: u64) -> Option<Self> {
+        read_of(paths, &format!("{replica_hash:016x}")).ok().flatten()
     }
 
     /// Keeps it. Where there is no room on the disk it is known to this process.
@@ -144,9 +149,13 @@ fn database_hash(database: &Database) -> String {
 }
 
 fn read(database: &Database) -> io::Result<Option<Proof>> {
+    read_of(&database.paths, &database_hash(database))
+}
+
+fn read_of(paths: &Paths, replica: &str) -> io::Result<Option<Proof>> {
     let mut bytes = Vec::new();
-    File::open(database.paths.verified())?.take(MOST_BYTES).read_to_end(&mut bytes)?;
-    Ok(Proof::decode(&bytes, &database_hash(database)))
+    File::open(paths.verified())?.take(MOST_BYTES).read_to_end(&mut bytes)?;
+    Ok(Proof::decode(&bytes, replica))
 }
 
 fn write(database: &Database, bytes: &[u8]) -> io::Result<()> {

@@ -36,10 +36,15 @@ impl Database {
         } else {
             (self.try_lock_tail_for(GATE_PATIENCE), self.most_gate_frames())
         };
-        let Some(mut tail) = tail else { return false };
+        let refusals = &self.shared.counters.gate_refusals;
+        let Some(mut tail) = tail else {
+            refusals.fetch_add(1, Ordering::Relaxed);
+            return false;
+        };
         match self.secure(&mut tail, most_frames) {
             Ok(()) => true,
             Err(error) => {
+                refusals.fetch_add(1, Ordering::Relaxed);
                 log::debug!(target: "replicated", "{}: the WAL is not restarted yet: {error}", self.paths.database.display());
                 drop(tail);
                 self.hub.notify(Notice::Look(self.id));

@@ -5,8 +5,7 @@
 mod file;
 mod gate;
 pub(crate) mod outside;
-mod published;
-mod status;
+pub(crate) mod published;
 
 use std::cell::Cell;
 use std::fs::File;

@@ -10,7 +10,7 @@ use crate::replicator::batch::WalFile;
 use crate::replicator::database::outside::NewestState;
 use crate::replicator::frames::WrittenFrames;
 use crate::replicator::hub::{CommittedFrames, Notice};
-use crate::replicator::shared::{Shared, monotonic_ns};
+use crate::replicator::shared::{Page, monotonic_ns};
 use crate::replicator::tail::{LiveEnd, Tail};
 use crate::types::{PageSize, WalPos};
 use crate::wal::IndexHeader;
@@ -75,7 +75,7 @@ const fn unpair(word: u64) -> [u32; 2] {
 ///
 /// Whoever commits holds SQLite's own lock for that, so that there is one at a time, and what they publish comes in the order of the commits. Whoever merely
 /// finds that something is committed holds the tail's lock, and says after which of those he has looked: it counts until the next one is published.
-struct Board<'a>(&'a Shared);
+struct Board<'a>(&'a Page);
 
 impl Board<'_> {
     /// The newest, and the number that it follows on.
@@ -125,13 +125,13 @@ enum Put {
 }
 
 /// How far the tail has captured, for the commit path's arithmetic.
-fn captured(shared: &Shared) -> WalPos {
+fn captured(shared: &Page) -> WalPos {
     let (_, [salts, frame, checksum]) = shared.captured.read();
     WalPos { salts: unpair(salts), frame: frame as u32, checksum: unpair(checksum) }
 }
 
 /// How many frames wait.
-fn behind(shared: &Shared, published: &Published) -> u64 {
+fn behind(shared: &Page, published: &Published) -> u64 {
     if !published.known {
         // What it says is of an earlier open.
         return 0;
@@ -142,8 +142,15 @@ fn behind(shared: &Shared, published: &Published) -> u64 {
     shared.unseen_frames.load(Ordering::Relaxed).saturating_add(u64::from(frames))
 }
 
+/// The newest committed state, and how many frames of it nobody has captured, as a page says that this process may only look at.
+pub(crate) fn of_page(page: &Page) -> (Published, u64) {
+    let (_, published) = Board(page).read();
+    let frames = behind(page, &published);
+    (published, frames)
+}
+
 /// A commit is about to be told of that is not in the bucket.
-fn note_waiting(shared: &Shared) {
+fn note_waiting(shared: &Page) {
     let set = |word: &AtomicU64| {
         if word.load(Ordering::Relaxed) == 0 {
             // Another one has been quicker, otherwise.
@@ -401,6 +408,11 @@ impl Database {
         let published = self.published();
         let end = published.end;
         tail.state.captured.is_some_and(|c| end.frame == 0 || c == end || tail.state.sealed && behind(&self.shared, &published) == 0)
+    }
+
+    /// How many frames are in the WAL only.
+    pub(crate) fn frames_in_wal_only(&self, tail: &Tail) -> u64 {
+        if self.is_captured(tail) { 0 } else { behind(&self.shared, &self.published()).max(1) }
     }
 
     /// The newest committed state, all of which is about to be sent.

@@ -24,15 +24,17 @@ use std::time::Duration;
 pub(crate) use self::locks::{Locks, Range};
 pub(crate) use self::peek::{Peek, peek};
 pub(crate) use self::slots::Slots;
+use crate::metrics::{Counted, Counters};
 
 /// Where the page lies in the control file: at a multiple of the largest page that a machine has.
 pub(crate) const PAGE_OFFSET: u64 = 65536;
 /// How long it is.
-pub(crate) const PAGE_BYTES: usize = 4096;
+pub(crate) const PAGE_BYTES: usize = 8192;
 const ERROR_WORDS: usize = 120;
+const URL_WORDS: usize = 90;
 const MAINTENANCE_ERROR_WORDS: usize = 60;
 /// What `Page::layout` says.
-const LAYOUT: u64 = 0x5250_4c53_4841_5202;
+const LAYOUT: u64 = 0x5250_4c53_4841_5203;
 
 /// A page that is there as long as this is.
 pub(crate) trait Mapped: Send + Sync + Debug {
@@ -87,6 +89,12 @@ impl Shared {
     }
 }
 
+impl Counted for Shared {
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
 impl Deref for Shared {
     type Target = Page;
 
@@ -94,6 +102,10 @@ impl Deref for Shared {
         if self.has_left() { self.own.page() } else { self.mapped.page() }
     }
 }
+
+/// When something was sent last, and when and why the full state was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Earlier([u64; 3]);
 
 /// The words. All zeros is how it begins, see `begin`.
 #[derive(Debug, Default)]
@@ -170,6 +182,22 @@ pub(crate) struct Page {
     pub(crate) fencing: AtomicU64,
     pub(crate) awaits_open: AtomicU64,
     pub(crate) last_maintenance_ms: AtomicU64,
+    /// 1 and the number of a `StoreErrorKind`; 0 for none.
+    pub(crate) error_kind: AtomicU64,
+    pub(crate) last_error_ms: AtomicU64,
+    pub(crate) last_snapshot_ms: AtomicU64,
+    /// The number of a `FullReason`.
+    pub(crate) last_snapshot_reason: AtomicU64,
+
+    // For whoever looks from outside.
+    /// Which run of the machine all times of its clock are of.
+    pub(crate) boot: AtomicU64,
+    /// 1 and the number of a `Durability`, and how old what waits may be: as the process was told that opened the database first.
+    pub(crate) durability: AtomicU64,
+    pub(crate) max_lag_ms: AtomicU64,
+    pub(crate) max_local_bytes: AtomicU64,
+    pub(crate) counters: Counters,
+    url: Slots<URL_WORDS>,
     error: Slots<ERROR_WORDS>,
     maintenance_error: Slots<MAINTENANCE_ERROR_WORDS>,
 }
@@ -186,6 +214,19 @@ impl Page {
     pub(crate) fn begin(&self) {
         self.wake_frames.store(1, Ordering::Relaxed);
         self.layout.store(LAYOUT, Ordering::Release);
+    }
+
+    /// What the processes before have left that is of use to those who come now, where it is of the same replica.
+    pub(crate) fn of_replica(&self, url: &str) -> Option<Earlier> {
+        let words = || [&self.last_success_ms, &self.last_snapshot_ms, &self.last_snapshot_reason].map(|word| word.load(Ordering::Relaxed));
+        (self.is_begun() && self.url().as_deref() == Some(url)).then(words).map(Earlier)
+    }
+
+    /// Goes on with it.
+    pub(crate) fn remember(&self, Earlier(words): &Earlier) {
+        for (word, earlier) in [&self.last_success_ms, &self.last_snapshot_ms, &self.last_snapshot_reason].into_iter().zip(words) {
+            word.store(*earlier, Ordering::Relaxed);
+        }
     }
 
     /// Tells those who wait that something has changed.
@@ -211,6 +252,15 @@ impl Page {
 
     pub(crate) fn error(&self) -> Option<String> {
         text(&self.error)
+    }
+
+    /// The replica's URL, which has no secrets.
+    pub(crate) fn set_url(&self, url: &str) {
+        set_text(&self.url, Some(url));
+    }
+
+    pub(crate) fn url(&self) -> Option<String> {
+        text(&self.url)
     }
 
     /// The same, of the maintenance.

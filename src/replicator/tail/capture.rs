@@ -1,6 +1,7 @@
 //! From the WAL or the database file into the spool, before SQLite destroys or overwrites what is there.
 
 use std::io::Write;
+use std::sync::atomic::Ordering;
 
 use super::{Body, Inflight, LiveEnd, Mode, Tail, TailError, open_wal};
 use crate::fault::fault_point;
@@ -41,6 +42,7 @@ impl Tail {
                 entry_header(pages.page_size, pages.commit_pages, TimestampMs(live.committed_ms), self.state.node_id, self.spool.next());
             header.set_wal_range(captured.frame, &pages.end);
             self.spool.append(|out| wal.encode(&pages, &header, out).map(drop).map_err(TailError::Batch))?;
+            self.shared.counters.spooled.fetch_add(1, Ordering::Relaxed);
             fault_point!("capture.spooled");
             self.state.page_size = pages.page_size.get();
             self.state.captured = Some(pages.end);
@@ -117,6 +119,7 @@ impl Tail {
             encoder.finish()?;
             Ok::<_, TailError>(())
         })?;
+        self.shared.counters.spooled.fetch_add(1, Ordering::Relaxed);
         self.state.page_size = commit.page_size.get();
         (self.state.captured, self.state.sealed, self.state.next_salts) = (Some(WalPos::default()), true, None);
         // Where nothing undoes what the next one writes the file does not count as being on disk, so that this need not be synced before each.

@@ -1,5 +1,6 @@
 //! What is told of a step's success or failure, and how long to wait after that.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Task;
@@ -51,6 +52,8 @@ impl Task {
             stop(&self.database, StopKind::Diverged, message.clone());
             return Next::Again;
         }
+        self.database.shared.counters.retries.fetch_add(1, Ordering::Relaxed);
+        let kind = if let StepError::Store(error) = error { Some(error.kind) } else { None };
         let (transient, retry_after, key) = match error {
             StepError::Store(e) => (e.is_transient(), e.retry_after, format!("{:?} {}", e.kind, e.operation)),
             StepError::Damaged(_) => (false, None, error.to_string()),
@@ -66,7 +69,7 @@ impl Task {
         }
         self.database.progress.update(|f| {
             f.state = if matches!(error, StepError::Damaged(_)) { ReplicationState::Damaged } else { ReplicationState::Offline };
-            f.last_error = Some(error.to_string());
+            (f.last_error, f.error_kind) = (Some(error.to_string()), kind);
         });
         if let Some(wait) = retry_after {
             let now = clock::now();

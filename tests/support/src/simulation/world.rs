@@ -734,13 +734,14 @@ impl World {
                 let status = self.ask(host, process, &Op::Status)?.real;
                 let Outcome::Text(status) = status else { return Err(format!("no status: {status:?}")) };
                 let state = status.lines().find_map(|line| line.strip_prefix("state ")).unwrap_or_default();
+                let reason = status.lines().find_map(|line| line.strip_prefix("reason ")).unwrap_or_default();
                 match state {
-                    "fenced" | "diverged" => {
-                        self.count(if state == "fenced" { "fenced" } else { "diverged" });
+                    "fenced" => {
+                        self.count(if reason == "diverged" { "diverged" } else { "fenced" });
                         self.was_rightly_stopped(host, &status)?;
                         Ok(false)
                     }
-                    "failed" | "damaged" => Err(format!("host {host}: replication is {state}: {status}")),
+                    "failed" => Err(format!("host {host}: replication is {state}: {status}")),
                     _ if may_fail => Ok(false),
                     _ => Err(format!("host {host}: a flush failed in fine weather: {problem:?}; {status}")),
                 }
