@@ -9,7 +9,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use replicated_testkit::bucket::Bucket;
 use replicated_testkit::faulty::{Endpoint, Fault, Kind};
@@ -17,12 +16,11 @@ use replicated_testkit::host::{self, Db, Host, Program, eventually};
 use replicated_testkit::net::{Mode, Proxy};
 use replicated_testkit::s3::{Options, Server};
 use rusqlite::Connection;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 
-/// The keys there were made for tests and guard nothing.
-const TLS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls");
+mod tls;
+
+use tls::TLS;
 
 /// What came of a run.
 struct Told {
@@ -363,29 +361,9 @@ fn a_store_without_conditions_is_found_out() {
     assert_eq!(files(&objects(&server)), []);
 }
 
-/// Serves nothing over TLS, with a certificate of `tests/tls`.
-fn serve(name: &str) -> String {
-    let file = |suffix: &str| Path::new(TLS).join(format!("{name}{suffix}"));
-    let certificate = CertificateDer::from_pem_file(file(".pem")).unwrap();
-    let key = PrivateKeyDer::from_pem_file(file(".key.pem")).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .unwrap();
-    let config = Arc::new(config);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("https://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = rustls::StreamOwned::new(rustls::ServerConnection::new(Arc::clone(&config)).unwrap(), stream.unwrap());
-            if matches!(stream.read(&mut [0; 4096]), Ok(1..)) {
-                let _ = write!(stream, "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-            }
-        }
-    });
-    endpoint
+/// Refuses everything, over TLS.
+fn serve(certificate: &str) -> String {
+    tls::serve(certificate, "403 Forbidden", "")
 }
 
 #[test]

@@ -80,7 +80,8 @@ fn what_short_lived_processes_could_not_send_the_next_one_sends() {
     let (bucket, path) = (Bucket::s3(&server, "apps/outage"), dir.path().join("app.db"));
     let through = bucket.through(&proxy.endpoint());
     let uri = host::replicated(&path, &bucket.url, &[("close_timeout", "100ms")]);
-    process(&through.env, &uri, &MAKE);
+    // The first state is not cut off in the midst of its upload.
+    process(&through.env, &host::replicated(&path, &bucket.url, &[("close_timeout", "60s")]), &MAKE);
     process(&through.env, &uri, &["PRAGMA replicated_sync='60s'"]);
     proxy.set(Mode::Refuse).unwrap();
     let before = server.requests();
