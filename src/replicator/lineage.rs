@@ -2,6 +2,8 @@
 //!
 //! Asked once after an open, and whenever a name that was to be created is taken already. Where nothing is proved, nothing is sent.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use futures_util::future::join_all;
 
@@ -138,14 +140,28 @@ pub(crate) async fn verify(database: &Database, may_be_left_out: bool) -> Result
         database.progress.update(|f| f.fencing = state.fencing);
     }
     let Some(acked) = state.acked else { return verify_unknown(database).await.map(|()| true) };
-    if may_be_left_out && looks::may_be_left_out(&state) && database.lock_tail().mode == Mode::Running {
+    // What others have committed meanwhile another tool may have sent.
+    let is_as_left = database.shared.began_empty.load(Ordering::Relaxed) != 0;
+    if may_be_left_out && is_as_left && looks::may_be_left_out(&state) && database.lock_tail().mode == Mode::Running {
         database.progress.update(|f| f.remote_txid = Some(acked.txid));
-        if !state.looks.has_looked_back() {
-            look_back(database).await?;
+        if state.looks.has_just_looked_back() || is_kept(database, &state).await? {
+            return Ok(false);
         }
-        return Ok(false);
     }
     verify_known(database, state, acked).await.map(|()| true)
+}
+
+/// Whether an object of level 0 that was sent before is there: then none that another writer has sent after it has been merged and deleted, and its name would be
+/// taken.
+async fn is_kept(database: &Database, state: &State) -> Result<bool, StepError> {
+    let (Some(witness), Some(acked)) = (state.witness, state.acked) else { return Ok(false) };
+    let is_kept = witness <= acked.txid && look(database, &LtxName::level0(witness)).await?.is_some();
+    if is_kept {
+        let mut tail = database.lock_tail();
+        tail.state.witness = Some(acked.txid);
+        tail.state.looks.looked_back();
+    }
+    Ok(is_kept)
 }
 
 async fn verify_known(database: &Database, state: State, acked: Acked) -> Result<(), StepError> {

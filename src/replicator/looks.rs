@@ -2,7 +2,8 @@
 //!
 //! A program that is run again and again would list the bucket as often as it writes to it. Its runs count as one: where the host has compared the bucket just before,
 //! or has sent something to a name that nobody had taken, what an open has to send is sent at once, and that creation is the comparison. Whoever keeps the database
-//! open for longer compares all the same, a moment later (`SOON`). An object that went from the bucket is found by a look every minute, as it is within one process.
+//! open for longer compares all the same, a moment later (`SOON`). That the name is free says something only as long as nothing was deleted that had been sent to it:
+//! one look tells, at an object that was sent before.
 
 use std::time::Duration;
 
@@ -47,9 +48,9 @@ impl Looks {
         self.boot != 0 && self.boot == stamp::boot() && Duration::from_millis(age_ms) < limit
     }
 
-    /// Whether it was asked just before what the bucket still has.
-    pub(crate) fn has_looked_back(self) -> bool {
-        self.is_within(LOOK_BACK, self.looked_back_ms)
+    /// Whether it was asked just before what the bucket still has: nobody can have sent anything since, and merged and deleted it.
+    pub(crate) fn has_just_looked_back(self) -> bool {
+        self.is_within(SOON, self.looked_back_ms)
     }
 }
 
@@ -73,14 +74,14 @@ mod tests {
     #[test]
     fn what_was_looked_at_counts_for_a_while_in_one_boot_by_one_clock() {
         let mut looks = Looks::default();
-        assert!(!looks.has_looked_back() && !looks.is_within(COMPARED, looks.compared_ms));
+        assert!(!looks.has_just_looked_back() && !looks.is_within(COMPARED, looks.compared_ms));
         looks.compared();
-        assert!(!looks.has_looked_back() && looks.is_within(COMPARED, looks.compared_ms));
+        assert!(!looks.has_just_looked_back() && looks.is_within(COMPARED, looks.compared_ms));
         looks.looked_back();
-        assert!(looks.has_looked_back());
-        assert!(!Looks { boot: looks.boot ^ 1, ..looks }.has_looked_back());
-        assert!(!Looks { looked_back_ms: looks.looked_back_ms - 60_000, ..looks }.has_looked_back());
+        assert!(looks.has_just_looked_back());
+        assert!(!Looks { boot: looks.boot ^ 1, ..looks }.has_just_looked_back());
+        assert!(!Looks { looked_back_ms: looks.looked_back_ms - 60_000, ..looks }.has_just_looked_back());
         // The clock was put back by a day.
-        assert!(!Looks { looked_back_ms: looks.looked_back_ms + 86_400_000, ..looks }.has_looked_back());
+        assert!(!Looks { looked_back_ms: looks.looked_back_ms + 86_400_000, ..looks }.has_just_looked_back());
     }
 }
