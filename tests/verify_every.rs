@@ -107,6 +107,15 @@ fn the_newest_state_is_read_every_so_often() {
     }
     assert_eq!(is(&mut worker, "verification"), "verified");
     assert_eq!(is(&mut worker, "verified_at"), is(&mut worker, "last_verification"));
+    let metrics = host::command(env!("CARGO_BIN_EXE_replicated"), &[]).arg("metrics").arg(place.path()).output().unwrap();
+    let metrics = String::from_utf8(metrics.stdout).unwrap();
+    let sample = |name: &str, more: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(&format!("replicated_{name}{{")) && line.contains(more));
+        line.and_then(|line| line.rsplit_once(' ')).unwrap_or_else(|| panic!("{name}: {metrics}")).1.parse::<f64>().unwrap()
+    };
+    assert_eq!((sample("verification", "\"verified\""), sample("verification", "\"wrong\"")), (1.0, 0.0));
+    assert_eq!(sample("verified_txid", "") as u64, Txid::from_hex(&newest).unwrap().get());
+    assert!(sample("verified_timestamp_seconds", "") > 1.7e9 && sample("last_verification_timestamp_seconds", "") > 1.7e9);
     assert_eq!((is(&mut worker, "verification_finding"), is(&mut worker, "verification_error")), ("-".to_owned(), "-".to_owned()));
     let files = place.bucket.list();
     let plan = restore::plan(&files, Target::Latest).unwrap();

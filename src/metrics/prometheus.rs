@@ -6,7 +6,7 @@ use std::fmt::{Display, Write};
 
 use super::{BUCKETS_MS, Counts, Durations, Operation};
 use crate::replicator::full_state_reasons;
-use crate::status::{State, Status, Uploader};
+use crate::status::{Outcome, State, Status, Uploader};
 use crate::types::{TimestampMs, Txid};
 
 /// What such a text is, in HTTP.
@@ -78,6 +78,18 @@ fn gauges(text: &mut Text<'_>) {
     text.family("maintenance_failing", "gauge", "Whether the last round of that has failed.", |status, out| {
         out.value(flag(status.maintenance_error.is_some()));
     });
+    text.family("verification", "gauge", "1 for what came of verifying the bucket last, 0 for the others.", |status, out| {
+        for outcome in Outcome::ALL {
+            out.labelled(&format!("outcome=\"{}\"", outcome.as_str()), u8::from(outcome == status.verification.outcome));
+        }
+    });
+    text.family("last_verification_timestamp_seconds", "gauge", "When a verification last came to its end.", |status, out| {
+        out.time(status.verification.last);
+    });
+    text.family("verified_txid", "gauge", "The newest state that was found to restore.", |status, out| {
+        out.known(status.verification.txid.map(Txid::get));
+    });
+    text.family("verified_timestamp_seconds", "gauge", "When it was.", |status, out| out.time(status.verification.at));
     text.family("database_bytes", "gauge", "The size of the database file.", |status, out| {
         out.known(std::fs::metadata(&status.database).ok().map(|metadata| metadata.len()));
     });

@@ -66,6 +66,50 @@ pub enum Uploader {
     NotOpen,
 }
 
+/// What came of verifying the bucket, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is not asked for.
+    Off,
+    /// Nothing yet.
+    None,
+    /// The newest state restores.
+    Verified,
+    /// Something is wrong with the bucket.
+    Wrong,
+    /// It could not be carried out.
+    NotChecked,
+}
+
+impl Outcome {
+    pub(crate) const ALL: [Self; 5] = [Self::Off, Self::None, Self::Verified, Self::Wrong, Self::NotChecked];
+
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::None => "none",
+            Self::Verified => "verified",
+            Self::Wrong => "wrong",
+            Self::NotChecked => "not_checked",
+        }
+    }
+}
+
+/// What is known of whether the bucket can be restored: the option `verify_every`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verification {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// When one last came to its end, whatever it has found.
+    pub last: Option<TimestampMs>,
+    /// The newest state that was found whole.
+    pub txid: Option<Txid>,
+    /// And when.
+    pub at: Option<TimestampMs>,
+}
+
 /// The state of one replica of a database.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -130,7 +174,9 @@ pub struct Status {
     pub maintenance_error: Option<String>,
     /// Its URL, without secrets; `None` where no process has told it.
     pub replica: Option<String>,
-    /// What came of verifying the bucket; and, from a process that has the database open, the lease.
+    /// Whether the bucket can be restored, as far as it was looked at.
+    pub verification: Verification,
+    /// What came of that in full; and, from a process that has the database open, the lease.
     pub more: Vec<Row>,
 }
 

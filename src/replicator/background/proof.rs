@@ -17,6 +17,7 @@ use crate::fault::{fault_io, fault_point};
 use crate::replicator::control::replica_hash;
 use crate::replicator::database::Database;
 use crate::replicator::local::{OwnerMode, Paths};
+use crate::status::{Outcome, Verification};
 use crate::types::{TimestampMs, Txid};
 
 /// A finding is cut there: a message, and no list of a thousand objects.
@@ -109,20 +110,26 @@ impl Proof {
         Some(Self { ended_ms: time("ended_at").unwrap_or_default(), whole, finding: text("finding").map(told), obstacle })
     }
 
+    /// The gist of it.
+    pub(crate) fn verification(&self, is_asked_for: bool) -> Verification {
+        let outcome = match self {
+            _ if !is_asked_for => Outcome::Off,
+            Self { finding: Some(_), .. } => Outcome::Wrong,
+            Self { obstacle: Some(_), .. } => Outcome::NotChecked,
+            Self { whole: Some(_), .. } => Outcome::Verified,
+            _ => Outcome::None,
+        };
+        let last = Some(self.ended_ms).filter(|ms| *ms > 0).map(TimestampMs);
+        Verification { outcome, last, txid: self.whole.map(|whole| whole.txid), at: self.whole.map(|whole| TimestampMs(whole.at_ms)) }
+    }
+
     /// Lines of the status. `is_asked_for`: by the options of this process.
     pub(crate) fn rows(&self, is_asked_for: bool) -> Vec<(&'static str, String)> {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let time = |ms: i64| TimestampMs(ms).to_string();
-        let outcome = match self {
-            _ if !is_asked_for => "off",
-            Self { finding: Some(_), .. } => "wrong",
-            Self { obstacle: Some(_), .. } => "not_checked",
-            Self { whole: Some(_), .. } => "verified",
-            _ => "none",
-        };
         let files = |whole: Whole| format!("{} of {}, {} bytes", whole.files, whole.files_in_bucket, whole.bytes);
         vec![
-            ("verification", outcome.to_owned()),
+            ("verification", self.verification(is_asked_for).outcome.as_str().to_owned()),
             ("last_verification", or_dash(Some(self.ended_ms).filter(|ms| *ms > 0).map(time))),
             ("verified_txid", or_dash(self.whole.map(|whole| whole.txid.to_string()))),
             ("verified_at", or_dash(self.whole.map(|whole| time(whole.at_ms)))),

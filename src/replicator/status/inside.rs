@@ -68,8 +68,8 @@ impl Database {
             self.locks().and_then(|locks| locks.holder(Range::Owner)).map_or(Uploader::Nobody, Uploader::Process)
         };
         let lease = self.lease.as_ref().map_or_else(lease::no_rows, |lease| lease.rows());
-        let verification = Proof::of(self).rows(!self.options.verify_every.is_zero());
-        let more = verification.into_iter().chain(lease).map(Row::of_text);
+        let (proof, is_verified) = (Proof::of(self), !self.options.verify_every.is_zero());
+        let more = proof.rows(is_verified).into_iter().chain(lease).map(Row::of_text);
         Parts {
             paths: &self.paths,
             counts: self.shared.counters().read(),
@@ -85,6 +85,7 @@ impl Database {
             max_lag: policy.max_lag,
             max_local_bytes: Some(self.options.max_local_bytes),
             replica: Some(self.store.url().to_owned()),
+            verification: proof.verification(is_verified),
             more: more.collect(),
             facts,
         }

@@ -17,7 +17,7 @@ use super::tail::Mode;
 use crate::config::Durability;
 use crate::metrics::Counts;
 use crate::spool::Waits;
-use crate::status::{Known, Row, Signs, Status, Uploader, advice};
+use crate::status::{Known, Row, Signs, Status, Uploader, Verification, advice};
 use crate::store::StoreErrorKind;
 use crate::types::{PageSize, TimestampMs, Txid};
 
@@ -96,6 +96,7 @@ struct Parts<'a> {
     max_lag: Duration,
     max_local_bytes: Option<u64>,
     replica: Option<String>,
+    verification: Verification,
     more: Vec<Row>,
 }
 
@@ -146,6 +147,7 @@ impl Parts<'_> {
             last_maintenance: facts.last_maintenance_ms.map(TimestampMs),
             maintenance_error: facts.maintenance_error,
             replica: self.replica,
+            verification: self.verification,
             more: self.more,
         }
     }

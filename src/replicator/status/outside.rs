@@ -157,8 +157,8 @@ impl Beside {
         let remote_txid = facts.remote_txid.max(saved.acked.map(|acked| acked.txid));
         let local_txid = if waiting_commits == 0 { remote_txid } else { local.txid_of_all(remote_txid.map_or(0, Txid::get)) };
         let durability = page.durability.load(Ordering::Relaxed).checked_sub(1).and_then(|at| Durability::ALL.get(at as usize).copied());
-        let verification = Proof::beside(paths, saved.replica_hash);
-        let is_verified = verification.is_some();
+        let proof = Proof::beside(paths, saved.replica_hash);
+        let (is_verified, proof) = (proof.is_some(), proof.unwrap_or_default());
         let max_lag_ms = page.max_lag_ms.load(Ordering::Relaxed);
         Ok(Parts {
             paths,
@@ -175,7 +175,8 @@ impl Beside {
             max_lag: if max_lag_ms == 0 { crate::config::Options::default().max_lag } else { Duration::from_millis(max_lag_ms) },
             max_local_bytes: Some(page.max_local_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0),
             replica: page.url(),
-            more: verification.unwrap_or_default().rows(is_verified).into_iter().map(Row::of_text).collect(),
+            verification: proof.verification(is_verified),
+            more: proof.rows(is_verified).into_iter().map(Row::of_text).collect(),
             facts,
         }
         .status())
