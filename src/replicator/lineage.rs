@@ -157,11 +157,16 @@ async fn is_kept(database: &Database, state: &State) -> Result<bool, StepError> 
     let (Some(witness), Some(acked)) = (state.witness, state.acked) else { return Ok(false) };
     let is_kept = witness <= acked.txid && look(database, &LtxName::level0(witness)).await?.is_some();
     if is_kept {
-        let mut tail = database.lock_tail();
-        tail.state.witness = Some(acked.txid);
-        tail.state.looks.looked_back();
+        note_kept(database, acked.txid);
     }
     Ok(is_kept)
+}
+
+/// What the bucket had is there; the next look is at this one.
+fn note_kept(database: &Database, next: Txid) {
+    let mut tail = database.lock_tail();
+    tail.state.witness = Some(next);
+    tail.state.looks.looked_back();
 }
 
 async fn verify_known(database: &Database, state: State, acked: Acked) -> Result<(), StepError> {
@@ -229,9 +234,7 @@ pub(crate) async fn look_back(database: &Database) -> Result<LookBack, StepError
         deleted(database, witness, FullReason::BucketBehind);
         return Ok(LookBack::Lost);
     }
-    let mut tail = database.lock_tail();
-    tail.state.witness = Some(acked.txid);
-    tail.state.looks.looked_back();
+    note_kept(database, acked.txid);
     Ok(LookBack::Kept)
 }
 

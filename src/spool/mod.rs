@@ -10,7 +10,9 @@
 //! take is kept in memory, up to another limit, so that SQLite need not be held up: should the process die meanwhile, the entry that the
 //! control file names is missed at the next open, and the full state follows.
 
+mod error;
 mod out;
+mod waits;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -19,12 +21,14 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+pub(crate) use self::error::SpoolError;
+use self::error::io_error;
 use self::out::Room;
 pub(crate) use self::out::{Out, Stored, is_disk_full};
+pub(crate) use self::waits::Waits;
 use crate::fault::{fault_io, fault_point};
-use crate::ltx::{Header, LtxError, Reader, merge};
+use crate::ltx::{Header, Reader, merge};
 use crate::replicator::local::OwnerMode;
-use crate::replicator::stamp::mtime_ns;
 use crate::types::{TimestampMs, Txid};
 
 /// Entries beyond this many are merged when the uploader looks.
@@ -40,65 +44,6 @@ const MOST_SPARE_BYTES: u64 = 64 * 1024;
 const SPARE_PART: u64 = 16;
 /// That much may wait on a disk that has hardly anything left, too.
 const ALWAYS_BYTES: u64 = 1024 * 1024;
-
-/// What went wrong in the spool.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SpoolError {
-    /// A file operation failed.
-    #[error("spool {path}: {source}")]
-    Io {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// An entry is not what it should be, or could not be encoded.
-    #[error("spool {path}: {source}")]
-    Ltx {
-        path: PathBuf,
-        #[source]
-        source: LtxError,
-    },
-    /// The control file speaks of entries that are not there.
-    #[error("spool {directory}: entries {first} to {last} should be there and are not")]
-    Missing { directory: PathBuf, first: u64, last: u64 },
-    /// An entry of another node's, or under another's name.
-    #[error("spool {path}: it is another entry, made by node {found:016x} (this is {node_id:016x})")]
-    Foreign { path: PathBuf, found: u64, node_id: u64 },
-    /// The limit of local disk would be passed.
-    #[error("spool {directory}: what waits and its sending take {needed_bytes} bytes, over the limit of {limit_bytes} (max_local)")]
-    Full { directory: PathBuf, needed_bytes: u64, limit_bytes: u64 },
-    /// It takes more of its disk than it leaves to everybody else.
-    #[error("spool {directory}: {bytes} bytes wait there, and only {free_bytes} are left on that disk")]
-    Crowding { directory: PathBuf, bytes: u64, free_bytes: u64 },
-}
-
-impl SpoolError {
-    /// Merging entries into a file has failed: by a file operation, or by what an entry holds.
-    pub(crate) fn of(path: &Path, error: LtxError) -> Self {
-        let path = path.to_owned();
-        match error {
-            LtxError::Io(source) => Self::Io { path, source },
-            source => Self::Ltx { path, source },
-        }
-    }
-
-    /// Something that was spooled cannot be had any more, however often it is tried.
-    pub(crate) fn is_lasting(&self) -> bool {
-        match self {
-            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Ltx { .. } | Self::Missing { .. } | Self::Foreign { .. } | Self::Full { .. } | Self::Crowding { .. } => true,
-        }
-    }
-
-    /// More waits than there is room for.
-    pub(crate) fn is_out_of_room(&self) -> bool {
-        match self {
-            Self::Full { .. } | Self::Crowding { .. } => true,
-            Self::Io { source, .. } | Self::Ltx { source: LtxError::Io(source), .. } => is_disk_full(source),
-            Self::Ltx { .. } | Self::Missing { .. } | Self::Foreign { .. } => false,
-        }
-    }
-}
 
 /// All entries to be merged, oldest first, and the newest one's header.
 pub(crate) type Contents = (Vec<Reader<Input>>, Header);
@@ -152,36 +97,6 @@ impl Entry {
 struct Spare {
     path: PathBuf,
     bytes: u64,
-}
-
-/// What a spool holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Waits {
-    pub(crate) files: u64,
-    pub(crate) bytes: u64,
-    /// When the oldest file was written, where that was looked at.
-    pub(crate) oldest_ms: Option<i64>,
-}
-
-impl Waits {
-    /// What lies in the directory of these numbers, for whoever looks from outside. Nothing is touched.
-    pub(crate) fn beside(directory: &Path, first: u64, next: u64) -> Self {
-        let mut waits = Self::default();
-        for item in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            let name = item.file_name();
-            // One that has gone meanwhile does not wait any more.
-            let Some(metadata) =
-                name.to_str().and_then(parse_name).filter(|(a, b)| first <= *a && *b < next).and_then(|_| item.metadata().ok())
-            else {
-                continue;
-            };
-            let written_ms = mtime_ns(&metadata) / 1_000_000;
-            waits.files += 1;
-            waits.bytes += metadata.len();
-            waits.oldest_ms = Some(waits.oldest_ms.map_or(written_ms, |oldest| oldest.min(written_ms)));
-        }
-        waits
-    }
 }
 
 /// The queue of one database.
@@ -591,145 +506,6 @@ fn remove(path: &Path) -> Result<(), SpoolError> {
     }
 }
 
-fn io_error(path: &Path, source: io::Error) -> SpoolError {
-    SpoolError::Io { path: path.to_owned(), source }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ltx::Encoder;
-    use crate::types::{PageNo, PageSize};
-
-    fn open(dir: &Path, disk_bytes: u64, first: u64, next: u64) -> Result<Spool, SpoolError> {
-        Spool::open(dir, OwnerMode::of(dir).unwrap(), Limits { disk_bytes, memory_bytes: 0 }, first, next, None)
-    }
-
-    fn encode(out: &mut Out, header: &Header, pages: &[(u32, u8)]) -> Result<(), LtxError> {
-        let mut encoder = Encoder::new(out, header)?;
-        for (number, fill) in pages {
-            encoder.page(PageNo::new(*number).unwrap(), &[*fill; 512])?;
-        }
-        encoder.finish().map(drop)
-    }
-
-    fn append(spool: &mut Spool, pages: &[(u32, u8)]) -> Result<(), SpoolError> {
-        let header = entry_header(PageSize::MIN, 10_000, TimestampMs(1), 7, spool.next());
-        spool.append(|out| encode(out, &header, pages).map_err(|error| SpoolError::of(Path::new("entry"), error)))
-    }
-
-    fn contents(spool: &Spool) -> Vec<(u32, u8)> {
-        let (readers, header) = spool.readers().unwrap().unwrap();
-        let merged = merge(readers, &header, Vec::new()).unwrap();
-        let mut reader = Reader::new(merged.out.as_slice());
-        let (mut pages, mut buf) = (Vec::new(), Vec::new());
-        while let Some(number) = reader.next_page(&mut buf).unwrap() {
-            pages.push((number.get(), buf[0]));
-        }
-        pages
-    }
-
-    #[test]
-    fn many_entries_are_merged_into_few_and_read_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut spool = open(dir.path(), u64::MAX, 0, 0).unwrap();
-        for i in 0..100_u32 {
-            append(&mut spool, &[(1, i as u8), (2 + i % 7, i as u8)]).unwrap();
-            spool.merge_waiting().unwrap();
-            assert!(spool.entries.len() <= MOST_ENTRIES);
-        }
-        let expected = vec![(1, 99), (2, 98), (3, 99), (4, 93), (5, 94), (6, 95), (7, 96), (8, 97)];
-        assert_eq!(contents(&spool), expected);
-        let again = open(dir.path(), u64::MAX, spool.first(), spool.next()).unwrap();
-        assert_eq!(contents(&again), expected);
-    }
-
-    #[test]
-    fn entries_are_few_where_nobody_merges() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut spool = open(dir.path(), u64::MAX, 0, 0).unwrap();
-        for i in 0..500_u32 {
-            append(&mut spool, &[(1, i as u8), (2 + i % 7, i as u8)]).unwrap();
-            assert!(spool.entries.len() <= MOST_UNMERGED);
-        }
-        assert_eq!(contents(&spool)[0], (1, 499_u32 as u8));
-        let again = open(dir.path(), u64::MAX, spool.first(), spool.next()).unwrap();
-        assert_eq!(contents(&again), contents(&spool));
-    }
-
-    #[test]
-    fn a_missing_entry_is_an_error_and_strays_are_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut spool = open(dir.path(), u64::MAX, 5, 5).unwrap();
-        append(&mut spool, &[(1, 1)]).unwrap();
-        append(&mut spool, &[(1, 2)]).unwrap();
-        std::fs::write(dir.path().join("half.tmp"), b"x").unwrap();
-        assert!(matches!(open(dir.path(), u64::MAX, 5, 8), Err(SpoolError::Missing { first: 7, last: 7, .. })));
-        assert!(!dir.path().join("half.tmp").exists());
-        // What the control file does not name never happened.
-        let shorter = open(dir.path(), u64::MAX, 5, 6).unwrap();
-        assert_eq!(contents(&shorter), [(1, 1)]);
-    }
-
-    fn bytes_in(dir: &Path) -> u64 {
-        std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum()
-    }
-
-    /// What waits, what is being sent and what is in the making: whatever waits can still be merged, and sent.
-    #[test]
-    fn the_limit_is_kept() {
-        const LIMIT_BYTES: u64 = 20_000;
-        let dir = tempfile::tempdir().unwrap();
-        let mut spool = open(dir.path(), LIMIT_BYTES, 0, 0).unwrap();
-        let attempted = |spool: &mut Spool, bytes: usize| {
-            spool.create_attempt(Txid::FIRST, |out| out.write_all(&vec![1; bytes]).map_err(|source| io_error(Path::new("attempt"), source)))
-        };
-        attempted(&mut spool, 5000).unwrap();
-        let mut number = 0;
-        let full = loop {
-            number += 1;
-            match append(&mut spool, &[(number, 1), (number + 1000, 2)]) {
-                Ok(()) => {
-                    assert!(2 * spool.bytes() + spool.spare_bytes() + 5000 <= LIMIT_BYTES);
-                    assert_eq!(spool.bytes() + spool.spare_bytes() + 5000, bytes_in(dir.path()));
-                    spool.merge_waiting().unwrap();
-                }
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(full, SpoolError::Full { needed_bytes: LIMIT_BYTES.., limit_bytes: LIMIT_BYTES, .. }), "{full}");
-        assert!(spool.bytes() > 6000 && contents(&spool).len() == 2 * (number as usize - 1));
-        spool.remove_attempt(Txid::FIRST);
-        append(&mut spool, &[(1, 3)]).unwrap();
-        // A batch of all that waits fits, and a larger one stops where the limit is.
-        let waiting = usize::try_from(spool.bytes()).unwrap();
-        attempted(&mut spool, waiting).unwrap();
-        assert!(bytes_in(dir.path()) <= LIMIT_BYTES);
-        let rest = usize::try_from(LIMIT_BYTES - spool.bytes() - spool.spare_bytes()).unwrap();
-        assert!(matches!(attempted(&mut spool, rest + 1), Err(SpoolError::Full { .. })));
-        assert!(bytes_in(dir.path()) <= LIMIT_BYTES);
-    }
-
-    #[test]
-    fn what_is_kept_in_memory_is_merged_and_put_onto_the_disk_later() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut spool = open(dir.path(), u64::MAX, 0, 0).unwrap();
-        for number in 1..20_u32 {
-            append(&mut spool, &[(1, number as u8), (1 + number, 1)]).unwrap();
-            // As if the disk had been full.
-            let newest = spool.entries.pop_back().unwrap();
-            let path = spool.path(&newest);
-            let bytes = Bytes::from(std::fs::read(&path).unwrap());
-            std::fs::remove_file(&path).unwrap();
-            spool.entries.push_back(newest.stored(Stored::Memory(bytes)));
-            spool.merge_waiting().unwrap();
-        }
-        let expected = contents(&spool);
-        assert_eq!((expected.len(), expected[0]), (20, (1, 19)));
-        assert!(spool.entries.iter().any(|entry| !entry.is_on_disk()));
-        spool.settle();
-        assert!(spool.entries.iter().all(Entry::is_on_disk));
-        let again = open(dir.path(), u64::MAX, spool.first(), spool.next()).unwrap();
-        assert_eq!(contents(&again), expected);
-    }
-}
+#[path = "tests.rs"]
+mod tests;

@@ -2,22 +2,18 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::local::{self, Local};
-use crate::replicator::control::replica_hash;
-use crate::replicator::control::slot::newest_slot;
+use crate::replicator::control::{self, replica_hash};
 use crate::replicator::local::{Paths, identity};
 use crate::replicator::process;
-use crate::replicator::progress::ReplicationState;
-use crate::replicator::shared::{Locks, PAGE_BYTES, PAGE_OFFSET, Peek, Range, monotonic_ns, peek};
+use crate::replicator::progress::Facts;
+use crate::replicator::shared::{Locks, Page, Range};
 use crate::types::TimestampMs;
-
-/// The part of the control file that holds what is remembered.
-const CONTROL_BYTES: usize = 4096;
+use crate::vfs::map_to_look;
 
 /// What is beside a database for one of its replicas.
 #[derive(Clone, Debug)]
@@ -90,12 +86,8 @@ pub fn beside(database: &Path) -> io::Result<Vec<Beside>> {
 
 /// `None` where nothing was remembered yet.
 fn look(database: &Path, paths: &Paths, control: File) -> io::Result<Option<Beside>> {
-    let mut remembered = [0; CONTROL_BYTES];
-    let mut page = vec![0; PAGE_BYTES];
-    // One that is being made is shorter.
-    let state = control.read_exact_at(&mut remembered, 0).ok().and_then(|()| newest_slot(&remembered));
-    let Some((_, state)) = state else { return Ok(None) };
-    let seen = control.read_exact_at(&mut page, PAGE_OFFSET).ok().and_then(|()| peek(&page));
+    let Some(state) = control::peek(&control) else { return Ok(None) };
+    let page = map_to_look(&control).ok().filter(|mapped| mapped.page().is_begun());
     let locks = Locks::new(Arc::new(control));
     let is_open = locks.holder(Range::Present).is_some();
     Ok(Some(Beside {
@@ -107,22 +99,20 @@ fn look(database: &Path, paths: &Paths, control: File) -> io::Result<Option<Besi
         waiting_bytes: waiting_bytes(&paths.directory)?,
         is_open,
         uploader: locks.holder(Range::Owner),
-        told: seen.map(|seen| told(seen, is_open)),
+        told: page.map(|mapped| told(mapped.page(), is_open)),
         replica_hash: state.replica_hash,
     }))
 }
 
-fn told(seen: Peek, is_open: bool) -> Told {
-    let at = |ms: u64| (ms > 0).then(|| TimestampMs(i64::try_from(ms).unwrap_or(i64::MAX)));
-    // A clock that begins anew with the machine.
-    let waits = Some(seen.oldest_waiting_ns).filter(|since| is_open && *since > 0);
+fn told(page: &Page, is_open: bool) -> Told {
+    let facts = Facts::of(page);
     Told {
-        state: ReplicationState::of(seen.state).as_str(),
-        last_error: seen.error,
-        last_success: at(seen.last_success_ms),
-        lag: waits.map(|since| Duration::from_nanos(monotonic_ns().saturating_sub(since))),
-        last_maintenance: at(seen.last_maintenance_ms),
-        maintenance_error: seen.maintenance_error,
+        state: facts.state.as_str(),
+        last_error: facts.last_error,
+        last_success: facts.last_success_ms.map(TimestampMs),
+        lag: page.lag().filter(|_| is_open),
+        last_maintenance: facts.last_maintenance_ms.map(TimestampMs),
+        maintenance_error: facts.maintenance_error,
     }
 }
 

@@ -141,6 +141,7 @@ fn decoded(text: &str) -> String {
     url::form_urlencoded::parse(one.as_bytes()).next().map(|(name, _)| name.into_owned()).unwrap_or_default()
 }
 
-fn environment() -> Vec<(String, String)> {
+/// The variables of this process that are text.
+pub(crate) fn environment() -> Vec<(String, String)> {
     std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?))).collect()
 }

@@ -52,8 +52,7 @@ impl StoreFlags {
 
     /// All options, as an open of that database would have them, with the flags before them.
     pub(crate) fn options(&self, database: Option<&Path>) -> Result<Options, Failure> {
-        let environment: Vec<(String, String)> =
-            std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?))).collect();
+        let environment = crate::config::environment();
         let flags = self.as_parameters();
         let of_config = |error: ConfigError| Failure::Usage(error.to_string());
         let file = ConfigFile::find(None, &environment).map_err(of_config)?;

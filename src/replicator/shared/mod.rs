@@ -12,7 +12,6 @@
 //! ```
 
 mod locks;
-mod peek;
 mod slots;
 
 use std::fmt::Debug;
@@ -22,8 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 pub(crate) use self::locks::{Locks, Range};
-pub(crate) use self::peek::{Peek, peek};
 pub(crate) use self::slots::Slots;
+use super::stamp;
 use crate::metrics::{Counted, Counters};
 
 /// Where the page lies in the control file: at a multiple of the largest page that a machine has.
@@ -227,6 +226,13 @@ impl Page {
         for (word, earlier) in [&self.last_success_ms, &self.last_snapshot_ms, &self.last_snapshot_reason].into_iter().zip(words) {
             word.store(*earlier, Ordering::Relaxed);
         }
+    }
+
+    /// How long the oldest commit that the bucket does not have has waited, by the clock that runs since the machine was started.
+    pub(crate) fn lag(&self) -> Option<Duration> {
+        let oldest = self.oldest_waiting_ns.load(Ordering::Acquire);
+        (oldest != 0 && self.boot.load(Ordering::Relaxed) == stamp::boot())
+            .then(|| Duration::from_nanos(monotonic_ns().saturating_sub(oldest)))
     }
 
     /// Tells those who wait that something has changed.

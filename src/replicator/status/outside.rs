@@ -24,8 +24,8 @@ use crate::replicator::durability::Policy;
 use crate::replicator::local::{Paths, identity};
 use crate::replicator::process;
 use crate::replicator::progress::{Facts, ReplicationState};
-use crate::replicator::shared::{Locks, Mapped, Page, Private, Range, monotonic_ns};
-use crate::replicator::stamp::{boot, mtime_ns};
+use crate::replicator::shared::{Locks, Mapped, Page, Private, Range};
+use crate::replicator::stamp::mtime_ns;
 use crate::replicator::tail::Mode;
 use crate::spool::Waits;
 use crate::status::{Row, Status, Uploader};
@@ -168,7 +168,7 @@ impl Beside {
             remote_txid,
             uploader,
             waiting_commits,
-            lag: lag(page).or_else(|| waiting.oldest(&spool, saved.attempt.map(|attempt| attempt.timestamp_ms))),
+            lag: page.lag().or_else(|| waiting.oldest(&spool, saved.attempt.map(|attempt| attempt.timestamp_ms))),
             page_size: published.page_size.or_else(|| PageSize::new(saved.page_size)),
             is_unproved: waiting.is_unproved && !is_open,
             durability: durability.unwrap_or_default(),
@@ -198,12 +198,6 @@ fn facts(page: &Page, saved: &Saved, uploader: Uploader) -> Facts {
         (facts.state, facts.error_kind, facts.last_error) = (ReplicationState::Idle, None, None);
     }
     facts
-}
-
-/// How long the oldest commit has waited, by the clock that runs since the machine was started.
-fn lag(page: &Page) -> Option<Duration> {
-    let oldest = page.oldest_waiting_ns.load(Ordering::Acquire);
-    (oldest != 0 && page.boot.load(Ordering::Relaxed) == boot()).then(|| Duration::from_nanos(monotonic_ns().saturating_sub(oldest)))
 }
 
 /// What the processes have left that are gone.
