@@ -3,23 +3,32 @@
 CARGO ?= cargo
 DIST := dist
 PREFIX ?= /usr/local
+# What is in the extension and the tool.
+SOURCES := Cargo.toml Cargo.lock $(shell find -L src vfs-ext vfs-preload -type f)
 # Everything that is installed for tests only.
 TEST_ENV := target/test-env
 
-.PHONY: help build install packages demo test test-env test-stores test-large test-crash test-faults test-sqlite test-many simulate lint bench fuzz clean
+.PHONY: help build install packages demo pictures test test-env test-stores test-large test-crash test-faults test-sqlite test-many test-container simulate lint bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## dist/replicated.so (the extension) and dist/replicated (the command-line tool)
+build: ## dist/replicated.so (the extension), dist/replicated-preload.so and dist/replicated (the command-line tool)
 	$(CARGO) build --release --workspace
 	@mkdir -p $(DIST)
-	cp target/release/libreplicated_ext.so $(DIST)/replicated.so
-	cp target/release/replicated $(DIST)/replicated
+	@# New files, not new bytes in the old ones: a process may have those mapped.
+	install -m 0755 target/release/libreplicated_ext.so $(DIST)/replicated.so
+	install -m 0755 target/release/libreplicated_preload.so $(DIST)/replicated-preload.so
+	install -m 0755 target/release/replicated $(DIST)/replicated
 
-install: build ## the tool, the extension and the C header below PREFIX (/usr/local), with DESTDIR before it
+# So that `sudo make install` compiles nothing where `make build` has been run: root often has no compiler.
+$(DIST)/replicated: $(SOURCES)
+	$(MAKE) build
+
+install: $(DIST)/replicated ## the tool, the extension and the C header below PREFIX (/usr/local), with DESTDIR before it
 	install -D -m 0755 $(DIST)/replicated $(DESTDIR)$(PREFIX)/bin/replicated
 	install -D -m 0644 $(DIST)/replicated.so $(DESTDIR)$(PREFIX)/lib/replicated.so
+	install -D -m 0644 $(DIST)/replicated-preload.so $(DESTDIR)$(PREFIX)/lib/replicated-preload.so
 	install -D -m 0644 include/replicated.h $(DESTDIR)$(PREFIX)/include/replicated.h
 
 packages: build ## a Python wheel, an npm and a Debian package in dist/packages
@@ -29,7 +38,11 @@ demo: build ## write, kill -9, restore, compare: on a folder, then on S3
 	$(CARGO) build --release --example demo
 	@target/release/examples/demo
 
-test: test-env ## all tests; installs what they need into target/
+pictures: demo ## docs/demo.svg of a run of the demo, docs/performance.svg of the tables in docs/performance.md
+	python3 scripts/record-demo.py
+	python3 scripts/chart.py
+
+test: test-env ## all tests; installs what they need into target/, and as root on Debian other languages by apt-get
 	$(CARGO) build --workspace
 	REPLICATED_TEST_ENV=$(abspath $(TEST_ENV)) REPLICATED_TEST_REQUIRE=1 $(CARGO) test --workspace
 
@@ -55,6 +68,9 @@ simulate: ## hosts, processes, a store and a user against a model (STEPS=100000,
 test-faults: ## thousands of operations against a store that misbehaves (ROUNDS=20 seeds from SEED=1 on)
 	REPLICATED_TEST_ROUNDS=$(or $(ROUNDS),20) REPLICATED_TEST_OPERATIONS=500 REPLICATED_TEST_SEED=$(or $(SEED),1) $(CARGO) test --test campaigns
 
+test-container: ## the image of deploy/container built and started by podman, as root (FLAGS="--base-images make": of Debian's packages)
+	bash scripts/test-container.sh $(FLAGS)
+
 test-sqlite: ## SQLite's own test suite with the extension as the default VFS (SHORT=1 for what CI runs, FILES="wal wal2" for some of it)
 	bash scripts/test-sqlite.sh $(if $(SHORT),--list tests/sqlite/short.txt) $(FILES)
 
@@ -62,8 +78,9 @@ lint: ## formatter and clippy, warnings denied
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
-bench: build ## measure against plain SQLite and Litestream; writes docs/performance.md
-	BENCH='$(BENCH)' sh scripts/bench.sh
+bench: build test-env ## measure against plain SQLite and Litestream; writes docs/performance.md (BENCH="commits restore" for parts, SHORT=1: does it work)
+	python3 benches/run.py $(if $(SHORT),--short) $(BENCH)
+	$(if $(SHORT),,python3 scripts/chart.py)
 
 fuzz: ## the decoders under libFuzzer, 60 s each (needs cargo-fuzz)
 	sh scripts/fuzz.sh

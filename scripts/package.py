@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes packages of what `make build` has built: a Python wheel, an npm package, a Debian package.
 
-    scripts/package.py [--extension dist/replicated.so] [--tool dist/replicated] [--out dist/packages] [wheel] [npm] [deb]
+    scripts/package.py [--extension dist/replicated.so] [--preload dist/replicated-preload.so] [--tool dist/replicated] [--out dist/packages] [wheel] [npm] [deb]
 
 Without a name all that this machine has the tools for. Standard library only; `npm` for the second and `dpkg-deb` for the third.
 """
@@ -23,6 +23,7 @@ import zipfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUMMARY = "Continuous replication of SQLite databases to object storage, as a VFS in the application's own process"
+LICENCES = ("LICENSE-MIT", "LICENSE-APACHE")
 MACHINES = {"x86_64": ("x64", "amd64"), "aarch64": ("arm64", "arm64")}
 
 
@@ -34,6 +35,24 @@ def version():
 def text(name):
     with open(os.path.join(ROOT, "packaging", name), encoding="utf-8") as file:
         return file.read().replace("@VERSION@", version())
+
+
+def licence(name):
+    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def debian_copyright():
+    """Both licences, as Debian's machine-readable form has them."""
+    of_mit, _, mit = licence("LICENSE-MIT").partition("Permission")
+    holder = re.search(r"Copyright \(c\) (.*)", of_mit).group(1)
+    indented = "".join(f" {line}\n" if line else " .\n" for line in ("Permission" + mit).splitlines())
+    return (
+        "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: replicated\n\n"
+        f"Files: *\nCopyright: {holder}\nLicense: Expat or Apache-2.0\n\n"
+        f"License: Expat\n{indented}\n"
+        "License: Apache-2.0\n The whole text is in /usr/share/common-licenses/Apache-2.0.\n"
+    )
 
 
 def needed_glibc(*files):
@@ -53,12 +72,13 @@ def wheel(arguments):
         "replicated/__init__.py": text("python/replicated/__init__.py").encode(),
         "replicated/__main__.py": text("python/replicated/__main__.py").encode(),
         f"{info}/METADATA": (
-            f"Metadata-Version: 2.1\nName: sqlite-replicated\nVersion: {version()}\nSummary: {SUMMARY}\nRequires-Python: >=3.8\n"
+            f"Metadata-Version: 2.1\nName: sqlite-replicated\nVersion: {version()}\nSummary: {SUMMARY}\nLicense: MIT OR Apache-2.0\nRequires-Python: >=3.8\n"
             f"Description-Content-Type: text/markdown\n\n{text('python/README.md')}"
         ).encode(),
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: scripts/package.py\nRoot-Is-Purelib: false\nTag: {tag}\n".encode(),
         f"{info}/entry_points.txt": b"[console_scripts]\nreplicated = replicated.__main__:main\n",
     }
+    files.update({f"{info}/{name}": licence(name).encode() for name in LICENCES})
     for name, path in (("replicated/replicated.so", arguments.extension), ("replicated/replicated-tool", arguments.tool)):
         with open(path, "rb") as file:
             files[name] = file.read()
@@ -86,6 +106,8 @@ def npm(arguments):
         for name in ("index.js", "README.md"):
             with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
                 file.write(text(f"npm/{name}"))
+        for name in LICENCES:
+            shutil.copyfile(os.path.join(ROOT, name), os.path.join(folder, name))
         shutil.copy(arguments.extension, os.path.join(folder, "replicated.so"))
         shutil.copy(arguments.tool, os.path.join(folder, "replicated-tool"))
         os.chmod(os.path.join(folder, "replicated-tool"), 0o755)
@@ -93,11 +115,12 @@ def npm(arguments):
             "name": "sqlite-replicated",
             "version": version(),
             "description": SUMMARY,
+            "license": "MIT OR Apache-2.0",
             "main": "index.js",
             "bin": {"replicated": "replicated-tool"},
             "os": ["linux"],
             "cpu": [MACHINES[platform.machine()][0]],
-            "files": ["index.js", "replicated.so", "replicated-tool"],
+            "files": ["index.js", "replicated.so", "replicated-tool", *LICENCES],
         }
         with open(os.path.join(folder, "package.json"), "w", encoding="utf-8") as file:
             json.dump(package, file, indent=2)
@@ -116,18 +139,21 @@ def deb(arguments):
         binaries, control, docs, units = (os.path.join(folder, name) for name in ("usr/bin", "DEBIAN", "usr/share/doc/sqlite-replicated", "usr/lib/systemd/system"))
         for directory in (library, binaries, control, docs, units):
             os.makedirs(directory)
-        shutil.copy(arguments.extension, os.path.join(library, "replicated.so"))
-        os.chmod(os.path.join(library, "replicated.so"), 0o644)
+        for name, path in (("replicated.so", arguments.extension), ("replicated-preload.so", arguments.preload)):
+            shutil.copy(path, os.path.join(library, name))
+            os.chmod(os.path.join(library, name), 0o644)
         shutil.copy(arguments.tool, os.path.join(binaries, "replicated"))
         os.chmod(os.path.join(binaries, "replicated"), 0o755)
         for name in os.listdir(os.path.join(ROOT, "deploy/systemd")):
-            shutil.copy(os.path.join(ROOT, "deploy/systemd", name), units)
+            shutil.copyfile(os.path.join(ROOT, "deploy/systemd", name), os.path.join(units, name))
         for name in os.listdir(os.path.join(ROOT, "docs")):
-            shutil.copy(os.path.join(ROOT, "docs", name), docs)
+            shutil.copyfile(os.path.join(ROOT, "docs", name), os.path.join(docs, name))
+        with open(os.path.join(docs, "copyright"), "w", encoding="utf-8") as file:
+            file.write(debian_copyright())
         with open(os.path.join(control, "control"), "w", encoding="utf-8") as file:
             file.write(
                 f"Package: sqlite-replicated\nVersion: {version()}\nArchitecture: {machine}\nMaintainer: the founding engineers of replicated\n"
-                f"Section: database\nPriority: optional\nDepends: libc6 (>= 2.{needed_glibc(arguments.extension, arguments.tool)}), libgcc-s1\n"
+                f"Section: database\nPriority: optional\nDepends: libc6 (>= 2.{needed_glibc(arguments.extension, arguments.preload, arguments.tool)}), libgcc-s1\n"
                 f"Recommends: libsqlite3-0, ca-certificates\nDescription: {SUMMARY}\n The SQLite extension `replicated`, and the command that restores.\n"
             )
         path = os.path.join(arguments.out, f"sqlite-replicated_{version()}_{machine}.deb")
@@ -142,12 +168,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", choices=[[], *KINDS])
     parser.add_argument("--extension", default=os.path.join(ROOT, "dist/replicated.so"))
+    parser.add_argument("--preload", default=os.path.join(ROOT, "dist/replicated-preload.so"), help="the library for LD_PRELOAD, which goes into the Debian package")
     parser.add_argument("--tool", default=os.path.join(ROOT, "dist/replicated"))
     parser.add_argument("--out", default=os.path.join(ROOT, "dist/packages"))
     arguments = parser.parse_args()
     if platform.machine() not in MACHINES:
         sys.exit(f"no packages are made for {platform.machine()}")
     os.makedirs(arguments.out, exist_ok=True)
+    # What is in a package can be read by all, whoever makes it.
+    os.umask(0o022)
     for kind, (make, needed) in KINDS.items():
         if arguments.kinds and kind not in arguments.kinds:
             continue

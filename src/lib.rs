@@ -25,6 +25,7 @@ mod replicator;
 mod spool;
 mod vfs;
 
+pub use logging::log_line;
 /// The clock of the uploader's schedule, in a test's hands.
 #[cfg(feature = "fault-injection")]
 pub use replicator::clock::simulated as simulated_clock;

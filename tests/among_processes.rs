@@ -547,3 +547,32 @@ fn a_commit_that_nobody_has_told_of_is_found_by_who_waits_for_all() {
     place.check_but_for_free_pages();
     assert_eq!(place.full_states(), 3);
 }
+
+/// The processes of a server that ends close the database at once: what one of them commits when the one that uploads has all but gone is in the bucket all the
+/// same before it goes.
+#[test]
+fn who_leaves_last_has_its_commits_sent_though_another_was_about_to_leave() {
+    for mode in ["WAL", "DELETE"] {
+        let place = place();
+        let first = place.first_with(mode, Program::Faulty, "close.flushed=stop", &[]);
+        let mut second = place.start(Program::Faulty);
+        let id = first.host.id().to_string();
+        let stat = format!("/proc/{id}/stat");
+        let leaves = std::thread::spawn(move || first.leave());
+        eventually("the uploader has sent all that it knows of", || {
+            std::fs::read_to_string(&stat).unwrap().rsplit(") ").next().unwrap().starts_with('T')
+        });
+        second.write("second");
+        let goes_on = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(400));
+            assert!(Command::new("kill").args(["-CONT", &id]).status().unwrap().success());
+        });
+        second.leave();
+        // At once, and not when the other one has gone as well.
+        place.check_but_for_free_pages();
+        goes_on.join().unwrap();
+        leaves.join().unwrap();
+        place.check_but_for_free_pages();
+        place.assert_one_full_state();
+    }
+}

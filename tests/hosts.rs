@@ -211,6 +211,7 @@ for connection, path in zip(connections, (sys.argv[2], sys.argv[3])):
     rows = dict(connection.execute("SELECT name, value FROM replicated_status"))
     assert rows["remote_txid"] == txid and rows["replica"].split("?")[0] in path, rows
     assert connection.execute("SELECT replicated_status()").fetchone()[0].startswith("state ")
+    assert connection.execute("SELECT replicated_last_error()").fetchone() == (None,)
     connection.close()
 "#;
     let Some(env) = replicated_testkit::tools::environment() else { return };

@@ -463,6 +463,42 @@ fn what_was_not_sent_keeps_the_lease() {
     assert_eq!(restored(&direct).len(), 2);
 }
 
+/// Two processes of a host that end at once: one of them lets the lease go, whichever has just gone over what step.
+#[test]
+fn of_two_that_leave_at_once_one_lets_the_lease_go() {
+    let server = Server::start().unwrap();
+    for point in ["close.flush", "close.flushed", "forget.release", "forget.released"] {
+        let bucket = Bucket::s3(&server, &format!("two-leave-at-{point}"));
+        let machine = Machine::new(&bucket, LONG, &[]);
+        let mut env = bucket.env.clone();
+        env.push(("REPLICATED_TEST_FAULT".to_owned(), format!("{point}=stop@1")));
+        let mut first = Host::start(Program::Faulty, &env);
+        let of_first = first.open(&machine.uri());
+        begin(&mut first, of_first);
+        let mut second = Host::start(Program::Faulty, &bucket.env);
+        let of_second = second.open(&machine.uri());
+        second.query(of_second, &insert("second"));
+        let rows = rows_of(&mut second, of_second);
+        first.send(&json!({"op": "close", "db": 1})).unwrap();
+        let stat = format!("/proc/{}/stat", first.id());
+        eventually(&format!("it is stopped at {point}"), || {
+            std::fs::read_to_string(&stat).unwrap().rsplit(')').next().unwrap().trim_start().starts_with('T')
+        });
+        let goes_on = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            signal(&first, rustix::process::Signal::CONT);
+            first.answer().unwrap();
+            first.quit();
+        });
+        second.quit();
+        goes_on.join().unwrap();
+        let let_go = lock(&server, &format!("two-leave-at-{point}"));
+        assert!(let_go["expires_at"].as_str().unwrap() <= in_seconds(0).as_str(), "{point}: {let_go} {}", machine.log());
+        assert_eq!(restored(&bucket), rows, "{point}");
+        assert_eq!(snapshots(&bucket), 1, "{point}");
+    }
+}
+
 /// Steps of a writer that has a history, opens and commits.
 const STEPS: &[&str] = &[
     "control.locked",

@@ -15,6 +15,9 @@ use replicated_testkit::s3::Server;
 use replicated_testkit::sqlite::{integrity_check, page_compare};
 use replicated_testkit::tools;
 
+mod built;
+mod pages;
+
 /// What a test needs: where Litestream is, a bucket, a folder.
 struct Place {
     tools: PathBuf,
@@ -322,5 +325,48 @@ fn litestream_restores_what_was_written_in_every_mode() {
         replicating.stop();
         drop(plain);
         page_compare(&place.ours(Target::Latest), &place.theirs(&[])).unwrap();
+    }
+}
+
+#[test]
+fn the_way_from_litestream_and_back_is_as_the_page_says() {
+    if tools::environment().is_some() && built::has("sqlite3", &["-version"]) {
+        pages::run("docs/litestream.md", tempfile::tempdir().unwrap().path());
+    }
+}
+
+/// What the page quotes as names, such as options.
+fn named(page: &str) -> Vec<&str> {
+    page.split('`').skip(1).step_by(2).collect()
+}
+
+/// Every option that the program has in its configuration file, by the names that are in the program itself, and every one of ours.
+#[test]
+fn every_option_of_both_is_on_the_page() {
+    let Some(tools) = tools::environment() else { return };
+    // Without its blocks, whose fences are of the same character.
+    let page: String = pages::read("docs/litestream.md").split("```").step_by(2).collect();
+    let named = named(&page);
+    let program = std::fs::read(tools.join("bin/litestream")).unwrap();
+    let (mark, mut theirs) = (b"yaml:\"", std::collections::BTreeSet::new());
+    for at in program.windows(mark.len()).enumerate().filter_map(|(at, bytes)| (bytes == mark).then_some(at + mark.len())) {
+        let name: String = program[at..].iter().take(40).map(|&byte| char::from(byte)).take_while(|&c| c != '"').collect();
+        if name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        {
+            theirs.insert(name);
+        }
+    }
+    assert!(theirs.len() > 80, "{theirs:?}");
+    for option in &theirs {
+        assert!(named.contains(&option.as_str()), "docs/litestream.md says nothing of Litestream's option {option}");
+    }
+    let configuration = pages::read("docs/configuration.md");
+    let ours: Vec<&str> = configuration.lines().filter(|l| l.contains("| `REPLICATED_")).filter_map(|l| l.split('`').nth(1)).collect();
+    assert!(ours.len() > 30, "{ours:?}");
+    let (_, back) = page.split_once("## From here to there").unwrap();
+    let named = self::named(back);
+    for option in ours {
+        assert!(named.contains(&option), "docs/litestream.md has nothing under \"From here to there\" of {option}");
     }
 }

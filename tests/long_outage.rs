@@ -17,6 +17,8 @@ const PAGE_BYTES: u64 = 4096;
 const ROWS: u32 = 400;
 /// The pages that change in the course of an outage, with what holds them together.
 const CHANGED_BYTES: u64 = (ROWS as u64 + 20) * PAGE_BYTES;
+/// Up to 32 files of 64 KiB are kept to be written over.
+const SPARE_BYTES: u64 = 32 * 64 * 1024;
 
 struct Site {
     server: Server,
@@ -133,8 +135,8 @@ fn a_day_without_the_store_costs_the_disk_of_the_pages_that_change() {
     }
     let written = HOURS * 60 * 4 * 4 * PAGE_BYTES;
     assert!(written > 50 * CHANGED_BYTES, "{written}");
-    // What waits, merged; beside it the batch that was tried, and for a moment what a merge makes.
-    assert!(most_spooled < 4 * CHANGED_BYTES, "{most_spooled} bytes of {CHANGED_BYTES}");
+    // What waits, merged; beside it the batch that was tried, and for a moment what a merge makes; and the small files that are written over next.
+    assert!(most_spooled < 4 * CHANGED_BYTES + SPARE_BYTES, "{most_spooled} bytes of {CHANGED_BYTES}");
     assert!(most_files < 16, "{most_files}");
     // As without replication: SQLite's own threshold of 1000 frames, and what comes before it looks again.
     assert!(most_wal < 1300 * (PAGE_BYTES + 24), "{most_wal}");
@@ -144,7 +146,7 @@ fn a_day_without_the_store_costs_the_disk_of_the_pages_that_change() {
     let grown = site.resident_bytes().saturating_sub(quiet);
     assert!(grown < 24 << 20, "{grown}");
     let lines = site.log().lines().count();
-    assert!(site.log().contains("still failing"), "{}", site.log());
+    assert!(site.log().contains("still not replicated: failed "), "{}", site.log());
     assert!(lines < 10 + usize::try_from(HOURS).unwrap() * 6, "{lines} lines");
     assert_eq!(site.host.status(site.db, "state"), "offline");
     site.end(0);
@@ -163,7 +165,7 @@ fn small_checkpoints_in_an_outage_leave_few_files() {
         let (bytes, files) = site.spooled();
         (most_spooled, most_files) = (most_spooled.max(bytes), most_files.max(files));
     }
-    assert!(most_spooled < 4 * CHANGED_BYTES, "{most_spooled} bytes of {CHANGED_BYTES}");
+    assert!(most_spooled < 4 * CHANGED_BYTES + SPARE_BYTES, "{most_spooled} bytes of {CHANGED_BYTES}");
     assert!(most_files < 24, "{most_files}");
     site.end(0);
 }
@@ -173,6 +175,9 @@ fn small_checkpoints_in_an_outage_leave_few_files() {
 fn past_the_limit_of_local_disk_one_full_state_follows() {
     const LIMIT_BYTES: u64 = 1 << 20;
     let mut site = Site::new(&[("max_local", "1MiB")]);
+    let told = |log: String| log.lines().filter(|line| line.contains("max_local")).count();
+    // Where the machine is slow what it begins with was too much already.
+    let told_before = told(site.log());
     site.endpoint.follow(Box::new(|_| Fault::ResetBefore));
     let (mut most_spooled, mut most_wal) = (0, 0);
     for _ in 0..3 * 60 {
@@ -184,8 +189,7 @@ fn past_the_limit_of_local_disk_one_full_state_follows() {
     // The batch that was tried is kept beside the spool, and the entry that was one too many is there for a moment.
     assert!(most_spooled < 3 * LIMIT_BYTES, "{most_spooled}");
     assert!(most_wal < 1300 * (PAGE_BYTES + 24), "{most_wal}");
-    let log = site.log();
-    assert_eq!(log.lines().filter(|line| line.contains("max_local")).count(), 1, "{log}");
+    assert_eq!(told(site.log()), told_before + 1, "{}", site.log());
     site.end(1);
 }
 

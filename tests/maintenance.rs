@@ -3,14 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use replicated::maintenance::{self, MaintainError, Maintainer, Policy};
 use replicated::restore;
-use replicated::store::{SNAPSHOT_LEVEL, Store};
+use replicated::store::{Created, Level, Listed, LtxName, SNAPSHOT_LEVEL, Store, StoreError, Upload};
 use replicated::types::{TimestampMs, Txid};
 use replicated_testkit::bucket::{Bucket, flattened};
 use replicated_testkit::history::{History as Place, succeeds};
@@ -229,12 +232,77 @@ fn a_dry_run_says_what_a_round_then_does() {
         value[field].as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(names(&planned, "made"), names(&done, "made"));
+    assert_eq!(names(&planned, "deleted"), names(&done, "deleted"));
+    assert!(!names(&done, "deleted").is_empty(), "{done}");
     assert_eq!((planned["status"].as_str(), done["status"].as_str()), (Some("planned"), Some("done")));
     assert!(place.check(place.newest()));
     // With no history at all the newest snapshot is what remains, and the newest file of each level.
     tool(&place.bucket, &options);
     assert!(place.bucket.list().len() <= 5, "{:?}", place.bucket.list());
     assert!(place.check(place.newest()));
+}
+
+/// A bucket in which a round of maintenance runs when a restore has made its plan and asks for the first bytes.
+struct Meanwhile<F> {
+    inner: Arc<dyn Store>,
+    round: Mutex<Option<F>>,
+}
+
+impl<F> std::fmt::Debug for Meanwhile<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl<F: FnOnce() + Send> Store for Meanwhile<F> {
+    replicated_testkit::pass_on!(url, list, create, upload, part_size_bytes, head, delete, creates_are_conditional);
+
+    fn get_range<'a>(&'a self, name: &'a LtxName, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, StoreError>> {
+        if let Some(round) = self.round.lock().unwrap().take() {
+            // It has a runtime of its own.
+            std::thread::scope(|scope| scope.spawn(round).join().unwrap());
+        }
+        self.inner.get_range(name, range)
+    }
+}
+
+/// A restore of what the window has just lost ends well as long as the grace period lasts.
+#[test]
+fn the_grace_period_protects_a_restore_that_is_under_way() {
+    let mut place = Place::new(false, 11);
+    for _ in 0..6 {
+        place.commit();
+    }
+    let order = Order { history_ms: 0, exact_ms: 0, snapshot_ms: 1, ..place.order().later(Duration::from_secs(5)) };
+    place.run(&order);
+    let target = place.newest();
+    place.commit();
+    let dir = tempfile::tempdir().unwrap();
+    let before = place.bucket.list();
+    let round = |grace: Duration, later: Duration| {
+        let order = order.later(later);
+        let policy = Policy { grace, ..order.policy() };
+        maintenance::maintain(&mut Maintainer::new(place.bucket.store(), policy), order.at()).unwrap()
+    };
+    let restore_while = |name: &str, grace: Duration| {
+        let mut report = None;
+        let run = || report = Some(round(grace, Duration::from_secs(600)));
+        let output = dir.path().join(name);
+        let store = Meanwhile { inner: place.bucket.store(), round: Mutex::new(Some(run)) };
+        let options = restore::RestoreOptions { target: restore::Target::Txid(target), ..restore::RestoreOptions::latest(&output) };
+        let restored = restore::restore(&store, &options).map(|_| page_compare(&output, &place.states[&target]));
+        drop(store);
+        (restored, report.unwrap())
+    };
+    let (restored, report) = restore_while("protected.db", HOUR);
+    restored.unwrap().unwrap();
+    assert!(!report.made.is_empty() && report.deleted.is_empty(), "{report:?}");
+    assert!(before.iter().all(|file| place.bucket.list().contains(file)));
+    // Without it what it needs is gone, and it says so.
+    let (restored, report) = restore_while("unprotected.db", Duration::ZERO);
+    assert!(!report.deleted.is_empty(), "{report:?}");
+    let error = restored.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains(&target.to_string()), "{error}");
 }
 
 /// Who may not delete is told, and everything else is done; whatever is due to go is still there, and goes once somebody may.
@@ -296,6 +364,32 @@ fn a_large_snapshot_goes_up_in_parts_and_nothing_to_do_costs_next_to_nothing() {
     assert!(!report.made.is_empty() && report.problems.is_empty(), "{report:?}");
     assert!(maintenance::maintain(&mut maintainer, at).unwrap().problems.is_empty());
     assert_eq!(place.available().len(), place.states.len());
+}
+
+/// What is merged and what becomes a snapshot is larger than what the process may have in memory.
+#[test]
+fn memory_is_bounded_whatever_is_merged() {
+    const MEASURE: &str = "import resource, subprocess, sys\n\
+        subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n\
+        print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)";
+    let mut place = Place::new(false, 12);
+    for _ in 0..3 {
+        place.host.run(
+            place.db,
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<4000) INSERT INTO ballast SELECT randomblob(8000) FROM n",
+        );
+        place.remember();
+    }
+    let mut python = host::command("/usr/bin/python3", &place.bucket.env);
+    python.args(["-c", MEASURE]).arg(host::program("replicated"));
+    python.args(["maintain", &place.bucket.url, "--spans", "1ms,2ms,3ms", "--snapshot-every", "1ms", "--max-memory-mib", "8"]);
+    let output = python.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let peak_kib: u64 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    let made = |level: u8| place.level(level).iter().map(|file| file.size_bytes).max().unwrap_or_default();
+    assert!((1..=3).map(made).max() > Some(90_000_000) && made(9) > 90_000_000, "{:?}", place.bucket.list());
+    assert!(peak_kib < 72 * 1024, "{peak_kib} KiB");
+    assert!(place.check(place.newest()));
 }
 
 /// Of two one works; the other says who.

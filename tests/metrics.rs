@@ -308,8 +308,9 @@ fn the_alerts_and_the_dashboard_name_metrics_that_there_are() {
     let words: Vec<String> = ["idle", "offline", "fenced", "failed"].map(|word| format!("`{word}`")).to_vec();
     assert!(words.iter().all(|word| page.contains(word)));
     let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/replicated.rules.yml");
-    // Prometheus' own tool, where it is installed.
-    if let Ok(output) = Command::new("promtool").args(["check", "rules", rules]).output() {
+    // Prometheus' own tool, where it can be had.
+    let promtool = tools::environment().map(|environment| environment.join("promtool/usr/bin/promtool")).filter(|tool| tool.exists());
+    if let Ok(output) = Command::new(promtool.unwrap_or_else(|| "promtool".into())).args(["check", "rules", rules]).output() {
         assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     }
 }

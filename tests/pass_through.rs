@@ -370,7 +370,7 @@ fn a_wrong_option_refuses_the_open_and_is_explained() {
             assert!(reason.contains(part), "{part:?} is not in {reason:?}");
         }
         // The log's line may be cut at the end: SQLite allows it some two hundred bytes.
-        let logged = said.lines().find(|line| line.contains("replicated: the database is not opened: "));
+        let logged = said.lines().find(|line| line.contains("app.db: the database is not opened: "));
         assert!(logged.is_some_and(|line| line.contains(told[0]) && !line.contains("secret")), "{said}");
         assert!(!reason.contains("secret"), "{reason}");
         place.assert_untouched();

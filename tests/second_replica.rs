@@ -590,6 +590,25 @@ fn the_second_one_is_restored_where_the_first_is_lost() {
     }
 }
 
+/// What is kept beside the database tells of each, while nobody has it open.
+#[test]
+fn a_verification_against_the_file_knows_what_each_waits_for() {
+    let pair = Pair::new();
+    let mut worker = pair.first("WAL", Program::Python, "", &[("close_timeout", "300ms")]);
+    worker.write("both");
+    worker.sync();
+    pair.proxy.set(Mode::Refuse).unwrap();
+    worker.write("the first one only");
+    worker.leave();
+    let local = |url: &str| replicated::verify::local(&pair.place.path(), url).unwrap();
+    let first = local(&pair.place.bucket.url).unwrap();
+    let second = local(&pair.second.url).unwrap();
+    assert_eq!((first.acked, first.waits, first.is_unchanged), (Some(Pair::newest(&pair.place.bucket)), None, true));
+    assert_eq!(second.acked, Some(Pair::newest(&pair.second)));
+    assert!(second.waits.as_ref().is_some_and(|waits| waits.contains("spool") || waits.contains("on its way")), "{second:?}");
+    assert_eq!(local("s3://somebody/else"), None);
+}
+
 /// The first one cannot be reached, and may have more.
 #[test]
 fn the_second_one_is_restored_where_the_first_is_away_and_that_is_allowed() {

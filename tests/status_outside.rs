@@ -139,7 +139,12 @@ fn a_process_that_died_is_noticed_with_what_it_left() {
         // Whoever opens it and has not read from it knows nothing of that yet.
         let idler = place.start_with(Program::Python, "", &[("close_timeout", "0s")]);
         let (_, left) = first(&place.path());
-        assert_eq!((&left["uploader"], &left["waiting_commits"]), (&"process".into(), &5.into()), "{mode}: {left}");
+        // What had been put into one batch or one file counts as one then.
+        assert_eq!(
+            (&left["uploader"], (1..=5).contains(&left["waiting_commits"].as_u64().unwrap())),
+            (&"process".into(), true),
+            "{mode}: {left}"
+        );
         assert_ne!(left["state"], "idle");
         drop(idler);
         proxy.set(Mode::Forward).unwrap();

@@ -397,9 +397,9 @@ fn settings_that_cannot_work_are_told_at_once() {
     told("s3://b/db", &env(&[("LITESTREAM_SECRET_ACCESS_KEY", "hush")]), "set without AWS_ACCESS_KEY_ID");
     told("s3://b/db?profile=nope", &keys, "profile \"nope\" is in none of");
     told("s3://b/db?endpoint=http://h&allow_http=false", &keys, "allow_http is false");
-    told("s3://b/db?ca_bundle=/nonexistent.pem", &keys, "CA bundle /nonexistent.pem: No such file");
-    told("s3://b/db?ca_bundle=/dev/null", &keys, "there is no certificate");
-    told("abs://box/db", &Env::default(), "Account must be specified");
+    told("s3://b/db?ca_bundle=/nonexistent.pem", &keys, "ca_bundle /nonexistent.pem: No such file");
+    told("s3://b/db?ca_bundle=/dev/null", &keys, "there is no certificate in it. Name a file");
+    told("abs://box/db", &Env::default(), "Account must be specified. Write abs://account@container/path");
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config");
     let with_profile = env(&[("AWS_CONFIG_FILE", config.to_str().unwrap())]);

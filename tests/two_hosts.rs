@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use replicated::restore::Target;
 use replicated::types::Txid;
 use replicated_testkit::bucket::Bucket;
+use replicated_testkit::faulty::{Endpoint, Fault, Kind, Seen};
 use replicated_testkit::host::{self, Db, Host, Program, eventually};
 use replicated_testkit::rows::{insert, restored, rows, rows_of};
 use replicated_testkit::s3::{Options, Server};
@@ -335,6 +336,48 @@ fn of_two_new_databases_one_makes_the_history() {
     is_the_history_of(&bucket, &of_winner, "the second one has come too late");
 }
 
+/// What the user has looked at may be replaced, and nothing that came after it.
+#[test]
+fn what_is_written_after_the_adoption_is_not_gone_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = Bucket::folder(&dir.path().join("bucket"));
+    let (theirs, mut ours) = (Machine::new(&bucket, &[]), Machine::new(&bucket, &[]));
+    ours.more.retain(|(option, _)| option != "restore");
+    begin(&theirs, "wal");
+    let (mut winner, wins) = theirs.open();
+    let newest = Txid::from_hex(&winner.sync(wins)).unwrap();
+    let (mut host, db) = ours.open();
+    host.run(db, "CREATE TABLE t(n INTEGER PRIMARY KEY, who TEXT, v BLOB)");
+    host.try_query(db, "PRAGMA replicated_sync='20s'").unwrap_err();
+    host.quit();
+    replicated::adopt(&ours.path(), &bucket.url, newest).unwrap();
+    let mut host = ours.start("verify.done=stop@1");
+    for request in [
+        json!({"op": "open", "uri": ours.uri()}),
+        json!({"op": "sql", "db": 1, "sql": insert("adopted")}),
+        json!({"op": "sql", "db": 1, "sql": "PRAGMA replicated_sync='20s'"}),
+    ] {
+        host.send(&request).unwrap();
+    }
+    eventually("it has seen what the bucket had", || is_stopped(&host));
+    for _ in 0..2 {
+        winner.query(wins, &insert("winner"));
+        winner.sync(wins);
+    }
+    goes_on(&host);
+    let answers: Vec<Result<Value, String>> = (0..3).map(|_| host.answer()).collect();
+    assert!(answers[1].is_ok() && answers[2].is_err(), "{answers:?}");
+    assert_eq!(host.status(Db::of(1), "reason"), "diverged");
+    host.quit();
+    let of_winner = rows_of(&mut winner, wins);
+    is_the_history_of(&bucket, &of_winner, "it was declared the truth over less");
+    // Over all of it, it is.
+    replicated::adopt(&ours.path(), &bucket.url, Txid::from_hex(&winner.sync(wins)).unwrap()).unwrap();
+    let (mut host, db) = ours.open();
+    host.sync(db);
+    assert_eq!(restored(&bucket), rows_of(&mut host, db));
+}
+
 /// The node id in the header of the bucket's newest file.
 fn newest_writer(bucket: &Bucket) -> (Txid, String) {
     let newest = bucket.list().into_iter().max_by_key(|listed| listed.name.max_txid).unwrap();
@@ -393,6 +436,53 @@ fn who_is_fenced_says_by_whom_and_stays_so_until_it_is_adopted() {
     bucket.try_restore(Target::Txid(theirs), &output).unwrap();
     assert_eq!(rows(&output), of_winner);
     the_loser_is_stopped(&mut winner, wins, "the other way round");
+}
+
+/// What a stopped database commits is in no TXID that the bucket has.
+#[test]
+fn nobody_waits_with_success_for_what_a_stopped_database_commits() {
+    for (journal, is_unrelated) in [("wal", false), ("delete", false), ("wal", true), ("delete", true)] {
+        let what = format!("{journal}, unrelated: {is_unrelated}");
+        let dir = tempfile::tempdir().unwrap();
+        let bucket = Bucket::folder(&dir.path().join("bucket"));
+        let (mut old, new) = (Machine::new(&bucket, &[]), Machine::new(&bucket, &[]));
+        let is_in_vain = |host: &mut Host, db: Db| {
+            let (local, remote) = (host.status(db, "local_txid"), host.status(db, "remote_txid"));
+            if local == "0000000000000000" {
+                return;
+            }
+            assert!(local > remote, "{what}: {local} {remote}");
+            let error = host.try_query(db, &format!("PRAGMA replicated_wait='{local}'")).unwrap_err();
+            assert!(error.contains("replication is "), "{what}: {error}");
+        };
+        if is_unrelated {
+            old.more.retain(|(option, _)| option != "restore");
+            begin(&new, journal);
+            let (mut host, db) = old.open();
+            host.run(db, &format!("PRAGMA journal_mode={journal}; CREATE TABLE t(n INTEGER PRIMARY KEY, who TEXT, v BLOB)"));
+            host.try_query(db, "PRAGMA replicated_sync='20s'").unwrap_err();
+            is_in_vain(&mut host, db);
+            host.quit();
+        } else {
+            begin(&old, journal);
+            let (mut host, db) = old.open();
+            let (mut winner, wins) = new.open();
+            winner.query(wins, &insert("winner"));
+            winner.sync(wins);
+            the_loser_is_stopped(&mut host, db, journal);
+            is_in_vain(&mut host, db);
+            host.quit();
+        }
+        for _ in 0..2 {
+            let (mut host, db) = old.open();
+            host.query(db, "SELECT count(*) FROM t");
+            eventually("it is known to be stopped", || ["fenced", "failed"].contains(&host.status(db, "state").as_str()));
+            is_in_vain(&mut host, db);
+            host.query(db, &insert("loser"));
+            is_in_vain(&mut host, db);
+            host.quit();
+        }
+    }
 }
 
 /// With `on_conflict=readonly` nothing is committed any more once it is known, and everything else works.
@@ -520,4 +610,37 @@ fn a_replaced_object_is_noticed_by_whose_it_was() {
     the_loser_is_stopped(&mut b, of_b, "replaced");
     let rows = rows_of(&mut a, Db::of(1));
     is_the_history_of(&bucket, &rows, "replaced");
+}
+
+/// An object that has the name of what this host was about to send may be another writer's: until it was compared nobody hears that the bucket has it.
+#[test]
+fn another_writer_s_object_under_the_name_of_our_attempt_is_not_taken_for_it() {
+    let server = Server::start().unwrap();
+    // What is sent gets no answer.
+    let plan = |seen: &Seen| if seen.kind == Kind::Put { Fault::ResetBefore } else { Fault::None };
+    let endpoint = Endpoint::start(&server, Box::new(plan)).unwrap();
+    let bucket = Bucket::s3(&server, "attempt");
+    let (mut old, new) = (Machine::new(&bucket, &[]), Machine::new(&bucket, &[]));
+    begin(&old, "wal");
+    let mut host = old.start("send.put=kill@1");
+    let db = host.open(&old.uri());
+    // It is killed once it has noted what it is about to send.
+    let _ = host.try_query(db, &insert("killed")).and_then(|_| host.try_query(db, "PRAGMA replicated_sync='20s'"));
+    host.kill();
+    let (mut winner, wins) = new.open();
+    winner.query(wins, &insert("winner"));
+    let txid = winner.sync(wins);
+    old.bucket = bucket.through(&endpoint.endpoint());
+    let (mut host, db) = old.open();
+    host.query(db, "SELECT count(*) FROM t");
+    eventually("it has been tried to send it again", || host.status(db, "last_error") != "-");
+    assert_eq!(host.status(db, "local_txid"), txid);
+    assert!(host.status(db, "remote_txid") < txid);
+    host.try_query(db, "PRAGMA replicated_sync='200ms'").unwrap_err();
+    host.quit();
+    old.bucket = bucket;
+    let (mut host, db) = old.open();
+    host.query(db, "SELECT count(*) FROM t");
+    eventually("it is stopped", || host.status(db, "state") == "fenced");
+    assert_eq!(restored(&old.bucket), rows_of(&mut winner, wins));
 }

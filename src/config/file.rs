@@ -10,7 +10,8 @@
 //! durability = "remote"
 //! ```
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern};
@@ -20,6 +21,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::{ConfigError, Problem, Source, closest};
 use super::table::{self, OptionSpec};
 use super::{Options, invalid, unknown};
+use crate::logging::{PerProcess, event};
 
 /// The environment variable that names the file, by an absolute path.
 pub const CONFIG_VARIABLE: &str = "REPLICATED_CONFIG";
@@ -30,6 +32,9 @@ const MOST_BYTES: u64 = 1 << 20;
 /// The table of databases at some path, and the key that says which.
 const DATABASE: &str = "database";
 const PATH: &str = "path";
+
+/// A star stops at a slash, and nothing is special about a name that begins with a dot.
+const EXACT: MatchOptions = MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
 
 /// A configuration file, all of which has been understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,16 +71,21 @@ impl ConfigFile {
             return if path.is_absolute() {
                 Self::read(path).map(Some)
             } else {
-                Err(failed(path, 0, "REPLICATED_CONFIG is to name it by an absolute path"))
+                Err(failed(path, 0, "REPLICATED_CONFIG is to name it by an absolute path, such as /etc/replicated.toml"))
             };
         }
-        let Some(beside) = database.and_then(Path::parent).map(|directory| directory.join(FILE_NAME)) else { return Ok(None) };
-        match is_trusted(&beside) {
-            None => Ok(None),
-            Some(true) => Self::read(&beside).map(Some),
-            Some(false) => {
-                log::warn!(
-                    target: "replicated",
+        let Some(beside) = database.and_then(Self::beside) else { return Ok(None) };
+        let trusted = match is_trusted(&beside) {
+            None => return Ok(None),
+            // Whoever may write to the directory may have put another one there since.
+            Some(true) => Some(Self::open_beside(&beside)?).filter(|file| file.metadata().is_ok_and(|metadata| is_ours(&metadata))),
+            Some(false) => None,
+        };
+        match trusted {
+            Some(file) => Self::read_from(&beside, file).map(Some),
+            None => {
+                event!(
+                    Warn, "config_ignored", PerProcess;
                     "{} is not heeded: it belongs to another user, or everybody may write to it. Name it with {CONFIG_VARIABLE}, or change its owner and mode",
                     beside.display()
                 );
@@ -84,14 +94,36 @@ impl ConfigFile {
         }
     }
 
+    /// Where the file of a database lies that `find` looks at where the environment names none.
+    fn beside(database: &Path) -> Option<PathBuf> {
+        database.parent().map(|directory| directory.join(FILE_NAME))
+    }
+
+    /// The file beside a database where `find` does not heed it.
+    #[must_use]
+    pub fn unheeded(database: &Path, env: &[(String, String)]) -> Option<PathBuf> {
+        let is_named = env.iter().any(|(name, path)| name == CONFIG_VARIABLE && !path.is_empty());
+        Self::beside(database).filter(|beside| !is_named && is_trusted(beside) == Some(false))
+    }
+
     /// Reads that file.
     ///
     /// # Errors
     /// Where it cannot be read, or anything in it is unknown or malformed.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        Self::read_from(path, File::open(path).map_err(|error| unreadable(path, &error))?)
+    }
+
+    /// Opens one that was not named, and waits for nobody who would write to it, were it a pipe by now.
+    fn open_beside(path: &Path) -> Result<File, ConfigError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        opened.map_err(|error| unreadable(path, &error))
+    }
+
+    fn read_from(path: &Path, file: File) -> Result<Self, ConfigError> {
         let mut text = String::new();
-        let file = std::fs::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text));
-        file.map_err(|error| failed(path, 0, &format!("the configuration file cannot be read: {error}")))?;
+        file.take(MOST_BYTES + 1).read_to_string(&mut text).map_err(|error| unreadable(path, &error))?;
         if text.len() as u64 > MOST_BYTES {
             return Err(failed(path, 0, "it is longer than 1 MiB, and no configuration file"));
         }
@@ -135,6 +167,14 @@ impl ConfigFile {
         self.databases.iter().map(|section| section.pattern.as_str())
     }
 
+    /// For each of its sections a path that it is meant for, to see what counts there. None for a pattern of which no such path can be told.
+    pub fn examples(&self) -> impl Iterator<Item = PathBuf> {
+        self.databases.iter().map(|section| &section.pattern).filter_map(|pattern| {
+            let path = example(pattern.as_str());
+            pattern.matches_path_with(&path, EXACT).then_some(path)
+        })
+    }
+
     /// Whether it has that database replicated.
     #[must_use]
     pub fn asks_for(&self, database: &Path) -> bool {
@@ -143,8 +183,6 @@ impl ConfigFile {
 
     /// What it says of a database, what counts more first: of its sections a later one over an earlier one, and all of them over what holds in general.
     pub(super) fn entries_for(&self, database: Option<&Path>) -> impl Iterator<Item = &Entry> {
-        const EXACT: MatchOptions =
-            MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
         let matches = move |section: &&Section| database.is_some_and(|path| section.pattern.matches_path_with(path, EXACT));
         self.databases.iter().rev().filter(matches).flat_map(|section| &section.entries).chain(&self.general)
     }
@@ -166,12 +204,29 @@ impl Section {
             let Some(text) = value.get_ref().as_str().filter(|text| !text.is_empty()) else {
                 return Err(failed(file, line, "path is to be the path of a database, or a pattern such as \"/srv/*/app.db\""));
             };
+            if text.starts_with('~') {
+                return Err(failed(file, line, "path begins with ~, which only a shell understands: write the whole path"));
+            }
             let absolute = absolute(file, text);
             pattern = Some(Pattern::new(&absolute).map_err(|error| failed(file, line, &format!("path is no pattern: {}", error.msg)))?);
         }
         let pattern = pattern.ok_or_else(|| failed(file, line, "a [[database]] has no path: which one is meant?"))?;
         Ok(Self { pattern, entries })
     }
+}
+
+/// A path that a pattern matches: stars and question marks match themselves, and of a set the first character is taken.
+fn example(pattern: &str) -> PathBuf {
+    let (mut path, mut rest) = (String::new(), pattern);
+    while let Some((before, set)) = rest.split_once('[') {
+        path.push_str(before);
+        let mut characters = set.chars();
+        path.extend(characters.next());
+        // A `]` that is the first one belongs to the set.
+        rest = characters.as_str().split_once(']').map_or("", |(_, rest)| rest);
+    }
+    path.push_str(rest);
+    path.into()
 }
 
 /// A pattern that begins with no slash is meant from the file's directory on, which is named as SQLite names a database: without symbolic links.
@@ -218,11 +273,20 @@ impl Entry {
 
 /// Whether a file is there, and whose it is.
 fn is_trusted(path: &Path) -> Option<bool> {
+    std::fs::metadata(path).ok().map(|metadata| is_ours(&metadata))
+}
+
+fn is_ours(metadata: &std::fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     const WRITABLE_BY_ALL: u32 = 0o002;
-    let metadata = std::fs::metadata(path).ok()?;
     let is_ours = metadata.uid() == 0 || metadata.uid() == rustix::process::geteuid().as_raw();
-    Some(is_ours && metadata.mode() & WRITABLE_BY_ALL == 0)
+    is_ours && metadata.mode() & WRITABLE_BY_ALL == 0
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> ConfigError {
+    let why = if error.kind() == ErrorKind::InvalidData { "it is no text in UTF-8".to_owned() } else { error.to_string() };
+    let next = if error.kind() == ErrorKind::PermissionDenied { "owner or mode" } else { "path" };
+    failed(path, 0, &format!("the configuration file cannot be read: {why}. Correct its {next} ({CONFIG_VARIABLE})"))
 }
 
 /// With line 0 for the whole file.

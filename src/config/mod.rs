@@ -51,6 +51,16 @@ pub enum LogTarget {
     File(PathBuf),
 }
 
+/// What a log line looks like on stderr and in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line, for programs.
+    Json,
+}
+
 /// The options of one database. `OPTIONS` describes each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -100,6 +110,10 @@ pub struct Options {
     pub log: LogTarget,
     /// See `OPTIONS`.
     pub log_level: LevelFilter,
+    /// See `OPTIONS`.
+    pub log_format: LogFormat,
+    /// See `OPTIONS`.
+    pub log_max_bytes: u64,
     /// Where metrics are told; `None` for nowhere.
     pub metrics: Option<SocketAddr>,
     /// `None`: the store decides, from the URL and its own environment variables. So with all that follow.
@@ -154,6 +168,8 @@ impl Default for Options {
             request_timeout: Duration::from_secs(60),
             log: LogTarget::Sqlite,
             log_level: LevelFilter::Info,
+            log_format: LogFormat::Text,
+            log_max_bytes: 16 << 20,
             metrics: None,
             endpoint: None,
             region: None,
@@ -182,7 +198,7 @@ impl Options {
     }
 
     /// Reads the parameters of a database's URI, the environment of the process, and what a file says of that database, or for want of one of all.
-    /// Parameters and environment may hold what is none of ours: SQLite's own parameters, and every variable that does not begin with `REPLICATED_`.
+    /// Parameters and environment may hold what is none of ours: SQLite's own parameters and those of drivers, and every variable that does not begin with `REPLICATED_`.
     ///
     /// An empty environment variable counts as not set. An empty `replica` parameter switches off what the environment and the file say.
     ///
@@ -200,7 +216,7 @@ impl Options {
         for (name, text) in uri {
             let spec = match table::find(name) {
                 Some(spec) => spec,
-                None if table::SQLITE_PARAMETERS.contains(&name.as_str()) => continue,
+                None if table::SQLITE_PARAMETERS.contains(&name.as_str()) || name.starts_with(table::DRIVERS_PREFIX) => continue,
                 None => return Err(unknown(name, Source::Uri)),
             };
             if given.insert(spec.name, Given { source: Source::Uri, text: text.clone() }).is_some() {
@@ -299,6 +315,8 @@ impl Options {
             "request_timeout" => self.request_timeout = duration_within(spec, text)?,
             "log" => self.log = log_target(text)?,
             "log_level" => self.log_level = log_level(text)?,
+            "log_format" => self.log_format = if one_of(text, ["text", "json"])? { LogFormat::Json } else { LogFormat::Text },
+            "log_max_bytes" => self.log_max_bytes = bytes_within(spec, text)?,
             "metrics" => self.metrics = Some(text.parse().map_err(|_| "that is no address with a port")?),
             "endpoint" => self.endpoint = Some(non_empty(text)?),
             "region" => self.region = Some(non_empty(text)?),

@@ -111,6 +111,8 @@ pub(super) const ENV_TESTS: &str = "REPLICATED_TEST_";
 
 /// URI parameters that SQLite itself reads.
 pub(super) const SQLITE_PARAMETERS: &[&str] = &["vfs", "mode", "cache", "psow", "nolock", "immutable", "modeof", "8_3_names"];
+/// How a driver's own parameters begin, which it leaves in the URI: `_journal_mode` and others of Go's mattn/go-sqlite3. None of ours does.
+pub(super) const DRIVERS_PREFIX: char = '_';
 
 /// A shorter lease is over before it is renewed.
 pub(super) const SHORTEST_LEASE: Duration = Duration::from_millis(200);
@@ -252,6 +254,18 @@ pub const OPTIONS: &[OptionSpec] = &[
     ),
     option("log", Kind::Log, "sqlite", "Where log lines go: to SQLite's own log (`sqlite3_log`), to stderr, or to a file."),
     option("log_level", Kind::LogLevel, "info", "How much is logged."),
+    option(
+        "log_format",
+        Kind::OneOf(&["text", "json"]),
+        "text",
+        "The form of lines on stderr and in a file: for people, or one JSON object a line for programs. SQLite's own log gets text.",
+    ),
+    option(
+        "log_max_bytes",
+        Kind::Bytes { min: 16 << 10, max: TIB },
+        "16MiB",
+        "With a file as `log`: how large it may become. Then it is renamed to one with `.1` at its end, in place of the one before, and a new one is begun.",
+    ),
     option(
         "metrics",
         Kind::Address,

@@ -76,8 +76,10 @@ fn uri_wins_over_environment() {
 }
 
 #[test]
-fn sqlites_own_parameters_and_foreign_variables_pass() {
-    let uri: Vec<_> = table::SQLITE_PARAMETERS.iter().map(|name| (*name, "x")).collect();
+fn sqlites_own_parameters_those_of_drivers_and_foreign_variables_pass() {
+    let drivers = ["_journal_mode", "_txlock", "_pragma", "_pragma"];
+    let uri: Vec<_> = table::SQLITE_PARAMETERS.iter().chain(&drivers).map(|name| (*name, "x")).collect();
+    assert!(OPTIONS.iter().all(|spec| !spec.name.starts_with(table::DRIVERS_PREFIX)));
     let env = [("REPLICATED_DEFAULT", "1"), ("REPLICATED_CONFIG", "/etc/x"), ("REPLICATED_TEST_ENV", "x"), ("PATH", "/bin")];
     assert_eq!(resolve(&uri, &env), Ok(Options::default()));
 }
@@ -230,6 +232,20 @@ fn secrets_of_a_refused_url_are_not_shown() {
 fn documented(spec: &OptionSpec) -> String {
     let default = if spec.default.is_empty() { String::new() } else { format!("`{}`", spec.default) };
     format!("| `{}` | `{}` | {} | {default} | {} |", spec.name, spec.env_name(), spec.kind.allowed(), spec.about)
+}
+
+#[test]
+fn the_documentation_s_file_is_one() {
+    let page = include_str!("../../docs/configuration.md");
+    let (_, text) = page.split_once("```toml\n").unwrap();
+    let file = ConfigFile::parse(Path::new("/etc/replicated.toml"), text.split_once("```").unwrap().0).unwrap();
+    let replica = |database: &str| {
+        let path = Path::new(database);
+        Options::resolve_for(Some(path), &[], &[], Some(&file)).unwrap().options.replica_for(path)
+    };
+    assert_eq!(replica("/srv/app.db").unwrap(), "s3://backups/app.db");
+    assert_eq!(replica("/srv/tenants/acme/app.db").unwrap(), "s3://backups/acme/app.db");
+    assert_eq!(replica("/srv/tenants/test/app.db"), None);
 }
 
 #[test]

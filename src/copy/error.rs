@@ -63,7 +63,7 @@ pub enum CopyError {
         object: LtxName,
     },
     /// The runtime that drives the requests could not be started.
-    #[error("cannot start: {0}")]
+    #[error("what makes requests could not be started: {0}. Raise the limits on open files and threads (ulimit -n, ulimit -u)")]
     Runtime(std::io::Error),
 }
 

@@ -21,7 +21,9 @@ pub enum MaintainError {
         why: Unfit,
     },
     /// The store said that it has an object and has something else.
-    #[error("{object} was stored, and is not what was sent")]
+    #[error(
+        "{object} was stored, and is not what was sent: look at what the store does with uploads (a proxy, a full disk), and whether somebody else writes to this bucket"
+    )]
     NotStored {
         /// The object.
         object: LtxName,
@@ -41,7 +43,7 @@ pub enum MaintainError {
     #[error("it was told to stop")]
     Stopped,
     /// The runtime that drives the requests could not be started.
-    #[error("cannot start: {0}")]
+    #[error("what makes requests could not be started: {0}. Raise the limits on open files and threads (ulimit -n, ulimit -u)")]
     Runtime(std::io::Error),
 }
 

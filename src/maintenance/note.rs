@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::error::MaintainError;
 use super::policy::millis;
 use crate::fault::fault_value;
+use crate::logging::{PerProcess, event};
 use crate::restore::fetch::retried;
 use crate::store::{LockVersion, LockWritten, Store, StoreError, StoreErrorKind};
 use crate::types::{TimestampMs, Txid};
@@ -99,7 +100,7 @@ async fn change(
             Ok(LockWritten::Written(version)) => return Ok((note, Some(version))),
             Ok(LockWritten::Changed) => {}
             // Whether it was written or not is seen when it is read again. S3 says so as well of two that write at the same time.
-            Err(error) if error.is_transient() => log::debug!(target: "replicated", "{error}"),
+            Err(error) if error.is_transient() => event!(Debug, "maintenance_elsewhere", PerProcess, cause = error; "{error}"),
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..50))).await;
@@ -203,7 +204,7 @@ impl<'a> Claim<'a> {
             // Two processes at once do no harm: see the top of this file.
             Err(MaintainError::Store(error)) if lacks_conditions(&error) => {
                 let level = if is_inside { log::Level::Debug } else { log::Level::Info };
-                log::log!(target: "replicated", level, "{}: nothing keeps two processes from maintaining it at once: {error}", store.url());
+                event!(level, "store_is_weak", PerProcess, cause = error; "{}: nothing keeps two processes from maintaining it at once: {error}", store.url());
                 (Note { kept: read(store).await?.0, ..Note::default() }, None)
             }
             other => other?,
@@ -262,7 +263,7 @@ impl<'a> Claim<'a> {
             Ok(())
         });
         if let Err(error) = released.await {
-            log::info!(target: "replicated", "{}: others wait for {} s: {error}", self.store.url(), claim_lasts().as_secs());
+            event!(Info, "maintenance_elsewhere", PerProcess, cause = error; "{}: others wait for {} s: {error}", self.store.url(), claim_lasts().as_secs());
         }
     }
 }

@@ -93,6 +93,9 @@ fn gauges(text: &mut Text<'_>) {
     text.family("database_bytes", "gauge", "The size of the database file.", |status, out| {
         out.known(std::fs::metadata(&status.database).ok().map(|metadata| metadata.len()));
     });
+    text.family("bucket_bytes", "gauge", "What the files of the bucket took when the application maintained it last.", |status, out| {
+        out.known(status.bucket_bytes);
+    });
     text.family("wal_bytes", "gauge", "The size of its WAL.", |status, out| out.value(status.wal_bytes));
     text.family("spool_bytes", "gauge", "What waits beside the database because the WAL does not hold it any more.", |status, out| {
         out.value(status.spool_bytes);

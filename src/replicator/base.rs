@@ -7,6 +7,7 @@
 use super::database::Database;
 use super::snapshot::{SharedBuffer, send_part};
 use super::step::StepError;
+use crate::logging::event;
 use crate::ltx::{Decoder, Encoder, HEADER_BYTES, Header};
 use crate::store::{LtxName, Upload};
 use crate::types::Txid;
@@ -41,6 +42,6 @@ pub(crate) async fn make(database: &Database, full: &LtxName) -> Result<(), Step
         None => database.store.create(&name, rest, header.timestamp).await?,
         Some(upload) => upload.finish().await?,
     };
-    log::info!(target: "replicated", "{}: {name} is made of {full}: what was there before had no beginning", database.paths.database.display());
+    event!(Info, "base_made", database, txid = name.max_txid; "{name} is made of {full}: what was there before had no beginning");
     Ok(())
 }

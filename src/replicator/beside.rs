@@ -17,6 +17,7 @@ use super::stamp;
 use super::tail::Tail;
 use crate::config::Options;
 use crate::fault::{fault_io, fault_point};
+use crate::logging::event;
 use crate::spool::{Limits, Spool, SpoolError};
 
 /// What a control file is to say of a replica.
@@ -82,6 +83,7 @@ pub(super) fn open_tail(
     if is_shared {
         locks.lock(Range::Present, false).map_err(on_control)?;
     }
+    locks.lock(Range::Staying, false).map_err(on_control)?;
     locks.unlock(Range::Opening);
     Ok(OpenedTail { tail, shared, locks, owns, origin: None })
 }
@@ -108,7 +110,7 @@ impl Beside<'_> {
         let saved = control.load(&self.owner).map_err(on_control)?;
         let earlier = map(&control.file()).ok().and_then(|mapped| mapped.page().of_replica(self.place.url));
         let mapped = control.clear_page().and_then(|()| map(&control.file())).inspect_err(|error| {
-            log::warn!(target: "replicated", "{}: cannot be mapped ({error}): no other process can join", paths.control().display());
+            event!(Warn, "local_file", paths, cause = error; "{}: cannot be mapped ({error}): no other process can join", paths.control().display());
         });
         let is_shared = mapped.is_ok();
         let shared = Shared::new(mapped.unwrap_or_else(|_| Box::new(Private::default())));
@@ -127,7 +129,7 @@ impl Beside<'_> {
             Err(error)
                 if error.is_lasting() || matches!(&error, SpoolError::Io { source, .. } if source.kind() == ErrorKind::UnexpectedEof) =>
             {
-                log::warn!(target: "replicated", "{error}");
+                event!(Warn, "local_file", paths, cause = error; "{error}");
                 state.full = Some(FullReason::SpoolLost);
                 state.spool_first = state.spool_next;
                 self.spool(&state)
@@ -157,7 +159,7 @@ impl Beside<'_> {
     ) -> Result<(Tail, Arc<Shared>), OpenError> {
         let on_control =
             |source| OpenError::Local { database: self.database.clone(), path: self.paths.control().display().to_string(), source };
-        if !shared.is_begun() {
+        if !shared.is_begun() || !control.is_of_this_version().map_err(on_control)? {
             return Err(refused("it is of another version, or shares nothing; close it there first"));
         }
         let Some(mut state) = control.load(&self.owner).map_err(on_control)? else {
@@ -213,11 +215,11 @@ fn saved_for(saved: Option<State>, identity: Identity, place: &Place<'_>, databa
     let fresh = State { identity: Some(identity), replica_hash, node_id, ..State::default() };
     let Some(saved) = saved else { return fresh };
     if saved.identity != Some(identity) {
-        log::warn!(target: "replicated", "{database}: the control file beside it belongs to another file; its position is not used");
+        event!(Warn, "position_unknown", Path::new(database); "the control file beside it belongs to another file; its position is not used");
         return fresh;
     }
     if saved.replica_hash != replica_hash {
-        log::info!(target: "replicated", "{database}: has another replica URL than before");
+        event!(Info, "replica_changed", Path::new(database); "has another replica URL than before");
         return fresh;
     }
     saved

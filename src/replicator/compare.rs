@@ -27,6 +27,7 @@ use super::lineage;
 use super::stamp;
 use super::step::{StepError, stop};
 use super::tail::{StopKind, undecided};
+use crate::logging::event;
 use crate::ltx::{Decoder, LtxError};
 use crate::restore;
 use crate::restore::fetch::{CHUNK_BYTES, chunks};
@@ -60,8 +61,7 @@ pub(crate) async fn decide(database: &Database) -> Result<(), StepError> {
     // Should the power fail, what is committed from here on is not taken for the work of others.
     database.sync_control();
     let Some(found) = database.lock_tail().to_be_compared() else { return Ok(()) };
-    let name = database.paths.database.display();
-    log::info!(target: "replicated", "{name}: is neither provably newer nor provably unchanged, and is compared with the bucket");
+    event!(Info, "compared", database; "is neither provably newer nor provably unchanged, and is compared with the bucket");
     let verdict = verdict(database, &found).await?;
     let mut tail = database.lock_tail();
     // Nothing that a checkpoint writes from here on is lost: it stays in the WAL until it is captured.
@@ -79,16 +79,16 @@ pub(crate) async fn decide(database: &Database) -> Result<(), StepError> {
     };
     let message = match verdict {
         Verdict::Unchanged => {
-            log::info!(target: "replicated", "{name}: holds what the bucket has as TXID {}: increments go on", acked.txid);
+            event!(Info, "resumed", database, txid = acked.txid; "holds what the bucket has as TXID {}: increments go on", acked.txid);
             let live = database.published().live();
             tail.was_compared(Some(now), &live.end);
             database.note_captured(&tail);
             return Ok(());
         }
         Verdict::Later(pages) => {
-            log::warn!(
-                target: "replicated",
-                "{name}: {pages} of its pages are in no state of the bucket, and the others as in the newest: somebody has written to it without the \
+            event!(
+                Warn, "written_elsewhere", database, txid = acked.txid;
+                "{pages} of its pages are in no state of the bucket, and the others as in the newest: somebody has written to it without the \
                  extension"
             );
             database.lose(&mut tail, FullReason::ContinuityLost);
@@ -99,7 +99,7 @@ pub(crate) async fn decide(database: &Database) -> Result<(), StepError> {
             undecided(&format!("it holds what the bucket has as TXID {txid}, and the bucket goes on to {}", acked.txid))
         }
         Verdict::Undecided(why) if is_newer => {
-            log::info!(target: "replicated", "{name}: is newer than when it was last seen, and {why}");
+            event!(Info, "compared", database, txid = acked.txid, cause = why; "is newer than when it was last seen, and {why}");
             database.lose(&mut tail, FullReason::ContinuityLost);
             return Ok(());
         }

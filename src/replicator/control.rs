@@ -2,7 +2,8 @@
 //!
 //! One small file beside the database, `<database>-replicated/control`. Two slots are written in turn, each with a sequence number
 //! and a CRC-32, so that a torn write leaves the older one. Its blocks exist from the start: saving needs no free disk space.
-//! The layout is private to this version; an unknown one is treated as no control file at all, which costs a comparison, never data.
+//! The layout is private to this version; an unknown one is treated as no control file at all: what the WAL does not prove is `diverged` then, and the
+//! user decides.
 
 pub(crate) mod slot;
 
@@ -309,6 +310,13 @@ impl Control {
     /// The locks that lie in it.
     pub(crate) fn locks(&self) -> Locks {
         Locks::new(self.file())
+    }
+
+    /// Whether it has this version's layout. For whoever joins a process that has it open: what that one goes on with must not be made anew.
+    pub(crate) fn is_of_this_version(&self) -> io::Result<bool> {
+        let mut magic = [0; MAGIC.len()];
+        self.file.read_exact_at(&mut magic, 0)?;
+        Ok(&magic == MAGIC)
     }
 
     /// Makes it a control file where it is none, and reads the newest valid state, if there is one. For whoever opens it, with the lock for that held: the

@@ -14,6 +14,7 @@ use super::hub::{Hub, HubReceiver, Notice};
 use super::process::Registry;
 use super::turns::Turns;
 use super::uploader::Task;
+use crate::logging::{PerProcess, event};
 use crate::metrics::{endpoint, prometheus};
 
 const MEMORY_STACK_BYTES: usize = 1024 * 1024;
@@ -66,7 +67,7 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
                     tokio::task::spawn_local(async move {
                         let served = endpoint::serve(listener, || registry.statuses().map(|statuses| prometheus(&statuses))).await;
                         if let Err(error) = served {
-                            log::error!(target: "replicated", "option metrics: nobody is answered: {error}");
+                            event!(Error, "metrics", PerProcess, cause = error; "option metrics: nobody is answered: {error}");
                         }
                     });
                 }
@@ -78,8 +79,8 @@ async fn dispatch(hub: &Arc<Hub>, receiver: HubReceiver, registry: &'static Regi
             }
         }
         while let Ok(frames) = commits.try_recv() {
-            log::trace!(
-                target: "replicated",
+            event!(
+                Trace, "committed", PerProcess;
                 "database {}: commit {} is frames {} to {}, {} pages in all",
                 frames.database, frames.sequence, frames.first_frame, frames.end, frames.database_pages
             );

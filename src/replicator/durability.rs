@@ -19,6 +19,8 @@ use super::database::Database;
 use super::progress::{Committer, WaitError};
 use super::replicas::{Each, Replicas};
 use crate::config::{Durability, Options, WaitFor};
+use crate::logging::repeats::{Repeats, in_words};
+use crate::logging::{Unless, event, txid_in_words};
 
 /// What stands for the sequence number of a commit that was not seen as it should have been.
 pub(crate) const UNSEEN: u64 = u64::MAX;
@@ -181,38 +183,21 @@ fn wait_for_any(first: &Waiting<'_>, second: &Waiting<'_>, deadline: Instant) ->
 /// Tells of commits that were not acknowledged, without flooding the log.
 #[derive(Debug, Default)]
 pub(crate) struct Unacknowledged {
-    told: Mutex<Told>,
-}
-
-#[derive(Debug, Default)]
-struct Told {
-    last: Option<Instant>,
-    /// Those that were not told of since.
-    more: u64,
+    told: Mutex<Repeats>,
 }
 
 impl Unacknowledged {
-    const PAUSE: Duration = Duration::from_secs(10);
-
     fn tell(&self, database: &Database, durability: Durability, sequence: u64, error: &WaitError) {
-        let more = {
-            let mut told = self.told.lock();
-            if told.last.is_some_and(|last| last.elapsed() < Self::PAUSE) {
-                told.more += 1;
-                return;
-            }
-            told.last = Some(Instant::now());
-            std::mem::take(&mut told.more)
-        };
-        let remote = database.progress.facts().remote_txid.map_or_else(|| "no TXID".to_owned(), |txid| format!("TXID {txid}"));
-        log::error!(
-            target: "replicated",
-            "{}: a COMMIT with durability={durability} returned an I/O error: it is committed here and not known to be in the bucket{}, which has {remote} \
+        let Some(more) = self.told.lock().happens(Instant::now()) else { return };
+        let remote = Unless(database.progress.facts().remote_txid);
+        let at = txid_in_words(remote.0);
+        event!(
+            Error, "commit_unacknowledged", database, txid = remote, cause = error;
+            "a COMMIT with durability={durability} returned an I/O error: it is committed here and not known to be in the bucket{}, which has {at} \
              ({}{error}){}",
-            database.paths.database.display(),
             database.paths.of_second(),
             if sequence == UNSEEN { String::new() } else { format!("commit {sequence} of this process, ") },
-            if more > 0 { format!("; so had {more} before it") } else { String::new() }
+            in_words(more)
         );
     }
 }

@@ -26,6 +26,7 @@ use super::remember::{self, RememberError, Restored};
 use super::stamp;
 use crate::config::Options;
 use crate::fault::fault_point;
+use crate::logging::event;
 use crate::restore::{self, Plan, Progress, RestoreError, RestoreOptions};
 use crate::store::{self, ReplicaUrl, Store, StoreError, UrlError};
 use crate::types::{PageSize, Txid};
@@ -56,16 +57,20 @@ pub(crate) enum IfMissingError {
         #[source]
         source: Box<RestoreError>,
     },
-    #[error("restore=if-missing: {database} was restored, but where replication goes on from could not be noted: {why}")]
+    #[error(
+        "restore=if-missing: {database} was restored, but where replication goes on from could not be noted: {why}. The next open tries it again"
+    )]
     NotResumable { database: String, why: String },
     #[error(
         "restore=if-missing: {database} is being restored{by}, which has taken longer than restore_wait ({waited:?}). Open it again when that is done, wait \
          longer, or end that process if it hangs: the next open begins anew"
     )]
     Busy { database: String, by: String, waited: Duration },
-    #[error("restore=if-missing: no thread could be started: {0}")]
+    #[error(
+        "restore=if-missing: no thread could be started: {0}. Raise the limit on threads (RLIMIT_NPROC, pids.max) or allow them, and open again"
+    )]
     Thread(io::Error),
-    #[error("restore=if-missing: a fault in the extension")]
+    #[error("restore=if-missing: a fault in the extension: please report it with the log. The next open tries again")]
     Fault,
     #[error("option replica2: {0}")]
     SecondUrl(UrlError),
@@ -184,11 +189,11 @@ fn restore_alone(paths: &Paths, places: &Places, options: &Options) -> Result<()
         }
         failed => {
             let why = failed.as_ref().err().map_or_else(|| "it has nothing".to_owned(), ToString::to_string);
-            log::warn!(
-                target: "replicated",
-                "{}: {} (replica) cannot be restored: {why}. It is restored from {second} (replica2), as restore_from=any allows: what only the first one \
+            event!(
+                Warn, "restored_from_second", database, cause = why;
+                "{} (replica) cannot be restored: {why}. It is restored from {second} (replica2), as restore_from=any allows: what only the first one \
                  has is missing, and nothing is sent over it then",
-                database.display(), places.first
+                places.first
             );
             match (restore_one(paths, &lock, second, options, true)?, failed) {
                 // What the first one has is not known.
@@ -204,7 +209,7 @@ fn restore_alone(paths: &Paths, places: &Places, options: &Options) -> Result<()
 
 fn tell_of_nothing(done: &Done, database: &Path, url: &ReplicaUrl) {
     if matches!(done, Done::Nothing) {
-        log::info!(target: "replicated", "{}: {url} has nothing to restore: it begins here", database.display());
+        event!(Info, "nothing_to_restore", database; "{url} has nothing to restore: it begins here");
     }
 }
 
@@ -215,7 +220,7 @@ fn second_store(url: &ReplicaUrl, options: &Options) -> Result<Arc<dyn Store>, I
 fn restore_one(paths: &Paths, lock: &Lock, url: &ReplicaUrl, options: &Options, is_second: bool) -> Result<Done, IfMissingError> {
     let database = &paths.database;
     let store = if is_second { second_store(url, options)? } else { store::open(url, &options.store_options())? };
-    log::info!(target: "replicated", "{}: is not there, and is restored from {url} first", database.display());
+    event!(Info, "restore_begins", database; "is not there, and is restored from {url} first");
     let watcher = Watcher::default();
     let check = |draft: &Path| {
         let note = Note { is_second, ..Note::of(draft, &watcher).map_err(|error| error.to_string())? };
@@ -251,10 +256,10 @@ fn restore_one(paths: &Paths, lock: &Lock, url: &ReplicaUrl, options: &Options, 
         return Err(IfMissingError::NotResumable { database: database.display().to_string(), why });
     }
     lock.empty().map_err(local("write", &lock.path))?;
-    log::info!(
-        target: "replicated",
-        "{}: restored from {url} to TXID {}, {} pages of {} bytes",
-        database.display(), report.txid, report.commit_pages, report.page_size
+    event!(
+        Info, "restored", database, txid = report.txid;
+        "restored from {url} to TXID {}, {} pages of {} bytes",
+        report.txid, report.commit_pages, report.page_size
     );
     Ok(Done::Restored)
 }
@@ -347,7 +352,7 @@ impl Restorer {
         let path = Self::path(paths);
         let told = std::fs::write(&path, std::process::id().to_string());
         if let Err(error) = told {
-            log::debug!(target: "replicated", "{}: {error}", path.display());
+            event!(Debug, "local_file", paths, cause = error; "{}: {error}", path.display());
         }
         Self { path }
     }

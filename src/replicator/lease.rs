@@ -34,10 +34,13 @@ pub(crate) use self::node::node_of;
 pub(crate) use self::open::{Taken, take_at_open};
 pub(crate) use self::record::Record;
 use super::database::{Database, now_ms};
+use super::outage::{Outages, Over, Tell};
 use super::progress::ReplicationState;
 use super::step::panic_text;
 use super::tail::Mode;
 use crate::config::Options;
+use crate::logging::repeats::{More, duration};
+use crate::logging::{PerProcess, event};
 use crate::store::{LockVersion, LockWritten, Store, StoreError, StoreErrorKind};
 use crate::types::TimestampMs;
 
@@ -107,8 +110,8 @@ pub(crate) struct Standing {
     is_weak: Option<bool>,
     /// Why it could not be renewed.
     failure: Option<String>,
-    /// What was told of it last.
-    told: Option<String>,
+    /// What was told of it.
+    outages: Outages,
 }
 
 /// See the module.
@@ -276,15 +279,15 @@ impl Lease {
                         held.version = version;
                     }
                 }
-                log::warn!(
-                    target: "replicated",
+                event!(
+                    Warn, "store_is_weak", PerProcess;
                     "the lease: {} replaces objects even when asked not to: two hosts that take the lease in the same moment both get it. Make sure \
                      that they do not start at once",
                     self.url()
                 );
             }
             // Then it is asked with the next one that is taken.
-            Err(error) => log::debug!(target: "replicated", "the lease: {error}"),
+            Err(error) => event!(Debug, "lease_failed", PerProcess, cause = error; "the lease: {error}"),
         }
     }
 
@@ -351,6 +354,7 @@ impl Lease {
                     let mut standing = self.standing.lock();
                     (standing.failure, standing.other) = (None, None);
                 }
+                self.tell_of_success(database, was_ours);
                 if !was_ours {
                     self.is_ours_again(database);
                 }
@@ -371,10 +375,18 @@ impl Lease {
             }
         };
         self.report(database);
-        let is_news = self.standing.lock().told.replace(cause.clone()).as_ref() != Some(&cause);
-        if is_news {
-            let level = if self.standing.lock().other.is_some() { log::Level::Error } else { log::Level::Warn };
-            log::log!(target: "replicated", level, "{}: {text}", database.paths.database.display());
+        let (tell, level) = {
+            let mut standing = self.standing.lock();
+            (standing.outages.failed(&cause, Instant::now()), if standing.other.is_some() { log::Level::Error } else { log::Level::Warn })
+        };
+        match tell {
+            Tell::Nothing => {}
+            Tell::Cause => event!(level, "lease_failed", database, cause = text; "{text}"),
+            Tell::Still { more: More { times, within }, failures } => event!(
+                level, "lease_still_fails", database, cause = text;
+                "the lease could still not be had: tried {times} more times in the last {}, {failures} in all. The last answer: {text}",
+                duration(within)
+            ),
         }
         pause
     }
@@ -414,13 +426,25 @@ impl Lease {
         });
     }
 
+    fn tell_of_success(&self, database: &Database, was_ours: bool) {
+        let over = self.standing.lock().outages.succeeded(Instant::now());
+        match over {
+            Over::Nothing => {}
+            Over::Works { after, failures } => {
+                let (is_so, after) = (if was_ours { "is renewed" } else { "is ours" }, duration(after));
+                event!(Info, "lease_works_again", database; "the lease {is_so} again after {after} and {failures} tries in vain");
+            }
+            Over::Flapped { outages, failures, within } => event!(
+                Warn, "lease_flaps", database;
+                "the lease can be renewed and cannot in turn: {outages} more times and {failures} failures in {}", duration(within)
+            ),
+        }
+    }
+
     fn is_ours_again(&self, database: &Database) {
         if matches!(database.lock_tail().mode, Mode::Stopped(..)) {
             // That is for other reasons, and the next look lets the lease go.
             return self.is_stopped();
-        }
-        if self.standing.lock().told.take().is_some() {
-            log::info!(target: "replicated", "{}: the lease is ours again", database.paths.database.display());
         }
         database.shared.refuses_writes.store(0, Ordering::Release);
         database.progress.update(|f| {
@@ -433,14 +457,13 @@ impl Lease {
 
     /// Lets it go, and says so.
     async fn let_go(&self, database: &Database, why: &str) {
-        let name = database.paths.database.display();
         match tokio::time::timeout(RELEASE_LIMIT, self.release(true)).await {
-            Ok(Ok(true)) => log::info!(target: "replicated", "{name}: the lease is let go: {why}"),
+            Ok(Ok(true)) => event!(Info, "lease_released", database, cause = why; "the lease is let go: {why}"),
             Ok(Ok(false)) => {}
             Ok(Err(error)) => {
-                log::warn!(target: "replicated", "{name}: the lease could not be let go, and others wait until it runs out: {error}")
+                event!(Warn, "lease_failed", database, cause = error; "the lease could not be let go, and others wait until it runs out: {error}")
             }
-            Err(_) => log::warn!(target: "replicated", "{name}: the lease could not be let go in time, and others wait until it runs out"),
+            Err(_) => event!(Warn, "lease_failed", database; "the lease could not be let go in time, and others wait until it runs out"),
         }
     }
 
@@ -506,8 +529,8 @@ pub(crate) async fn keep(database: Arc<Database>) {
 /// this host can go on with it.
 pub(crate) async fn release_at_close(database: &Database) {
     let Some(lease) = &database.lease else { return };
-    // Another process of this host goes on with it.
-    let is_needed = database.handles.load(Ordering::Acquire) > 0 || !database.is_owner() || !database.is_alone();
+    // Another process of this host goes on with it. Who is about to leave, too, does not: see `guest::serve`.
+    let is_needed = database.handles.load(Ordering::Acquire) > 0 || !database.is_owner() || !database.nobody_else_stays();
     if is_needed || lease.standing.lock().held.is_none() {
         return;
     }
@@ -516,9 +539,12 @@ pub(crate) async fn release_at_close(database: &Database) {
         let is_stopped = matches!(tail.mode, Mode::Stopped(..));
         !is_stopped && !if database.is_known() { database.is_settled(&tail) } else { is_clean(database, &tail.state) }
     };
+    if keeps && !database.is_alone() {
+        // By who has committed it, and waits for that before it leaves.
+        return;
+    }
     if keeps {
-        let name = database.paths.database.display();
-        log::warn!(target: "replicated", "{name}: the lease is not let go, as something was not sent; it runs out by itself");
+        event!(Warn, "lease_kept", database; "the lease is not let go, as something was not sent; it runs out by itself");
         return;
     }
     lease.let_go(database, "the database is closed").await;

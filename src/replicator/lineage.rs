@@ -15,6 +15,7 @@ use super::step::{StepError, stop};
 use super::tail::{Mode, StopKind};
 use super::{looks, send};
 use crate::fault::fault_point;
+use crate::logging::{event, repeated_event};
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError};
 use crate::restore::{self, Target};
 use crate::store::{Level, Listed, LtxName, StoreError, StoreErrorKind};
@@ -121,11 +122,11 @@ pub(crate) async fn probe(database: &Database) -> Result<(), StepError> {
     let conditional = database.store.creates_are_conditional().await?;
     fault_point!("probe.done");
     if !conditional {
-        log::warn!(
-            target: "replicated",
-            "{}: this store replaces objects even when asked not to, so that two writers on one path are told apart only by looking before and after \
+        event!(
+            Warn, "store_is_weak", database;
+            "this store{} replaces objects even when asked not to, so that two writers on one path are told apart only by looking before and after \
              each upload. Make sure that there is one",
-            database.paths.database.display()
+            database.paths.of_second()
         );
     }
     database.lock_tail().state.fencing = Some(conditional);
@@ -179,9 +180,8 @@ async fn verify_known(database: &Database, state: State, acked: Acked) -> Result
             reach => look(database, &LtxName::level0(acked.txid)).await?.map(|l| l.name.max_txid).or(reach),
         },
     };
-    // What another writer has sent counts for nobody who waits here.
-    let is_ours = |reach: Txid| reach <= acked.txid || state.attempt.is_some_and(|attempt| attempt.txid == reach);
-    let of_ours = reach.map(|reach| if is_ours(reach) { reach } else { acked.txid });
+    // What another writer has sent counts for nobody who waits here. That may be what has the name of our own attempt, until it is sent again.
+    let of_ours = reach.map(|reach| reach.min(acked.txid));
     database.progress.update(|f| f.remote_txid = of_ours);
     match reach {
         Some(reach) if reach == acked.txid => {}
@@ -241,8 +241,8 @@ pub(crate) async fn look_back(database: &Database) -> Result<LookBack, StepError
 /// The bucket has lost what it had: nothing that is known of it holds any more.
 fn deleted(database: &Database, txid: Txid, reason: FullReason) {
     let mut tail = database.lock_tail();
-    (tail.inflight, tail.state.attempt, tail.state.acked, tail.state.witness) = (None, None, None, None);
-    log::warn!(target: "replicated", "{}: the bucket had TXID {txid} and does not have it now", database.paths.database.display());
+    (tail.inflight, tail.state.attempt, tail.state.acked, tail.state.witness, tail.found_newest) = (None, None, None, None, None);
+    event!(Warn, "bucket_lost", database, txid = txid; "the bucket{} had TXID {txid} and does not have it now", database.paths.of_second());
     database.lose(&mut tail, reason);
 }
 
@@ -254,10 +254,9 @@ fn resend(database: &Database, reach: Option<Txid>) -> Result<(), StepError> {
     if tail.inflight.is_some() || tail.rebuild_attempt()? {
         return Ok(());
     }
-    log::warn!(
-        target: "replicated",
-        "{}: the batch {} that was being sent cannot be built again{}",
-        database.paths.database.display(),
+    event!(
+        Warn, "batch_lost", database, txid = attempt.txid;
+        "the batch of TXID {} that was being sent cannot be built again{}",
         attempt.txid,
         if reach == Some(attempt.txid) { "; the bucket has it, and this file may not" } else { "" }
     );
@@ -282,8 +281,7 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
             stop(database, StopKind::Diverged, message);
             return Ok(());
         }
-        let name = database.paths.database.display();
-        log::warn!(target: "replicated", "{name}: the bucket has commits up to TXID {reach} that this file may lack");
+        event!(Warn, "bucket_ahead", database, txid = reach; "the bucket{} has commits up to TXID {reach} that this file may lack", database.paths.of_second());
         give_attempt_up(database, Some(FullReason::BucketAhead))
     };
     if database.lock_tail().state.adopt.is_some_and(|adopt| adopt >= reach) {
@@ -338,14 +336,14 @@ async fn ahead(database: &Database, ours: Txid, reach: Txid) -> Result<(), StepE
 pub(crate) async fn is_overtaken(database: &Database, reason: FullReason, newest: Option<&Newest>) -> Result<bool, StepError> {
     let Some(Newest { object, .. }) = newest else { return Ok(false) };
     let reach = object.name.max_txid;
-    let (acked, adopt, node_id) = {
+    let (acked, adopt, node_id, found) = {
         let tail = database.lock_tail();
-        (tail.state.acked.map(|acked| acked.txid), tail.state.adopt, tail.state.node_id)
+        (tail.state.acked.map(|acked| acked.txid), tail.state.adopt, tail.state.node_id, tail.found_newest)
     };
-    let is_expected = match acked {
-        Some(acked) => reach <= acked,
-        // The comparison has found whatever is there now, or nothing at all.
-        None => reason != FullReason::First,
+    let is_expected = match acked.or(found) {
+        Some(known) => reach <= known,
+        // Nothing at all, or what the user has looked at.
+        None => !matches!(reason, FullReason::First | FullReason::Adopted),
     };
     if is_expected || adopt.is_some_and(|adopt| adopt >= reach) || litestream_position(database) == Some(reach) {
         return Ok(false);
@@ -374,8 +372,10 @@ fn give_attempt_up(database: &Database, full: Option<FullReason>) -> Result<(), 
 
 /// Nothing is known locally of a position in this bucket.
 async fn verify_unknown(database: &Database) -> Result<(), StepError> {
-    let Some(Newest { object: newest, has_base }) = newest(database).await? else {
+    let found = newest(database).await?;
+    let Some(Newest { object: newest, has_base }) = found else {
         let mut tail = database.lock_tail();
+        tail.found_newest = None;
         // Whatever else was lost before: nothing had been sent.
         if tail.mode != Mode::Full(FullReason::First) {
             database.lose(&mut tail, FullReason::First);
@@ -389,6 +389,7 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
     if let Some(end) = proven_end(database, &newest, &header).await?.filter(|_| settled) {
         let mut tail = database.lock_tail();
         if tail.exchanged {
+            tail.found_newest = Some(reach);
             database.lose(&mut tail, FullReason::Exchanged);
             return Ok(());
         }
@@ -436,6 +437,7 @@ async fn verify_unknown(database: &Database) -> Result<(), StepError> {
         database.progress.update(|f| f.remote_txid = Some(reach));
         return Ok(());
     };
+    tail.found_newest = Some(reach);
     database.lose(&mut tail, reason);
     Ok(())
 }
@@ -449,10 +451,9 @@ fn continue_restored(database: &Database, txid: Txid) -> Result<bool, StepError>
     }
     (tail.state.acked, tail.state.witness, tail.state.full_sent) = (Some(Acked { txid, end: WalPos::default() }), Some(txid), None);
     tail.save()?;
-    log::info!(
-        target: "replicated",
-        "{}: goes on after TXID {txid} of the bucket{}, with what was restored from the other one",
-        database.paths.database.display(),
+    event!(
+        Info, "resumed", database, txid = txid;
+        "goes on after TXID {txid} of the bucket{}, with what was restored from the other one",
         database.paths.of_second()
     );
     Ok(true)
@@ -480,7 +481,7 @@ fn continue_from(database: &Database, txid: Txid, end: WalPos) -> Result<(), Ste
     tail.mode = Mode::Running;
     tail.save()?;
     database.note_captured(&tail);
-    log::info!(target: "replicated", "{}: goes on after TXID {txid} of the bucket", database.paths.database.display());
+    event!(Info, "resumed", database, txid = txid; "goes on after TXID {txid} of the bucket{}", database.paths.of_second());
     Ok(())
 }
 
@@ -557,7 +558,7 @@ pub(crate) fn fence(database: &Database, conflict: Conflict) {
         tail.state.conflict = Some(conflict);
         let message = conflict.message(tail.state.node_id);
         if let Err(error) = tail.save() {
-            log::warn!(target: "replicated", "{error}");
+            repeated_event!(Warn, "local_file", database, cause = error; "{error}");
         }
         message
     };

@@ -8,6 +8,17 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use super::control::Identity;
+use crate::logging::event;
+
+/// What to do where what is kept beside a database cannot be written.
+pub(crate) fn room_or_right(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "Free some space on that disk: a few KiB beside the database are enough"
+        }
+        _ => "The directory beside the database must be writable by the user whose database it is",
+    }
+}
 
 /// The files of one database.
 #[derive(Clone, Debug)]
@@ -19,8 +30,8 @@ pub(crate) struct Paths {
 }
 
 /// Behind the database's name.
-const FIRST: &str = "-replicated";
-const SECOND: &str = "-replicated2";
+pub(crate) const FIRST: &str = "-replicated";
+pub(crate) const SECOND: &str = "-replicated2";
 
 impl Paths {
     pub(crate) fn of(database: &Path) -> Self {
@@ -90,7 +101,7 @@ impl Paths {
     pub(crate) fn sync_directories(&self) {
         for directory in [Some(self.directory.as_path()), self.directory.parent()].into_iter().flatten() {
             if let Err(error) = File::open(directory).and_then(|directory| directory.sync_all()) {
-                log::debug!(target: "replicated", "{}: {error}", directory.display());
+                event!(Debug, "local_file", self, cause = error; "{}: {error}", directory.display());
             }
         }
     }

@@ -65,7 +65,7 @@ mod snapshot;
 pub(crate) mod stamp;
 pub(crate) mod status;
 pub(crate) mod step;
-mod tail;
+pub(crate) mod tail;
 mod turns;
 mod uploader;
 pub(crate) mod wake;

@@ -1,8 +1,10 @@
-//! What is told of failures: each cause once, what goes on every ten minutes, and of a store that works and fails in turn the sum.
+//! What is told of failures: each cause at once, what goes on as a sum at growing intervals, that it is over, and of a store that works and fails in turn the sum.
 
 use std::time::{Duration, Instant};
 
-/// What was told is not told again for so long.
+use crate::logging::repeats::{More, Schedule};
+
+/// What was told of an outage is not told again of the next ones for so long.
 const SUMMARY: Duration = Duration::from_secs(600);
 /// A known cause is told again where an outage lasts so long.
 const LASTING: Duration = Duration::from_secs(60);
@@ -10,13 +12,15 @@ const LASTING: Duration = Duration::from_secs(60);
 const MOST_CAUSES: usize = 8;
 
 /// The failures of one database.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Outages {
     failing_since: Option<Instant>,
     /// Since then.
     failures: u64,
-    /// Something was told since then.
-    told: bool,
+    /// Since something was told.
+    more: u64,
+    /// When the next sum is due, where something was told since it fails.
+    schedule: Option<Schedule>,
     /// What was told, and when.
     causes: Vec<(String, Instant)>,
     /// Outages of which nothing was told, and their failures.
@@ -30,8 +34,12 @@ pub(crate) enum Tell {
     Nothing,
     /// The cause.
     Cause,
-    /// That it goes on, after so many failures.
-    Still(u64),
+    /// That it goes on.
+    Still {
+        more: More,
+        /// Since it began.
+        failures: u64,
+    },
 }
 
 /// What to tell of the end of an outage.
@@ -55,50 +63,42 @@ impl Outages {
     /// One more failure, of a cause that `key` names.
     pub(crate) fn failed(&mut self, key: &str, now: Instant) -> Tell {
         let since = *self.failing_since.get_or_insert(now);
-        self.failures += 1;
+        (self.failures, self.more) = (self.failures + 1, self.more + 1);
+        let is_told = self.schedule.is_some();
         let room = self.causes.len() < MOST_CAUSES;
-        let tell = match self.causes.iter_mut().find(|(cause, _)| cause == key) {
-            Some((_, at)) if now.saturating_duration_since(*at) >= SUMMARY => {
-                *at = now;
-                if self.told { Tell::Still(self.failures) } else { Tell::Cause }
-            }
-            Some((_, at)) if !self.told && now.saturating_duration_since(since) >= LASTING => {
-                *at = now;
-                Tell::Cause
+        let is_news = match self.causes.iter_mut().find(|(cause, _)| cause == key) {
+            Some((_, at)) => {
+                // Of this outage something else was told, or nothing yet.
+                let is_news = if is_told { *at < since } else { now.saturating_duration_since(*at) >= SUMMARY || now - since >= LASTING };
+                if is_news {
+                    *at = now;
+                }
+                is_news
             }
             None if room => {
                 self.causes.push((key.to_owned(), now));
-                Tell::Cause
+                true
             }
-            _ => Tell::Nothing,
+            None => false,
         };
-        self.told |= tell != Tell::Nothing;
-        tell
-    }
-
-    /// Whether something that is no failure of the replication as a whole is to be told now.
-    pub(crate) fn is_news(&mut self, key: &str, now: Instant) -> bool {
-        match self.causes.iter_mut().find(|(cause, _)| cause == key) {
-            Some((_, at)) if now.saturating_duration_since(*at) < SUMMARY => false,
-            Some((_, at)) => {
-                *at = now;
-                true
-            }
-            None => {
-                self.causes.retain(|(_, at)| now.saturating_duration_since(*at) < SUMMARY);
-                self.causes.truncate(MOST_CAUSES - 1);
-                self.causes.push((key.to_owned(), now));
-                true
-            }
+        if is_news {
+            self.more = 0;
+            self.schedule.get_or_insert(Schedule::begin(now)).tells(now);
+            return Tell::Cause;
+        }
+        match self.schedule.as_mut().and_then(|schedule| schedule.is_due(now)) {
+            Some(within) => Tell::Still { more: More { times: std::mem::take(&mut self.more), within }, failures: self.failures },
+            None => Tell::Nothing,
         }
     }
 
     /// Something was sent.
     pub(crate) fn succeeded(&mut self, now: Instant) -> Over {
         let Some(since) = self.failing_since.take() else { return Over::Nothing };
-        let (failures, told) = (std::mem::take(&mut self.failures), std::mem::take(&mut self.told));
+        let (failures, is_told) = (std::mem::take(&mut self.failures), self.schedule.take().is_some());
+        self.more = 0;
         self.causes.retain(|(_, at)| now.saturating_duration_since(*at) < SUMMARY);
-        if told {
+        if is_told {
             return Over::Works { after: now.saturating_duration_since(since), failures };
         }
         self.untold = (self.untold.0 + 1, self.untold.1 + failures);
@@ -125,7 +125,8 @@ mod tests {
         let (mut outages, start) = (Outages::default(), Instant::now());
         assert_eq!(outages.succeeded(start), Over::Nothing);
         let told: Vec<_> = (0..3600).map(|s| outages.failed("refused", at(start, s))).filter(|t| *t != Tell::Nothing).collect();
-        assert_eq!(told, [Tell::Cause, Tell::Still(601), Tell::Still(1201), Tell::Still(1801), Tell::Still(2401), Tell::Still(3001)]);
+        let still = |times, failures| Tell::Still { more: More { times, within: Duration::from_secs(times) }, failures };
+        assert_eq!(told, [Tell::Cause, still(300, 301), still(600, 901), still(900, 1801)]);
         assert_eq!(outages.succeeded(at(start, 3600)), Over::Works { after: Duration::from_secs(3600), failures: 3600 });
         assert_eq!(outages.succeeded(at(start, 3601)), Over::Nothing);
     }
@@ -157,14 +158,24 @@ mod tests {
     }
 
     #[test]
+    fn another_cause_is_told_at_once_and_the_sums_name_the_last_one() {
+        let (mut outages, start) = (Outages::default(), Instant::now());
+        assert_eq!(outages.failed("refused", start), Tell::Cause);
+        assert!(matches!(outages.succeeded(at(start, 1)), Over::Works { .. }));
+        // The next outage begins with another cause, and goes over into the one that was told before.
+        assert_eq!(outages.failed("no such host", at(start, 100)), Tell::Cause);
+        assert_eq!(outages.failed("refused", at(start, 101)), Tell::Cause);
+        let changing = |s: u64| outages.failed(["refused", "no such host"][s as usize % 2], at(start, s));
+        let told: Vec<_> = (102..100 + 3600).map(changing).filter(|tell| *tell != Tell::Nothing).collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told.iter().all(|tell| matches!(tell, Tell::Still { .. })), "{told:?}");
+    }
+
+    #[test]
     fn many_causes_take_a_bounded_place() {
         let (mut outages, start) = (Outages::default(), Instant::now());
         let told = (0..1000).filter(|i| outages.failed(&format!("cause {i}"), start) != Tell::Nothing).count();
         assert_eq!(told, MOST_CAUSES);
-        for i in 0..1000 {
-            assert!(outages.is_news(&format!("news {i}"), start));
-            assert!(!outages.is_news(&format!("news {i}"), start));
-        }
         assert_eq!(outages.causes.len(), MOST_CAUSES);
     }
 }

@@ -18,7 +18,7 @@ use super::control::{Identity, replica_hash};
 use super::database::{Database, Host, OpenedTail};
 use super::hub::{Hub, Notice};
 use super::lease::{self, Lease, LeasedStore};
-use super::local::{Paths, identity};
+use super::local::{Paths, identity, room_or_right};
 use super::origin;
 use super::progress::WaitError;
 use super::remember::peek;
@@ -28,6 +28,7 @@ use super::tail::StopKind;
 use super::{dispatcher, roles, step};
 use crate::config::Options;
 use crate::fault::fault_point;
+use crate::logging::{PerProcess, Unless, bucket_in_words, event};
 use crate::metrics::{Counted, MeasuredStore, Meter, endpoint};
 use crate::spool::SpoolError;
 use crate::status::Status;
@@ -41,7 +42,7 @@ pub(crate) enum OpenError {
     #[error("option replica: {0}")]
     Store(#[from] StoreError),
     /// Local state cannot be made or read.
-    #[error("cannot replicate {database}: {path}: {source}. The directory beside the database must be writable")]
+    #[error("cannot replicate {database}: {path}: {source}. {}", room_or_right(.source))]
     Local {
         database: String,
         path: String,
@@ -61,7 +62,7 @@ pub(crate) enum OpenError {
     #[error("option replica: {url} is in use for {other}, and each database needs a replica URL of its own; got it for {database} too")]
     UrlInUse { url: String, other: String, database: String },
     /// The same database with another replica.
-    #[error("option {option}: {database} is open with {first} in this process; got {second}")]
+    #[error("option {option}: {database} is open with {first} in this process; got {second}. All connections to a database name the same")]
     OtherUrl { option: &'static str, database: String, first: String, second: String },
     /// Both replicas in one place.
     #[error(
@@ -145,18 +146,18 @@ impl Process {
         let mut told = self.metrics.lock();
         match *told {
             Some(address) if address == wanted => {}
-            Some(address) => log::warn!(
-                target: "replicated",
+            Some(address) => event!(
+                Warn, "metrics", PerProcess;
                 "option metrics: a process has one listener for all of its databases, and this one is at {address}; {wanted} is not listened at"
             ),
             None => match endpoint::listen(wanted) {
                 Ok((listener, address)) => {
                     *told = Some(wanted);
                     self.hub.notify(Notice::Listening(listener));
-                    log::info!(target: "replicated", "metrics of this process are at http://{address}/metrics");
+                    event!(Info, "metrics", PerProcess; "metrics of this process are at http://{address}/metrics");
                 }
-                Err(error) => log::error!(
-                    target: "replicated",
+                Err(error) => event!(
+                    Error, "metrics", PerProcess, cause = error;
                     "option metrics: {wanted} cannot be listened at: {error}. Nothing else is the worse for it. Give each process a port of its own, or have \
                      `replicated metrics --textfile` tell of all of them; the next open of a database tries again"
                 ),
@@ -177,7 +178,7 @@ impl Process {
                 Ok(Err(error)) => error.to_string(),
                 Err(panic) => step::panic_text(&*panic),
             };
-            log::error!(target: "replicated", "the uploader ended: {error}; nothing is replicated any more by this process");
+            event!(Error, "uploader_ended", PerProcess, cause = error; "the uploader ended: {error}; nothing is replicated any more by this process");
             registry.fail_all(&error);
         }))?;
         Ok(Self { hub, registry, next_id: AtomicU64::new(1), http: Arc::default(), metrics: Mutex::default() })
@@ -404,6 +405,7 @@ pub(crate) fn close(replicas: &Replicas) {
         let databases: Vec<_> = replicas.iter().filter(is_last).collect();
         for database in &databases {
             database.flushing.fetch_add(1, Ordering::AcqRel);
+            database.is_about_to_leave();
         }
         // Also where the flush panics: else nobody could ever open the database afresh.
         Flushing { databases, process }
@@ -414,8 +416,9 @@ pub(crate) fn close(replicas: &Replicas) {
     fault_point!("close.flush");
     let limit = replicas.first.options.close_timeout;
     let deadline = Instant::now() + limit;
-    // What another process uploads need not be waited for: that one goes on. Where it has just gone, this one is about to take over.
-    let sends = |database: &&&Arc<Database>| !limit.is_zero() && (database.is_owner() || database.is_alone()) && database.is_known();
+    // What another process uploads, and goes on to, need not be waited for.
+    let sends =
+        |database: &&&Arc<Database>| !limit.is_zero() && (database.is_owner() || database.nobody_else_stays()) && database.is_known();
     // Both are asked before one is waited for.
     let asked: Vec<_> =
         last.databases.iter().filter(sends).filter_map(|database| Some((database, database.ask_at_close().ok()?))).collect();
@@ -423,11 +426,11 @@ pub(crate) fn close(replicas: &Replicas) {
         let rest = deadline.saturating_duration_since(Instant::now());
         if let Err(WaitError::Timeout(_, why)) = database.wait_at_close(sequence, rest) {
             let error = WaitError::Timeout(limit, why);
-            log::warn!(
-                target: "replicated",
-                "{}: closed with commits that are not in the bucket{} ({error}); they are kept beside the database, and the next open goes on from there",
-                database.paths.database.display(),
-                database.paths.of_second()
+            let remote = Unless(database.progress.facts().remote_txid);
+            event!(
+                Warn, "left_behind", database, txid = remote, cause = error;
+                "closed with commits that are not in the bucket{} ({error}); {}. They are kept beside the database, and the next open goes on from there",
+                database.paths.of_second(), bucket_in_words(remote.0)
             );
         }
     }

@@ -87,6 +87,8 @@ pub(crate) struct Facts {
     pub(crate) fencing: Option<bool>,
     /// When the bucket was maintained last by a process that had this database open, this one or another before.
     pub(crate) last_maintenance_ms: Option<i64>,
+    /// What the files of the bucket took then.
+    pub(crate) bucket_bytes: Option<u64>,
     /// Why it is not, or not as it should be.
     pub(crate) maintenance_error: Option<String>,
     /// The last handle is closed and has left a journal behind: nothing can be sent before the next open rolls that back.
@@ -98,10 +100,14 @@ impl Facts {
     pub(crate) fn of(page: &Page) -> Self {
         let at = |word: &AtomicU64| Some(word.load(Ordering::Relaxed).cast_signed()).filter(|ms| *ms != 0);
         let reason = || FullReason::from_byte(u8::try_from(page.last_snapshot_reason.load(Ordering::Relaxed)).ok()?);
+        let acked_sequence = page.acked_sequence.load(Ordering::Acquire);
+        let remote_txid = Txid::new(page.remote_txid.load(Ordering::Acquire));
+        // After those: what a bucket of another history has is told once it is known to be another one.
+        let state = ReplicationState::of(page.state.load(Ordering::Acquire));
         Self {
-            state: ReplicationState::of(page.state.load(Ordering::Acquire)),
-            acked_sequence: page.acked_sequence.load(Ordering::Acquire),
-            remote_txid: Txid::new(page.remote_txid.load(Ordering::Acquire)),
+            state,
+            acked_sequence,
+            remote_txid,
             last_error: page.error(),
             last_success_ms: at(&page.last_success_ms),
             uploads: page.uploads.load(Ordering::Relaxed),
@@ -111,6 +117,7 @@ impl Facts {
                 word => Some(word == STRONG),
             },
             last_maintenance_ms: at(&page.last_maintenance_ms),
+            bucket_bytes: page.bucket_bytes.load(Ordering::Relaxed).checked_sub(1),
             maintenance_error: page.maintenance_error(),
             awaits_open: page.awaits_open.load(Ordering::Relaxed) != 0,
             error_kind: page.error_kind.load(Ordering::Relaxed).checked_sub(1).and_then(|at| StoreErrorKind::ALL.get(at as usize).copied()),
@@ -120,7 +127,7 @@ impl Facts {
     }
 
     /// Why nothing is sent until somebody acts.
-    fn stopped(&self) -> Option<ReplicationState> {
+    pub(crate) fn stopped(&self) -> Option<ReplicationState> {
         use ReplicationState::{Damaged, Diverged, Failed, Fenced};
         matches!(self.state, Damaged | Diverged | Fenced | Failed).then_some(self.state)
     }
@@ -197,7 +204,7 @@ impl Drop for Committer<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WaitError {
     /// The time ran out.
-    #[error("not in the bucket after {} ms{}", .0.as_millis(), .1.as_ref().map(|e| format!(": {e}")).unwrap_or_default())]
+    #[error("not in the bucket after {} ms: {}", .0.as_millis(), .1.as_deref().unwrap_or("no request has failed so far"))]
     Timeout(Duration, Option<String>),
     /// Nobody has read the database since a crash left a journal to roll back.
     #[error("the database has not been read since it was opened: run a query first")]
@@ -206,7 +213,9 @@ pub(crate) enum WaitError {
     #[error("replication is {}: {}", .0.as_str(), .1)]
     Stopped(ReplicationState, String),
     /// A commit whose place in the order is not known.
-    #[error("the commit was not seen as it should have been")]
+    #[error(
+        "the commit was not seen as it should have been, so that nobody knows when the bucket has it: it is committed here, and `PRAGMA replicated_sync` tells when all is there"
+    )]
     Unseen,
 }
 
@@ -261,6 +270,8 @@ impl Progress {
         set(&page.remote_txid, txid(before.remote_txid), txid(after.remote_txid));
         set(&page.last_success_ms, ms(before.last_success_ms), ms(after.last_success_ms));
         set(&page.last_maintenance_ms, ms(before.last_maintenance_ms), ms(after.last_maintenance_ms));
+        let bytes = |bytes: Option<u64>| bytes.map_or(0, |bytes| bytes.saturating_add(1));
+        set(&page.bucket_bytes, bytes(before.bucket_bytes), bytes(after.bucket_bytes));
         set(&page.last_error_ms, ms(before.last_error_ms), ms(after.last_error_ms));
         set(&page.error_kind, kind_word(before.error_kind), kind_word(after.error_kind));
         set(&page.uploads, before.uploads, after.uploads);

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::control::{self, Acked, Control, RestoredEarlier, State, replica_hash};
-use super::local::{OwnerMode, Paths, identity};
+use super::local::{OwnerMode, Paths, identity, room_or_right};
 use super::origin::{self, Origin};
 use super::shared::Range;
 use super::stamp;
@@ -15,7 +15,7 @@ use crate::types::{PageSize, Txid, WalPos};
 #[derive(Debug, thiserror::Error)]
 pub enum RememberError {
     /// The directory beside the database, or the control file in it, cannot be written.
-    #[error("{path}: {source}")]
+    #[error("{path} cannot be written: {source}. {}", room_or_right(.source))]
     Io {
         /// Which file.
         path: PathBuf,

@@ -13,6 +13,7 @@ use super::process::OpenError;
 use super::remember::peek;
 use super::shared::Range;
 use crate::config::Options;
+use crate::logging::event;
 use crate::store::ReplicaUrl;
 
 /// Which replica of a database.
@@ -72,17 +73,16 @@ pub(crate) fn settle(first: &Paths, second: &Paths, urls: &Urls) {
         return;
     }
     match exchange(first, second) {
-        Ok(true) => log::info!(
-            target: "replicated",
-            "{}: what is remembered of {} is where it belongs now: {}",
-            first.database.display(),
+        Ok(true) => event!(
+            Info, "roles_exchanged", first;
+            "what is remembered of {} is where it belongs now: {}",
             if is_promoted { &urls.first } else { urls.second.as_ref().unwrap_or(&urls.first) },
             if is_promoted { first.directory.display() } else { second.directory.display() }
         ),
         // Then those who have it open have named other replicas, and this open is refused.
         Ok(false) => {}
-        Err(error) => log::warn!(
-            target: "replicated",
+        Err(error) => event!(
+            Warn, "position_unknown", first, cause = error;
             "{} and {} cannot be exchanged: {error}. What they remember is not used",
             first.directory.display(),
             second.directory.display()

@@ -26,6 +26,7 @@ use super::send;
 use super::step::{Next, StepError};
 use super::tail::{Mode, TailError};
 use crate::fault::fault_point;
+use crate::logging::event;
 use crate::ltx::{Encoder, Finished, Header};
 use crate::store::{Created, Level, LtxName, StoreError, Upload};
 use crate::types::{PageNo, PageSize, TimestampMs, Txid, WalPos};
@@ -45,9 +46,14 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         }
         return Ok(Next::After(TRANSACTION_PAUSE));
     }
-    if database.published().end.frame == 0
+    let before = database.published();
+    if before.end.frame == 0
         && let Err(BeginError::Step(damaged)) = size_of(database)
     {
+        if database.published() != before || database.awaits_writers() || database.awaits_others() {
+            // A commit's checkpoint may write the file just now: its first page is there before the others.
+            return Ok(Next::After(WRITER_PAUSE));
+        }
         // Before anything is asked of the store.
         return Err(damaged);
     }
@@ -214,10 +220,12 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
         header.set_wal_range(0, &moment.end);
     }
     header.node_id = database.lock_tail().state.node_id;
-    let log_name = database.paths.database.display();
     // A store that can be read but not written fails here, again and again: the failure itself is told once, and so is this.
     let level = if database.progress.facts().last_error.is_none() { log::Level::Info } else { log::Level::Debug };
-    log::log!(target: "replicated", level, "{log_name}: sending the full state, {} pages, as {name}: {}", moment.database_pages, reason.text());
+    event!(
+        level, "full_state_begins", database, txid = txid, cause = reason.text();
+        "sending the full state, {} pages, as {name}: {}", moment.database_pages, reason.text()
+    );
     database.progress.update(Facts::under_way);
     let missing = database.with_preserver(|preserver| preserver.missing()).flatten();
     match stream(database, &name, &header, timestamp).await? {
@@ -239,7 +247,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
         // An earlier request may still put another state there. With every page under the next name that harms nothing.
         tail.state.full_sent = None;
         tail.save()?;
-        log::info!(target: "replicated", "{log_name}: the full state is sent once more: an earlier request for TXID {txid} may still arrive");
+        event!(Info, "full_state_again", database, txid = txid; "the full state is sent once more: an earlier request for TXID {txid} may still arrive");
         database.progress.update(|f| (f.snapshots, f.last_snapshot) = (f.snapshots + 1, Some((now_ms(), reason))));
         return Ok(Next::Again);
     }
@@ -257,11 +265,11 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
     fault_point!("full.acked");
     let settled = database.is_settled(&tail);
     drop(tail);
-    log::info!(target: "replicated", "{log_name}: the full state is in the bucket: {} pages, TXID {txid}", moment.database_pages);
+    event!(Info, "full_state_sent", database, txid = txid; "the full state is in the bucket: {} pages, TXID {txid}", moment.database_pages);
     if let Some((first, last)) = missing {
-        log::warn!(
-            target: "replicated",
-            "{log_name}: is damaged: of pages {first} to {last} some are missing in the file and in its WAL, as a power loss with synchronous=OFF \
+        event!(
+            Warn, "database_damaged", database, txid = txid;
+            "is damaged: of pages {first} to {last} some are missing in the file and in its WAL, as a power loss with synchronous=OFF \
              leaves it. SQLite reads zeros there, and so it is in the bucket as TXID {txid}. Look with PRAGMA integrity_check; a restore of an \
              earlier TXID has what was there before"
         );

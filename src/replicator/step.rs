@@ -8,6 +8,7 @@ use super::batch::BatchError;
 use super::control::FullReason;
 use super::database::Database;
 use super::tail::{StopKind, Tail, TailError};
+use crate::logging::event;
 use crate::store::StoreError;
 
 /// Why a step could not be done.
@@ -62,12 +63,12 @@ pub(crate) enum Next {
 pub(crate) fn recover(database: &Database, tail: &mut Tail, error: TailError) -> Result<Next, StepError> {
     match &error {
         TailError::Spool(lost) if lost.is_lasting() => {
-            log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
+            event!(Warn, "local_file", database, cause = error; "{error}");
             database.lose(tail, FullReason::SpoolLost);
             Ok(Next::Again)
         }
         TailError::Batch(BatchError::Wal { .. } | BatchError::OtherGeneration { .. } | BatchError::OtherFrame { .. }) => {
-            log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
+            event!(Warn, "local_file", database, cause = error; "{error}");
             database.lose(tail, FullReason::ContinuityLost);
             Ok(Next::Again)
         }

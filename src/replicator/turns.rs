@@ -7,8 +7,9 @@ use tokio::sync::Semaphore;
 
 use super::database::Database;
 
-/// Requests to one store that a process has under way at once, each with a connection: a thousand databases must not take the descriptors that the
-/// application has been given. A database that is opened compares itself with several listings at once, and counts for as many.
+/// Requests to one store that a process has under way at once, each with a connection: a thousand databases, in as many buckets, must not take the descriptors
+/// that the application has been given, nor 30 KiB for each connection. A database that is opened compares itself with several listings at once, and counts for
+/// as many.
 const MOST_REQUESTS: usize = 64;
 pub(crate) const REQUESTS_OF_VERIFY: u32 = 8;
 /// Full states that are sent to one store at once. Apart from the others: one may take hours.
@@ -20,7 +21,7 @@ pub(crate) struct Turns {
     stores: HashMap<String, Rc<StoreTurns>>,
 }
 
-/// The turns of one store.
+/// The turns of one store: of all buckets that one endpoint serves.
 #[derive(Debug)]
 pub(crate) struct StoreTurns {
     pub(crate) requests: Semaphore,
@@ -34,10 +35,10 @@ impl Turns {
     /// A store that does not answer holds up its own databases only.
     pub(crate) fn of(&mut self, database: &Database) -> Rc<StoreTurns> {
         let url = database.store.url();
-        let bucket = url.split_once("://").map_or(url, |(_, rest)| rest.split(['/', '?']).next().unwrap_or_default());
+        let scheme = url.split_once("://").map_or(url, |(scheme, _)| scheme);
         let endpoint = database.options.store_options().endpoint.unwrap_or_default();
         let query = url.split_once('?').map_or("", |(_, query)| query);
-        let mut store = format!("{bucket} {endpoint} {query}");
+        let mut store = format!("{scheme} {endpoint} {query}");
         if self.stores.len() >= Self::MOST && !self.stores.contains_key(&store) {
             store.clear();
         }

@@ -34,6 +34,7 @@ use super::tail::{Inflight, Mode, StopKind};
 use super::turns::{REQUESTS_OF_VERIFY, StoreTurns};
 use super::{clock, compare, looks};
 use crate::fault::fault_point;
+use crate::logging::event;
 use crate::store::{Created, Listed, LtxName, StoreErrorKind};
 use crate::types::TimestampMs;
 
@@ -445,10 +446,10 @@ impl Task {
             f.uploads += 1;
             f.state = if settled { ReplicationState::Idle } else { ReplicationState::Uploading };
         });
-        log::debug!(
-            target: "replicated",
-            "{}: TXID {} is in the bucket, {} bytes",
-            database.paths.database.display(), inflight.attempt.txid, inflight.attempt.size_bytes
+        event!(
+            Debug, "uploaded", database, txid = inflight.attempt.txid;
+            "TXID {} is in the bucket{}, {} bytes",
+            inflight.attempt.txid, database.paths.of_second(), inflight.attempt.size_bytes
         );
         self.succeeded();
         Ok(())

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::apply::ApplyError;
+use crate::logging::{PerProcess, event};
 use crate::ltx::{LtxError, Run, Sum};
 use crate::types::PageSize;
 
@@ -77,7 +78,9 @@ impl Workers {
             match spawn("replicated-decode", move || worker.run()) {
                 Ok(thread) => workers.threads.push(thread),
                 // One is enough.
-                Err(error) if i > 0 => log::debug!("{i} of {count} decoding threads started: {error}"),
+                Err(error) if i > 0 => {
+                    event!(Debug, "restore_threads", PerProcess, cause = error; "{i} of {count} decoding threads started: {error}")
+                }
                 Err(error) => return Err(error),
             }
         }

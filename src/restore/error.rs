@@ -82,6 +82,14 @@ pub enum RestoreError {
         /// The file in the way.
         path: PathBuf,
     },
+    /// The output is something that must not be replaced.
+    #[error("{path} is {is}, and no file that could become a database")]
+    NotAFile {
+        /// What is in the way.
+        path: PathBuf,
+        /// What that is.
+        is: &'static str,
+    },
     /// The output could not be written.
     #[error("cannot {operation} {path}: {source}")]
     Output {
@@ -113,7 +121,7 @@ pub enum RestoreError {
         why: String,
     },
     /// The runtime that drives the requests could not be started.
-    #[error("cannot start: {0}")]
+    #[error("what makes requests could not be started: {0}. Raise the limits on open files and threads (ulimit -n, ulimit -u)")]
     Runtime(io::Error),
 }
 
@@ -181,7 +189,9 @@ impl RestoreError {
             Self::OutputExists { .. } => "choose another output, or replace it with --force once nothing has it open".to_owned(),
             Self::NoSpace { .. } => "free space or choose an output on another file system".to_owned(),
             Self::Refused { .. } => "restore an earlier state with --txid or --timestamp; `replicated list` shows what there is".to_owned(),
-            Self::Store(_) | Self::Output { .. } | Self::Runtime(_) => String::new(),
+            Self::NotAFile { .. } => "name a file that is not there yet, or one to replace with --force".to_owned(),
+            Self::Output { source, .. } => output_advice(source).to_owned(),
+            Self::Store(_) | Self::Runtime(_) => String::new(),
         }
     }
 
@@ -203,6 +213,21 @@ impl RestoreError {
     }
 }
 
+/// What to do where a file cannot be written.
+pub(super) fn output_advice(error: &io::Error) -> &'static str {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::NotFound | Kind::NotADirectory => "make the directory of the output first, or choose another output",
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
+            "run this as a user who may write to the directory of the output, or choose another output: a file is made there and renamed"
+        }
+        Kind::StorageFull | Kind::QuotaExceeded => "free space or choose an output on another file system",
+        Kind::FileTooLarge => "raise this process's limit on file sizes (ulimit -f), or choose another file system",
+        Kind::InvalidFilename => "choose a shorter name: a part is put behind it while it is written",
+        _ => "look at the disk and at the system's log (dmesg), or choose an output on another file system",
+    }
+}
+
 fn plan_advice(error: &PlanError, target: Target) -> String {
     match error {
         PlanError::Empty => "check the URL: is it the path that the replica was written to?".to_owned(),
@@ -213,8 +238,11 @@ fn plan_advice(error: &PlanError, target: Target) -> String {
         PlanError::NoBase { .. } => {
             "a snapshot or the first files were deleted: look for them in a copy or in older versions of the bucket".to_owned()
         }
-        PlanError::Gap { last_good, .. } | PlanError::TooShort { last_good: Some(last_good), .. } => {
+        PlanError::Gap { last_good, .. } => {
             format!("restore the state before it with --txid {last_good}, or bring the missing files back")
+        }
+        PlanError::TooShort { last_good: Some(last_good), .. } => {
+            format!("restore the state before it with --txid {last_good}, or bring back the object from a copy")
         }
         PlanError::TooShort { last_good: None, .. } => "restore the object from a copy or an older version of the bucket".to_owned(),
         PlanError::Merged { asked, last_good, next_good, .. } => {

@@ -9,6 +9,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 
 use super::plan::{self, PlanError};
 use super::times::TimeSearch;
+use crate::logging::{PerProcess, event};
 use crate::store::{Level, Listed, LtxName, Store, StoreError};
 use crate::types::{TimestampMs, Txid};
 
@@ -154,7 +155,7 @@ impl Retries {
         if !error.is_transient() || self.tried >= MAX_ATTEMPTS {
             return Err(error);
         }
-        log::debug!("attempt {} of {MAX_ATTEMPTS}: {error}", self.tried);
+        event!(Debug, "restore_tries_again", PerProcess, cause = error; "attempt {} of {MAX_ATTEMPTS}: {error}", self.tried);
         let jitter = self.pause.mul_f64(fastrand::f64() / 2.0);
         let asked = error.retry_after.unwrap_or_default();
         tokio::time::sleep((self.pause + jitter).max(asked).min(LONGEST_PAUSE)).await;

@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::fault::fault_point;
+use crate::logging::event;
 use crate::replicator::origin::Origin;
 use crate::replicator::remember::{self, Restored};
 use crate::store::{Listed, LtxName, Store};
@@ -244,7 +245,7 @@ async fn restore_draft(store: &dyn Store, options: &RestoreOptions<'_>, target: 
         match pipeline::run(store, &plan, &listings, options, &draft).await {
             Ok(outcome) => break (report(&plan, &outcome), draft),
             Err(error) if error.is_vanished_object() && plans < MAX_PLANS => {
-                log::info!("{error}: planning again");
+                event!(Info, "restore_plans_again", target, cause = error; "{error}: planning again");
                 plans += 1;
             }
             Err(error) => return Err(error),

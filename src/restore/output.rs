@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::RestoreError;
+use crate::logging::event;
 
 const TEMPORARY: &str = ".replicated-tmp-";
 const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -24,27 +25,31 @@ pub(super) struct Draft {
     overwrite: bool,
 }
 
-/// Refuses an output that would replace something: a file that is not empty, or what SQLite would take for the output's own WAL or journal.
+/// Refuses an output that would replace something: a file that is not empty, or what SQLite would take for the output's own WAL or journal. What is no
+/// file is never replaced: a device such as `/dev/null` is the whole machine's.
 pub(super) fn check_target(path: &Path, overwrite: bool) -> Result<(), RestoreError> {
-    let size_bytes = |path: &Path| match fs::symlink_metadata(path) {
+    let look = |path: &Path| match fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(RestoreError::Output { operation: "look at", path: path.to_owned(), source }),
     };
-    if path.file_name().is_none() || size_bytes(path)?.is_some_and(|metadata| metadata.is_dir()) {
-        let source = io::Error::from(io::ErrorKind::IsADirectory);
-        return Err(RestoreError::Output { operation: "restore to", path: path.to_owned(), source });
+    let found = look(path)?;
+    // A link that leads nowhere is one that SQLite would follow, too.
+    let is_file = found.as_ref().is_none_or(|found| found.is_file() || found.is_symlink());
+    if path.file_name().is_none() || !is_file {
+        let is = if found.is_some_and(|found| !found.is_dir()) { "a device, a socket or a FIFO" } else { "a directory" };
+        return Err(RestoreError::NotAFile { path: path.to_owned(), is });
     }
     if overwrite {
         return Ok(());
     }
-    let in_the_way = size_bytes(path)?.is_some_and(|metadata| metadata.len() > 0);
+    let in_the_way = found.is_some_and(|found| found.len() > 0);
     if in_the_way {
         return Err(RestoreError::OutputExists { path: path.to_owned() });
     }
     for suffix in SIDE_FILES {
         let side_file = with_suffix(path, suffix);
-        if size_bytes(&side_file)?.is_some() {
+        if look(&side_file)?.is_some() {
             return Err(RestoreError::OutputExists { path: side_file });
         }
     }
@@ -100,7 +105,9 @@ impl Draft {
             match rustix::fs::fallocate(&*self.file, rustix::fs::FallocateFlags::empty(), 0, size_bytes) {
                 Err(rustix::io::Errno::NOSPC) => return Err(self.failed("make room for", rustix::io::Errno::NOSPC.into())),
                 // Not every file system can.
-                Err(error) => log::debug!("{}: no room is set aside: {error}", self.temporary.display()),
+                Err(error) => {
+                    event!(Debug, "local_file", self.target, cause = error; "{}: no room is set aside: {error}", self.temporary.display())
+                }
                 Ok(()) => {}
             }
         }

@@ -172,6 +172,8 @@ pub struct Status {
     pub last_maintenance: Option<TimestampMs>,
     /// Why it is not.
     pub maintenance_error: Option<String>,
+    /// What the files of the bucket took when it was maintained last.
+    pub bucket_bytes: Option<u64>,
     /// Its URL, without secrets; `None` where no process has told it.
     pub replica: Option<String>,
     /// Whether the bucket can be restored, as far as it was looked at.

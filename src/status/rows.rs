@@ -138,6 +138,7 @@ impl Status {
             row("fencing", fencing.into()),
             row("last_maintenance", self.last_maintenance.into()),
             row("maintenance_error", self.maintenance_error.clone().into()),
+            row("bucket_bytes", self.bucket_bytes.into()),
             row("replica", self.replica.clone().into()),
         ];
         rows.extend(self.more.iter().cloned());

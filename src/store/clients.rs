@@ -29,7 +29,7 @@ pub(super) fn build(
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut plan = Plan { url, settings, env, secrets, told, clients, ca_bundle: Arc::default() };
     if let Some(path) = &settings.ca_bundle {
-        plan.ca_bundle = std::fs::read(path).map_err(|e| plan.error(format_args!("CA bundle {}: {e}", path.display())))?.into();
+        plan.ca_bundle = std::fs::read(path).map_err(|e| plan.ca_error(path, &e))?.into();
     }
     match url.location() {
         Location::S3 { bucket, .. } => plan.s3(bucket, slash),
@@ -65,6 +65,17 @@ impl Plan<'_> {
         setting_error(self.url, one_line(&cause.to_string()))
     }
 
+    /// What the client for a store finds wrong with its settings, without the words that each of its errors begins with.
+    fn refused(&self, error: &object_store::Error, advice: &'static str) -> StoreError {
+        let text = error.to_string();
+        let cause = text.strip_prefix("Generic ").and_then(|rest| rest.split_once(" error: ")).map_or(text.as_str(), |(_, cause)| cause);
+        StoreError { advice, ..self.error(cause) }
+    }
+
+    fn ca_error(&self, path: &std::path::Path, why: &dyn std::fmt::Display) -> StoreError {
+        StoreError { advice: CA_ADVICE, ..self.error(format_args!("ca_bundle {}: {why}", path.display())) }
+    }
+
     fn credentials_error(&self, error: CredentialsError) -> StoreError {
         StoreError { kind: StoreErrorKind::Credentials, advice: error.advice, ..self.error(error.cause) }
     }
@@ -81,7 +92,8 @@ impl Plan<'_> {
     fn http(&self, endpoint: Option<&str>) -> Result<ClientOptions, StoreError> {
         let plain = endpoint.is_some_and(|e| e.starts_with("http://"));
         if plain && self.settings.allow_http == Some(false) {
-            return Err(self.error("the endpoint begins with http:// and allow_http is false"));
+            let advice = "Write https:// before it, or allow_http=true where nobody else hears that network";
+            return Err(StoreError { advice, ..self.error("the endpoint begins with http:// and allow_http is false") });
         }
         let agent = HeaderValue::from_static(concat!("replicated/", env!("CARGO_PKG_VERSION")));
         let mut options = ClientOptions::new()
@@ -90,11 +102,9 @@ impl Plan<'_> {
             .with_timeout(self.settings.request_timeout)
             .with_connect_timeout(self.settings.connect_timeout);
         if let Some(path) = &self.settings.ca_bundle {
-            let name = path.display();
-            let certificates =
-                Certificate::from_pem_bundle(&self.ca_bundle).map_err(|e| self.error(format_args!("CA bundle {name}: {e}")))?;
+            let certificates = Certificate::from_pem_bundle(&self.ca_bundle).map_err(|e| self.ca_error(path, &e))?;
             if certificates.is_empty() {
-                return Err(self.error(format_args!("CA bundle {name}: there is no certificate in it")));
+                return Err(self.ca_error(path, &"there is no certificate in it"));
             }
             options = certificates.into_iter().fold(options, ClientOptions::with_root_certificate);
         }
@@ -129,8 +139,9 @@ impl Plan<'_> {
             .with_client_options(self.http(endpoint.as_deref())?)
             .with_retry(no_retries())
             .with_http_connector(self.connector(false));
-        let build =
-            |builder: AmazonS3Builder| -> Result<Arc<AmazonS3>, StoreError> { builder.build().map(Arc::new).map_err(|e| self.error(e)) };
+        let build = |builder: AmazonS3Builder| -> Result<Arc<AmazonS3>, StoreError> {
+            builder.build().map(Arc::new).map_err(|e| self.refused(&e, ""))
+        };
         let singly = build(builder.clone().with_config(object_store::aws::AmazonS3ConfigKey::DisableBulkDelete, "true"))?;
         let checksummed = build(builder.clone().with_checksum_algorithm(Checksum::SHA256))?;
         // A list of keys to delete would lack the slash that only our endpoint adds.
@@ -189,7 +200,7 @@ impl Plan<'_> {
             let http = self.http(endpoint.as_deref())?;
             Ok(builder.with_bucket_name(bucket).with_client_options(http).with_retry(no_retries()).with_http_connector(connector))
         };
-        let build = |builder: GoogleCloudStorageBuilder| builder.build().map_err(|e| self.error(e));
+        let build = |builder: GoogleCloudStorageBuilder| builder.build().map_err(|e| self.refused(&e, GCS_SETTING_ADVICE));
         let source = Arc::clone(build(with(self.connector(true))?)?.credentials());
         let described = Described::new(source, "Google's application default credentials or metadata server", GCS_ADVICE);
         let provider = Arc::new(Recording::new(Arc::new(described), self.secrets, gcp_secrets));
@@ -239,7 +250,11 @@ impl Plan<'_> {
             let http = self.http(endpoint.as_deref())?;
             Ok(builder.with_container_name(container).with_client_options(http).with_retry(no_retries()).with_http_connector(connector))
         };
-        let build = |builder: MicrosoftAzureBuilder| builder.build().map_err(|e| self.error(e));
+        let build = |builder: MicrosoftAzureBuilder| {
+            let is_account_named = builder.get_config_value(&AzureConfigKey::AccountName).is_some();
+            let advice = if is_account_named { AZURE_SETTING_ADVICE } else { AZURE_ACCOUNT_ADVICE };
+            builder.build().map_err(|e| self.refused(&e, advice))
+        };
         let at = endpoint.clone().unwrap_or_else(|| {
             let account = with(self.connector(true)).ok().and_then(|builder| builder.get_config_value(&AzureConfigKey::AccountName));
             format!("https://{}.blob.core.windows.net", account.unwrap_or_default())
@@ -263,6 +278,11 @@ impl Plan<'_> {
 
 const DEFAULT_REGION: &str = "us-east-1";
 const GCS_ADVICE: &str = "Set GOOGLE_APPLICATION_CREDENTIALS to a service account's key file, or give the machine a service account";
+const GCS_SETTING_ADVICE: &str = "Correct the key file that GOOGLE_APPLICATION_CREDENTIALS (or GOOGLE_SERVICE_ACCOUNT) names: it is the JSON that Google gives for a service account";
+const AZURE_ACCOUNT_ADVICE: &str = "Write abs://account@container/path, or set AZURE_STORAGE_ACCOUNT_NAME";
+const AZURE_SETTING_ADVICE: &str =
+    "Set AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN to what the portal shows, whole and without quotes";
+const CA_ADVICE: &str = "Name a file with the authority's certificate in PEM (-----BEGIN CERTIFICATE-----) that this user may read";
 const AZURE_ADVICE: &str = "Set AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, or give the machine an identity";
 
 fn is_secret(variable: &str) -> bool {

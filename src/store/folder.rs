@@ -229,14 +229,14 @@ fn failed(url: &str, operation: &'static str, what: &dyn std::fmt::Display, erro
     let (kind, advice) = match error.kind() {
         io::ErrorKind::NotFound => (StoreErrorKind::NotFound, ""),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            (StoreErrorKind::PermissionDenied, "Give this process's user write permission on the replica's folder")
+            (StoreErrorKind::PermissionDenied, "Give this process's user permission to read and write the replica's folder")
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             (StoreErrorKind::Io, "Free space on the file system that holds the replica's folder")
         }
         io::ErrorKind::UnexpectedEof => (StoreErrorKind::Truncated, ""),
         io::ErrorKind::NotADirectory => (StoreErrorKind::Io, "The replica's URL must name a folder"),
-        _ => (StoreErrorKind::Io, ""),
+        _ => (StoreErrorKind::Io, "Look at the disk that holds the replica's folder, and at the system's log (dmesg)"),
     };
     StoreError { kind, operation, object: format!("{what} in {url}"), cause: error.to_string(), advice, retry_after: None }
 }

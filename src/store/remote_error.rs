@@ -19,7 +19,10 @@ const REFUSED: &str = "Nothing listens there: check host and port of the endpoin
 const NO_TLS: &str = "What listens there speaks no TLS: check the port of the endpoint, or write http:// before it";
 const CERTIFICATE: &str =
     "Give the authority's certificate as ca_bundle; look at this machine's certificates and clock, and at the name in the endpoint";
-const SLOW: &str = "Check the network; where it is only slow, allow requests more time";
+const NO_STORE: &str = "What answers there may be no store of this kind: check the endpoint (a console has another port than the store), then the bucket's name";
+const BUSY: &str = "The store asks for fewer requests: try again later; where it goes on, look at its limits and at who else uses it";
+const ITS_FAULT: &str = "That is the store's own failure, which mostly passes: try again; where it goes on, look at its status or its log";
+const SLOW: &str = "Check the network; where it is only slow, allow requests more time (request_timeout)";
 
 /// Which operation failed on what.
 pub(super) struct Context<'a> {
@@ -63,9 +66,9 @@ impl Context<'_> {
                 } else if text.contains("AccessDenied") {
                     (Kind::PermissionDenied, PERMISSION)
                 } else if text.contains("SlowDown") {
-                    (Kind::Throttled, "")
+                    (Kind::Throttled, BUSY)
                 } else if text.contains("InternalError") {
-                    (Kind::Server, "")
+                    (Kind::Server, ITS_FAULT)
                 } else {
                     (Kind::Protocol, "")
                 };
@@ -120,7 +123,7 @@ impl Context<'_> {
             "ConditionalRequestConflict" | "OperationAborted" => return (Kind::Server, ""),
             "RequestTimeout" | "OperationTimedOut" => return (Kind::Timeout, SLOW),
             "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException" => return (Kind::Protocol, REGION),
-            "SlowDown" | "ServerBusy" | "TooManyRequests" | "RequestLimitExceeded" => return (Kind::Throttled, ""),
+            "SlowDown" | "ServerBusy" | "TooManyRequests" | "RequestLimitExceeded" => return (Kind::Throttled, BUSY),
             _ => {}
         }
         match refusal.status {
@@ -132,14 +135,17 @@ impl Context<'_> {
             403 => (Kind::PermissionDenied, PERMISSION),
             // Only reading one object can miss just that object.
             404 if matches!(self.operation, "get" | "head") => (Kind::NotFound, ""),
+            // Every store names what it has not, in XML.
+            404 if code.is_empty() => (Kind::NoSuchBucket, NO_STORE),
             404 => (Kind::NoSuchBucket, NO_BUCKET),
             301 | 307 | 308 => (Kind::Protocol, REGION),
             408 | 504 => (Kind::Timeout, SLOW),
             416 => (Kind::Truncated, ""),
-            429 | 503 => (Kind::Throttled, ""),
-            // The store lacks the operation; no attempt will ever succeed.
-            501 | 505 => (Kind::Protocol, ""),
-            500..=599 => (Kind::Server, ""),
+            429 | 503 => (Kind::Throttled, BUSY),
+            // No attempt will ever succeed.
+            501 | 505 => (Kind::Protocol, "The store lacks this operation: docs/stores.md says what it needs"),
+            500..=599 => (Kind::Server, ITS_FAULT),
+            _ if code.is_empty() => (Kind::Protocol, NO_STORE),
             _ => (Kind::Protocol, ""),
         }
     }

@@ -69,13 +69,16 @@ pub struct UrlOptions {
 #[non_exhaustive]
 pub enum UrlError {
     /// Not of the form `scheme://…`.
-    #[error("replica URL {got:?} has no scheme: write s3://bucket/path, gs://bucket/path, abs://account@container/path or file:///path")]
+    #[error(
+        "replica URL {got:?} has no scheme: write s3://bucket/path, gs://bucket/path, abs://account@container/path or file:///path{}",
+        folder_hint(.got)
+    )]
     NoScheme {
         /// What was given.
         got: String,
     },
     /// A scheme of no store.
-    #[error("replica URL scheme {got:?} is not supported: use s3, gs, abs or file")]
+    #[error("replica URL scheme {got:?} is not supported: use s3, gs, abs or file{}", endpoint_hint(.got))]
     UnknownScheme {
         /// The scheme.
         got: String,
@@ -108,7 +111,7 @@ pub enum UrlError {
         allowed: &'static str,
     },
     /// `file://` with something else than an absolute path.
-    #[error("replica URL file://{got} is not an absolute path: write file:/// and the whole path, such as file:///backup/app")]
+    #[error("replica URL file://{got} names no folder by an absolute path: write file:/// and the whole path, such as file:///backup/app")]
     RelativePath {
         /// What followed `file://`.
         got: String,
@@ -239,6 +242,17 @@ impl std::str::FromStr for ReplicaUrl {
     fn from_str(text: &str) -> Result<Self, UrlError> {
         Self::parse(text)
     }
+}
+
+/// A folder is most often meant by a path.
+fn folder_hint(got: &str) -> String {
+    if got.starts_with('/') { format!("; for that folder, file://{got}") } else { String::new() }
+}
+
+/// An address on the web is most often that of a store with the interface of S3.
+fn endpoint_hint(scheme: &str) -> &'static str {
+    let is_web = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
+    if is_web { "; a store's own address is the option endpoint: s3://bucket/path?endpoint=https://host:port" } else { "" }
 }
 
 /// Only a text without an `@` is repeated: what is not a URL may still hold a password.
@@ -400,7 +414,13 @@ impl UrlOptions {
     fn parse(query: &str, scheme: Scheme) -> Result<Self, UrlError> {
         let mut options = Self::default();
         for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            options.set(scheme, &key, &value)?;
+            options.set(scheme, &key, &value).map_err(|error| match error {
+                // What stands there without a value may be one: a token, say.
+                UrlError::UnknownOption { scheme, allowed, .. } if value.is_empty() => {
+                    UrlError::UnknownOption { key: "***".to_owned(), scheme, allowed }
+                }
+                error => error,
+            })?;
         }
         Ok(options)
     }

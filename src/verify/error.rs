@@ -20,7 +20,7 @@ pub enum VerifyError {
         url: String,
     },
     /// The runtime that drives the requests could not be started.
-    #[error("cannot start: {0}")]
+    #[error("what makes requests could not be started: {0}. Raise the limits on open files and threads (ulimit -n, ulimit -u)")]
     Runtime(std::io::Error),
 }
 

@@ -2,17 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::replicator::control::slot::newest_slot;
-use crate::replicator::control::{Stamp, State, replica_hash};
+use crate::replicator::control::{Stamp, State, peek, replica_hash};
 use crate::replicator::local::{Paths, identity};
 use crate::replicator::process;
 use crate::types::Txid;
-
-/// The part of the control file that holds what is remembered.
-const CONTROL_BYTES: usize = 4096;
 
 /// How far a database's replication is, as is kept beside it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +23,8 @@ pub struct Local {
     pub is_unchanged: bool,
 }
 
-/// Looks beside a database that is replicated to that URL; `None` where nothing is kept, or it is about another file or another replica.
+/// Looks beside a database that is replicated to that URL, as its first or its second replica; `None` where nothing is kept, or it is about another file or
+/// another replica.
 ///
 /// Nothing is written or locked. It must not be asked in a process that replicates the database itself: then it says nothing.
 ///
@@ -35,18 +32,18 @@ pub struct Local {
 /// Where what is kept cannot be read.
 pub fn local(database: &Path, replica_url: &str) -> io::Result<Option<Local>> {
     let absolute = std::path::absolute(database)?;
-    let paths = Paths::of(&absolute);
-    let mut page = vec![0; CONTROL_BYTES];
-    let read = || match File::open(paths.control()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        opened => opened?.read_exact_at(&mut page, 0).map(|()| true),
+    let of_replica = |paths: &Paths| match File::open(paths.control()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(|file| peek(&file).filter(|state| state.replica_hash == replica_hash(replica_url))),
+    };
+    let read = || match of_replica(&Paths::of(&absolute))? {
+        None => of_replica(&Paths::second_of(&absolute)),
+        first => Ok(first),
     };
     // Closing the file would drop the locks that this process has in it.
-    if !process::unless_open(&paths.database, read).unwrap_or(Ok(false))? {
-        return Ok(None);
-    }
-    let Some((_, state)) = newest_slot(&page) else { return Ok(None) };
-    if state.identity != Some(identity(&absolute)?) || state.replica_hash != replica_hash(replica_url) {
+    let found: Option<io::Result<Option<State>>> = process::unless_open(&Paths::of(&absolute).database, read);
+    let Some(state) = found.transpose()?.flatten() else { return Ok(None) };
+    if state.identity != Some(identity(&absolute)?) {
         return Ok(None);
     }
     Ok(Some(of_state(&state, &absolute)))

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use crate::ltx::CHECKSUM_FLAG;
 use crate::store::LtxName;
-use crate::types::{PageNo, PageSize, Txid};
+use crate::types::{PageNo, PageSize};
 
 /// A checksum and where it is from.
 const BYTES_OF_PAGE: u64 = 12;
@@ -188,16 +188,18 @@ impl Pages {
 
     /// Begins to compare a file with the state.
     pub(super) fn comparison(&self, name: LtxName) -> Comparison {
-        // The steps that the file is made of, where they are known to be these and no others.
+        // The steps that the file spans, where they are known to be these and no others.
         let first = self.steps.partition_point(|step| step.name.max_txid < name.min_txid);
-        let of_file = self.steps.get(first..).unwrap_or_default();
         let begins_there = match first.checked_sub(1).and_then(|before| self.steps.get(before)) {
             Some(before) => before.name.max_txid.next() == name.min_txid,
-            None => name.min_txid == Txid::FIRST,
+            None => self.steps.first().is_some_and(|step| step.name.min_txid <= name.min_txid),
         };
-        let is_whole =
-            self.stride > 0 && begins_there && first >= self.whole_since && of_file.iter().all(|step| step.name.min_txid >= name.min_txid);
-        Comparison { name, first_step: (is_whole && !of_file.is_empty()).then_some(first), found: 0, has_given: false }
+        // Of one that begins before the file, such as a snapshot that was made while the first batch waited, it need not have the pages.
+        let of_file = self.steps.get(first..).unwrap_or_default();
+        let begin_before = of_file.iter().rposition(|step| step.name.min_txid < name.min_txid).map_or(0, |last| last + 1);
+        let first_step = first + begin_before;
+        let is_whole = self.stride > 0 && begins_there && first >= self.whole_since && first_step < self.steps.len();
+        Comparison { name, first_step: is_whole.then_some(first_step), found: 0, has_given: false }
     }
 
     /// How many pages the file lacks that were changed in its span.

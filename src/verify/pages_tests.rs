@@ -1,6 +1,7 @@
 use super::*;
 use crate::ltx::page_checksum;
 use crate::store::Level;
+use crate::types::Txid;
 
 fn name(level: u8, min: u64, max: u64) -> LtxName {
     LtxName { level: Level::new(level).unwrap(), min_txid: Txid::new(min).unwrap(), max_txid: Txid::new(max).unwrap() }
@@ -50,8 +51,9 @@ fn what_is_merged_must_hold_what_it_is_made_of() {
     assert_eq!(compare(&mut history(4096), name(9, 1, 5), &whole), (0, None, 0));
     assert_eq!(compare(&mut history(4096), name(9, 1, 5), &whole[1..]), (0, None, 1));
     assert_eq!(compare(&mut history(4096), name(0, 5, 5), &[(2, b'x')]), (1, Some(name(0, 5, 5)), 0));
-    // One that begins in the midst of a file may hold less.
-    assert_eq!(compare(&mut history(4096), name(1, 2, 5), &right[1..]), (0, None, 0));
+    // One that begins in the midst of the snapshot needs none of its pages, but all that came after it.
+    assert_eq!(compare(&mut history(4096), name(1, 2, 5), &right), (0, None, 0));
+    assert_eq!(compare(&mut history(4096), name(1, 2, 5), &right[1..]), (0, None, 1));
 }
 
 #[test]

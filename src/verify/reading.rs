@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt};
 use super::pages::{Comparison, Disagreement, Neighbours, Pages, Place};
 use super::report::{Kind, MOST_FINDINGS, Report};
 use super::{Scope, shape};
+use crate::logging::{PerProcess, event};
 use crate::ltx::{Decoder, HEADER_BYTES, Header, LtxError, Summary, page_checksum};
 use crate::maintenance::{MaintainError, Turn};
 use crate::restore::fetch::{self, CHUNK_BYTES, Chunk};
@@ -225,7 +226,7 @@ impl<'a> Reading<'a> {
             }
             Err(error) => self.damaged(&open, &error),
         }
-        log::debug!(target: "replicated", "{name} was read");
+        event!(Debug, "verifying", PerProcess; "{name} was read");
         None
     }
 

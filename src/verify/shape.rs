@@ -117,7 +117,10 @@ impl Shape {
         }
         if file.size_bytes < restore::SMALLEST_FILE_BYTES {
             let what = format!("it has {} bytes, fewer than any LTX file", file.size_bytes);
-            self.wrong(Kind::Damaged, name, what, advice(listings, &name, self.floor.as_ref()));
+            // As if it were whole: such a file leads nowhere as it is, so that nothing would be lost with it.
+            let whole = |one: &Listed| if one.name == name { Listed { size_bytes: restore::SMALLEST_FILE_BYTES, ..*one } } else { *one };
+            let listings: Vec<Listed> = listings.iter().map(whole).collect();
+            self.wrong(Kind::Damaged, name, what, advice(&listings, &name, self.floor.as_ref()));
         }
         if name.level == SNAPSHOT_LEVEL && name.min_txid != Txid::FIRST {
             let what =
@@ -312,9 +315,16 @@ impl Shape {
         let (Some(first), 0) = (files.first(), old) else { return };
         let Some(last_before) = Txid::new(first.name.min_txid.get() - 1).filter(|txid| txid.get() > from) else { return };
         let ends_there = |file: &&Listed| file.name.max_txid == last_before;
-        let Some(timestamp) = listings.iter().filter(|file| is_usable(file)).filter(ends_there).map(|file| file.timestamp).min() else {
-            return;
+        let usable = || listings.iter().filter(|file| is_usable(file));
+        // Where it lies in the midst of a merged file, it is younger than what was before it.
+        // Where that goes on beyond the first one, nothing leads to the first one: it is told with the gaps.
+        let is_within = |file: &&Listed| {
+            file.name.min_txid != Txid::FIRST && file.name.min_txid <= last_before && file.name.max_txid == first.name.max_txid
         };
+        let earlier = || usable().map(|file| file.name.max_txid).filter(|txid| *txid < last_before).max();
+        let known =
+            if usable().any(|file| ends_there(&file)) { Some(last_before) } else { usable().find(is_within).and_then(|_| earlier()) };
+        let Some(timestamp) = usable().filter(|file| Some(file.name.max_txid) == known).map(|file| file.timestamp).min() else { return };
         // A bucket begins with a snapshot, whose own TXIDs level 0 never had.
         let is_beginning = listings.iter().filter(ends_there).any(|file| file.name.min_txid == Txid::FIRST)
             && !listings.iter().any(|file| file.name.max_txid < last_before);

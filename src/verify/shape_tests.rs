@@ -113,6 +113,15 @@ fn the_beginning_of_level_0_may_be_gone_where_it_is_not_promised() {
     assert_eq!(kinds(&shape(&files, 1000, 1000)), (vec![], one(Kind::MissingFile, "0/6-6")));
 }
 
+/// What a lifecycle rule takes ends anywhere: here in the midst of what a file of level 1 spans.
+#[test]
+fn the_beginning_of_level_0_is_missed_where_it_ends_within_a_merged_file() {
+    let left: Vec<Listed> = ours().into_iter().filter(|file| file.name.level != Level::ZERO || file.name.min_txid.get() > 7).collect();
+    assert_eq!(kinds(&shape(&left, 100, 100)).1, one(Kind::MissingFile, "0/7-7"));
+    // TXID 5 was before that time, and 7 may have been.
+    assert_eq!(kinds(&shape(&left, 100, 45)), (vec![], vec![]));
+}
+
 #[test]
 fn what_is_kept_is_read_whatever_its_age() {
     let files: Vec<Listed> = ours().into_iter().chain([file(9, 1, 6, 40)]).collect();

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use super::abi::{Cursor, Module, SQLITE_ERROR, SQLITE_OK, Table};
 use super::api::{ApiRoutines, SqlFunction, SqliteApi};
 use super::last_refusal;
+use crate::logging::{PerProcess, event};
 
 /// Copies of SQLite in one process that are told apart: the result functions of one are not for another's contexts, and nothing in a context says whose it is.
 const MOST_COPIES: usize = 4;
@@ -28,7 +29,7 @@ pub(super) unsafe fn offer(database: *mut c_void, api: &SqliteApi) {
             offer_to(database, api);
         }
         if !api.offer_to_all(every_connection) {
-            log::debug!(target: "replicated", "SQLite has no automatic extensions: other connections have no replicated_status(), but the PRAGMA");
+            event!(Debug, "sqlite_is_old", PerProcess; "SQLite has no automatic extensions: other connections have no replicated_status(), but the PRAGMA");
         }
     }
 }

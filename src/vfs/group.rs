@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 use super::abi::{File, SQLITE_AUTH, SQLITE_LOCK_RESERVED, SQLITE_OK};
 use super::api::Schema;
 use super::main_file::MainFile;
+use crate::logging::event;
 use crate::replicator::process;
 use crate::replicator::replicas::Replicas;
 use crate::wal::IndexHeader;
@@ -228,14 +229,13 @@ impl MainFile {
             }
         };
         let told = format!(
-            "{}: a transaction over several databases is refused and rolled back: with durability={} {why}. Change the databases in transactions of \
+            "a transaction over several databases is refused and rolled back: with durability={} {why}. Change the databases in transactions of \
              their own, have all of them in WAL mode, or set PRAGMA replicated_durability=local for this one",
-            database.paths.database.display(),
             self.policy.durability()
         );
-        super::note_refusal(&told);
+        super::note_refusal(&format!("{}: {told}", database.paths.database.display()));
         if !self.told_of_group.swap(true, Ordering::Relaxed) {
-            log::error!(target: "replicated", "{told}");
+            event!(Error, "group_refused", database, cause = why; "{told}");
         }
         SQLITE_AUTH
     }

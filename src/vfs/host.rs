@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::sync::Once;
 
 use super::fork;
+use crate::logging::{PerProcess, event};
 
 /// The uploader's stack; its deepest use is TLS.
 const STACK_BYTES: usize = 1024 * 1024;
@@ -56,7 +57,7 @@ pub(crate) fn watch_forks() {
         // SAFETY: the handlers only change atomics, and the first one waits for one; that is sound in the child of a threaded process, too.
         let rc = unsafe { libc::pthread_atfork(Some(fork::prepare), Some(fork::in_parent), Some(fork::in_child)) };
         if rc != 0 {
-            log::warn!(target: "replicated", "forks cannot be noticed (error {rc}): a child must not use databases that its parent opened");
+            event!(Warn, "forks_unnoticed", PerProcess; "forks cannot be noticed (error {rc}): a child must not use databases that its parent opened");
         }
     });
 }

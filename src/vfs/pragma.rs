@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::Durability;
+use crate::logging::txid_in_words;
 use crate::replicator::database::Database;
 use crate::replicator::durability::Policy;
 use crate::replicator::progress::WaitError;
@@ -80,7 +81,10 @@ fn wait(database: &Arc<Database>, value: Option<&str>) -> Answer {
     };
     match database.wait_txid(txid, database.options.sync_timeout) {
         Ok(newest) => Answer::Text(newest.to_string()),
-        Err(error) => Answer::Error(format!("replicated_wait: {error}")),
+        Err(error) => {
+            let at = txid_in_words(database.progress.facts().remote_txid);
+            Answer::Error(format!("replicated_wait: {error} (asked for TXID {txid}; the bucket has {at})"))
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use super::base::BaseVfs;
 use super::versions::has_wal_reset_bug;
 use super::{file, host};
 use crate::config::{ConfigFile, Options};
+use crate::logging::{PerProcess, event};
 use crate::replicator::database::Host;
 use crate::replicator::durability::Policy;
 use crate::replicator::if_missing::restore_if_missing;
@@ -24,6 +25,8 @@ use crate::replicator::replicas::{Each, Replicas};
 
 /// The name in `vfs=replicated`.
 const NAME: &CStr = c"replicated";
+/// Why an open has failed, where it is our own doing.
+const FAULT: &str = "a fault in the extension: please report it with the log. The next open tries again";
 
 /// What hangs on a registered VFS: one for each copy of SQLite in the process.
 struct Registered {
@@ -62,8 +65,8 @@ pub(crate) unsafe fn register(routines: *const ApiRoutines, make_default: bool) 
 fn warn_of_known_bugs(api: &SqliteApi) {
     let version = api.version();
     if has_wal_reset_bug(version) {
-        log::info!(
-            target: "replicated",
+        event!(
+            Info, "sqlite_is_old", PerProcess;
             "this is SQLite {}.{}.{}; versions before 3.51.3 have a rare bug that can corrupt a database in WAL mode (the WAL-reset bug)",
             version / 1_000_000, version / 1000 % 1000, version % 1000
         );
@@ -161,15 +164,20 @@ fn plan(path: &Path, parameters: &[(String, String)], environment: &[(String, St
     Ok(Plan::Replicate(Box::new(options)))
 }
 
-/// Heeds `log` and `log_level` where another option is refused: that is when they are needed.
+/// Heeds the options of the log where another option is refused: that is when they are needed.
 fn log_where_asked(path: &Path, parameters: &[(String, String)], environment: &[(String, String)], file: Option<&ConfigFile>) {
-    let of_log = |all: &[(String, String)], names: [&str; 2]| -> Vec<(String, String)> {
-        all.iter().filter(|(name, _)| names.contains(&name.as_str())).cloned().collect()
+    const OF_LOG: [&str; 4] = ["log", "log_level", "log_format", "log_max_bytes"];
+    let is_of_log =
+        |name: &str| OF_LOG.iter().any(|option| *option == name || format!("REPLICATED_{}", option.to_ascii_uppercase()) == name);
+    // One of these may be what is refused.
+    let is_right = |pair: &(String, String), of_uri: bool| {
+        let (uri, environment): (&[_], &[_]) = if of_uri { (std::slice::from_ref(pair), &[]) } else { (&[], std::slice::from_ref(pair)) };
+        is_of_log(&pair.0) && Options::resolve(uri, environment).is_ok()
     };
-    let parameters = of_log(parameters, ["log", "log_level"]);
-    let environment = of_log(environment, ["REPLICATED_LOG", "REPLICATED_LOG_LEVEL"]);
+    let parameters: Vec<_> = parameters.iter().filter(|pair| is_right(pair, true)).cloned().collect();
+    let environment: Vec<_> = environment.iter().filter(|pair| is_right(pair, false)).cloned().collect();
     if let Ok(resolved) = Options::resolve_for(Some(path), &parameters, &environment, file)
-        && ["log", "log_level"].iter().any(|name| resolved.given.contains_key(name))
+        && OF_LOG.iter().any(|name| resolved.given.contains_key(name))
     {
         crate::logging::configure(&resolved.options);
     }
@@ -186,18 +194,17 @@ unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, fl
         let parameters = unsafe { registered.api.uri_parameters(name) };
         // SAFETY: the name is a C string.
         let path = unsafe { path_of(name) };
-        let planned =
-            catch_unwind(|| plan(path, &parameters, &environment(), flags)).unwrap_or_else(|_| Err("a fault in the extension".to_owned()));
+        let planned = catch_unwind(|| plan(path, &parameters, &environment(), flags)).unwrap_or_else(|_| Err(FAULT.to_owned()));
         match planned {
             Ok(Plan::PassThrough) => {}
             Ok(Plan::RestoreOnly(options)) => {
                 if let Err(error) = restore_first(path, &options) {
-                    return refuse(&error);
+                    return refuse(path, &error);
                 }
             }
             // SAFETY: passed on.
             Ok(Plan::Replicate(options)) => return unsafe { open_main(registered, name, out, flags, out_flags, &options) },
-            Err(error) => return refuse(&error),
+            Err(error) => return refuse(path, &error),
         }
     } else if flags & SQLITE_OPEN_WAL != 0 && !name.is_null() {
         // SAFETY: `name` is what SQLite, or a VFS above ours, passed for the WAL.
@@ -261,10 +268,10 @@ unsafe fn open_main(
     let path = unsafe { path_of(name) };
     let leases = match leases_first(path, options) {
         Ok(leases) => leases,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(path, &error),
     };
     if let Err(error) = restore_first(path, options) {
-        return refuse(&error);
+        return refuse(path, &error);
     }
     let mut base_flags = 0;
     // SAFETY: see `open`.
@@ -288,7 +295,7 @@ unsafe fn open_main(
         Err(error) => {
             // SAFETY: the base's file is open, and closed here once.
             unsafe { close_base(file::base_at(out)) };
-            refuse(&error)
+            refuse(path, &error)
         }
     }
 }
@@ -324,7 +331,7 @@ fn restore_first(path: &Path, options: &Options) -> Result<(), String> {
         crate::logging::configure(options);
         restore_if_missing(path, options, host::start_thread).map_err(|error| error.to_string())
     }))
-    .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
+    .unwrap_or_else(|_| Err(FAULT.to_owned()))
 }
 
 /// With `lease`: before anything else.
@@ -336,7 +343,7 @@ fn leases_first(path: &Path, options: &Options) -> Result<Each<Option<Taken>>, S
         crate::logging::configure(options);
         take_at_open(path, options, host::start_thread).map_err(|error| error.to_string())
     }))
-    .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
+    .unwrap_or_else(|_| Err(FAULT.to_owned()))
 }
 
 fn attach(registered: &'static Registered, path: &Path, options: &Options, leases: Each<Option<Taken>>) -> Result<Replicas, String> {
@@ -345,14 +352,14 @@ fn attach(registered: &'static Registered, path: &Path, options: &Options, lease
         crate::logging::configure(options);
         process::open(path, options, &host, host::start_thread, leases).map_err(|error| error.to_string())
     }))
-    .unwrap_or_else(|_| Err("a fault in the extension".to_owned()))
+    .unwrap_or_else(|_| Err(FAULT.to_owned()))
 }
 
 /// SQLite shows the application a fixed text for this code, so that the log must tell the reason.
-fn refuse(error: &str) -> c_int {
+fn refuse(database: &Path, error: &str) -> c_int {
     super::note_refusal(error);
     // The application's own logger may panic.
-    let _ = catch_unwind(|| log::error!(target: "replicated", "the database is not opened: {error}"));
+    let _ = catch_unwind(|| event!(Error, "not_opened", database, cause = error; "the database is not opened: {error}"));
     SQLITE_CANTOPEN
 }
 

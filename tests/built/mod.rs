@@ -7,13 +7,40 @@ use std::process::{Command, Stdio};
 
 use replicated_testkit::{host, tools};
 
-/// Makes `dist/` in a folder: the extension and the command-line tool.
+/// Makes `dist/` in a folder: the extension, the library that preloads it, and the command-line tool.
 #[allow(dead_code, reason = "not every test has a use for it")]
 pub(crate) fn lay_out_dist(folder: &Path) {
     let dist = folder.join("dist");
     std::fs::create_dir_all(&dist).unwrap();
     std::fs::copy(host::extension(), dist.join("replicated.so")).unwrap();
+    std::fs::copy(host::preload(), dist.join("replicated-preload.so")).unwrap();
     std::fs::copy(env!("CARGO_BIN_EXE_replicated"), dist.join("replicated")).unwrap();
+}
+
+/// Makes a folder in which `make` finds the repository, and this build where `cargo build --release` would leave it: with `CARGO=true` the recipes run as they
+/// stand, and nothing is compiled.
+#[allow(dead_code, reason = "not every test has a use for it")]
+pub(crate) fn lay_out_repository(folder: &Path) {
+    use std::os::unix::fs::symlink;
+    for name in ["Makefile", "Cargo.toml", "Cargo.lock", "src", "vfs-ext", "vfs-preload", "include"] {
+        symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join(name), folder.join(name)).unwrap();
+    }
+    let release = folder.join("target/release");
+    std::fs::create_dir_all(&release).unwrap();
+    symlink(host::extension(), release.join("libreplicated_ext.so")).unwrap();
+    symlink(host::preload(), release.join("libreplicated_preload.so")).unwrap();
+    symlink(env!("CARGO_BIN_EXE_replicated"), release.join("replicated")).unwrap();
+    symlink(host::binaries().join("examples"), release.join("examples")).unwrap();
+}
+
+/// `make` in such a folder, without what a `make` around the tests has told its own.
+#[allow(dead_code, reason = "not every test has a use for it")]
+pub(crate) fn make(folder: &Path, arguments: &[&str]) -> String {
+    let mut make = command("make");
+    for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "DESTDIR", "PREFIX", "CARGO"] {
+        make.env_remove(name);
+    }
+    run(make.args(arguments).current_dir(folder))
 }
 
 /// An example's program. `cargo test` builds them all unless it is told to run some tests only.
@@ -69,6 +96,17 @@ pub(crate) fn has(tool: &str, probe: &[&str]) -> bool {
         let why = format!("{tool} {probe:?} does not work here");
         assert!(std::env::var("REPLICATED_TEST_REQUIRE").as_deref() != Ok("1"), "{why}");
         tools::skipped(&why);
+    }
+    found
+}
+
+/// Whether a runtime is there which not every machine has: nothing fails where it is not.
+#[allow(dead_code, reason = "not every test has a use for it")]
+pub(crate) fn has_optional(tool: impl AsRef<std::ffi::OsStr>, probe: &[&str]) -> bool {
+    let tool = tool.as_ref();
+    let found = Command::new(tool).args(probe).stdin(Stdio::null()).output().is_ok_and(|output| output.status.success());
+    if !found {
+        tools::skipped(&format!("{} {probe:?} does not work here; scripts/test-env.sh installs it where it can", tool.display()));
     }
     found
 }

@@ -7,6 +7,7 @@
 Any other driver works too: `replicated.load(connection)` once in the process, then open `file:app.db?vfs=replicated&replica=...` as a URI.
 """
 
+import contextlib
 import os
 import sqlite3
 import urllib.parse
@@ -58,4 +59,10 @@ def uri(database, replica=None, **options):
 def connect(database, replica=None, *, options=None, **arguments):
     """As `sqlite3.connect`, replicated: to `replica`, or where REPLICATED_REPLICA or a configuration file says. `options` are those of the URI."""
     load()
-    return sqlite3.connect(uri(database, replica, **(options or {})), uri=True, **arguments)
+    try:
+        return sqlite3.connect(uri(database, replica, **(options or {})), uri=True, **arguments)
+    except sqlite3.OperationalError as error:
+        # SQLite itself says "unable to open database file" whatever it was.
+        with contextlib.closing(sqlite3.connect(":memory:")) as asked:
+            why = asked.execute("SELECT replicated_last_error()").fetchone()[0]
+        raise sqlite3.OperationalError(f"{error}: {why}" if why else str(error)) from error

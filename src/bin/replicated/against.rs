@@ -180,7 +180,7 @@ fn judge(
             return format!("its pages have {} bytes, and those of the bucket's TXID {txid} {other}", live.page_size);
         }
         if found.count == 0 {
-            return format!("it has {} pages, and the bucket's TXID {txid} {}", live.pages, found.restored_pages);
+            return format!("it has {}, and the bucket's TXID {txid} {}", text::count(live.pages as usize, "page"), found.restored_pages);
         }
         let pages: Vec<String> = found.pages.iter().map(u32::to_string).collect();
         let more = if found.count > found.pages.len() as u64 { ", ..." } else { "" };
@@ -240,7 +240,7 @@ impl Against {
         let compared = self.differences.as_ref().map_or_else(String::new, |found| {
             let free = if found.free > 0 { format!(", {} free ones differ in what means nothing", found.free) } else { String::new() };
             let unknown = if self.unknown > 0 { format!(", {} changed since and not compared", self.unknown) } else { String::new() };
-            format!(" ({} pages compared{unknown}{free})", found.compared)
+            format!(" ({} compared{unknown}{free})", text::count(usize::try_from(found.compared).unwrap_or(usize::MAX), "page"))
         });
         let name = self.path.display();
         match &self.relation {

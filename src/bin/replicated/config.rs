@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args as ClapArgs, Subcommand};
-use replicated::config::{CONFIG_VARIABLE, ConfigError, ConfigFile, OPTIONS, Options, Resolved};
+use replicated::config::{CONFIG_VARIABLE, ConfigFile, OPTIONS, Options, Resolved};
+use replicated::store::{self, ReplicaUrl};
 use serde_json::json;
 
 use crate::{Failure, text};
@@ -42,13 +43,19 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn check(file: Option<&Path>) -> Result<(), Failure> {
-    let wrong = |error: ConfigError| Failure::Failed {
-        what: "the configuration is not used as it is: every open would be refused".to_owned(),
-        why: error.to_string(),
-        advice: "docs/configuration.md has every option; `replicated config show` what counts".to_owned(),
+/// What the opens of databases are refused for.
+fn refused(what: &str, why: &dyn std::fmt::Display) -> Failure {
+    Failure::Failed {
+        what: what.to_owned(),
+        why: why.to_string(),
+        advice: "correct that, and check again; docs/configuration.md has every option, `replicated config show` tells what counts"
+            .to_owned(),
         json: false,
-    };
+    }
+}
+
+fn check(file: Option<&Path>) -> Result<(), Failure> {
+    let wrong = |error| refused("the configuration is not used as it is: every open would be refused", &error);
     let environment = environment();
     let found = match file {
         Some(path) => Some(ConfigFile::read(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned())).map_err(wrong)?),
@@ -57,21 +64,46 @@ fn check(file: Option<&Path>) -> Result<(), Failure> {
     let Some(found) = found else {
         return Err(Failure::Usage(format!("which file? Name it, or set {CONFIG_VARIABLE}")));
     };
-    Options::resolve_for(None, &[], &environment, Some(&found)).map_err(wrong)?;
+    let general = Options::resolve_for(None, &[], &environment, Some(&found)).map_err(wrong)?;
+    stores(&general, Path::new("/directory/app.db"))?;
+    // What contradicts each other only where a section is added to what holds for all.
+    for path in found.examples() {
+        let of_it = |error| refused(&format!("a database such as {} would not be opened", path.display()), &error);
+        let resolved = Options::resolve_for(Some(&path), &[], &environment, Some(&found)).map_err(of_it)?;
+        stores(&resolved, &path)?;
+    }
     let patterns: Vec<String> = found.patterns().map(|pattern| format!("  {pattern}\n")).collect();
     let sections = if patterns.is_empty() { "no [[database]]".to_owned() } else { format!("{} [[database]]:", patterns.len()) };
     text::to_stdout(&format!("{}: all right, {sections}\n{}", found.path().display(), patterns.concat()));
     Ok(())
 }
 
+/// Whether the replicas of a database can be opened as they are given, which uses no network.
+fn stores(resolved: &Resolved, database: &Path) -> Result<(), Failure> {
+    let second = resolved.options.second();
+    for (name, options) in [("replica", Some(&resolved.options)), ("replica2", second.as_ref())] {
+        let Some((options, url)) = options.and_then(|options| Some((options, options.replica_for(database)?))) else { continue };
+        let opened = ReplicaUrl::parse(&url)
+            .map_err(|error| error.to_string())
+            .and_then(|url| store::open(&url, &options.store_options()).map_err(|error| error.to_string()));
+        if let Err(why) = opened {
+            let from = resolved.given.get(name).map(|given| format!("{}: ", given.source)).unwrap_or_default();
+            let what = format!("a database such as {} would not be opened", database.display());
+            return Err(refused(&what, &format!("{from}option {name}: {why}")));
+        }
+    }
+    Ok(())
+}
+
 fn show(database: Option<&str>, only_given: bool, json: bool) -> Result<(), Failure> {
-    let of_config = |error: ConfigError| Failure::Usage(error.to_string());
+    let of_config = |error| refused("a database would not be opened", &error);
     let (path, parameters) = match database {
         Some(text) => path_and_parameters(text).map(|(path, parameters)| (Some(path), parameters))?,
         None => (None, Vec::new()),
     };
     let environment = environment();
     let file = ConfigFile::find(path.as_deref(), &environment).map_err(of_config)?;
+    let unheeded = path.as_deref().and_then(|path| ConfigFile::unheeded(path, &environment));
     let Resolved { options, given } = Options::resolve_for(path.as_deref(), &parameters, &environment, file.as_ref()).map_err(of_config)?;
     let rows = OPTIONS.iter().filter(|spec| !only_given || given.contains_key(spec.name)).map(|spec| {
         given.get(spec.name).map_or_else(
@@ -88,7 +120,7 @@ fn show(database: Option<&str>, only_given: bool, json: bool) -> Result<(), Fail
         let options: serde_json::Map<_, _> =
             rows.into_iter().map(|(name, value, source)| (name.to_owned(), json!({ "value": value, "from": source }))).collect();
         text::to_stdout_json(&json!({
-            "database": path, "file": file.as_ref().map(ConfigFile::path), "replica_url": first, "replica2_url": second, "options": options
+            "database": path, "file": file.as_ref().map(ConfigFile::path), "file_not_heeded": unheeded, "replica_url": first, "replica2_url": second, "options": options
         }));
         return Ok(());
     }
@@ -97,6 +129,12 @@ fn show(database: Option<&str>, only_given: bool, json: bool) -> Result<(), Fail
     let mut shown = String::new();
     if let Some(file) = &file {
         shown.push_str(&format!("file: {}\n", file.path().display()));
+    }
+    if let Some(file) = &unheeded {
+        shown.push_str(&format!(
+            "not heeded: {}, which belongs to another user, or everybody may write to it (name it with {CONFIG_VARIABLE}, or change its owner and mode)\n",
+            file.display()
+        ));
     }
     for (name, url) in [("replicated to", first), ("and to", second)] {
         if let Some(url) = url {

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use replicated::config::parse_duration;
 use replicated::copy::{self, Copier, CopyError, DEFAULT_PARALLELISM, Options, Report};
 use replicated::store::Store;
 use serde_json::{Value, json};
@@ -11,6 +10,7 @@ use crate::Failure;
 use crate::rounds;
 use crate::store_flags::StoreFlags;
 use crate::text;
+use crate::values::{duration, number};
 
 /// Copy a bucket to another store, or keep a mirror of it there
 ///
@@ -29,16 +29,16 @@ pub(crate) struct Args {
     #[arg(long)]
     compare_all: bool,
     /// Go on, with a round every so often, such as 1m; without it there is one round
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     every: Option<Duration>,
     /// Only show what would be done
     #[arg(long, conflicts_with = "every")]
     dry_run: bool,
     /// Requests at once
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = clap::value_parser!(u64).range(1..=128))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = number(1..=128))]
     parallelism: u64,
     /// Memory for what is on its way, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(8..=65536))]
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = number(8..=65536))]
     max_memory_mib: u64,
     /// Write what is done to standard output as JSON, one document a round
     #[arg(long)]

@@ -82,7 +82,8 @@ impl Live {
     /// # Errors
     /// Where it cannot be read, or is written to all the time.
     pub(crate) fn read(path: &Path, most_bytes: u64, uploaded: &mut dyn FnMut() -> Result<Option<Header>, Reason>) -> Result<Self, Unread> {
-        let told = |error: io::Error| Unread::NotChecked(format!("{}: {error}", path.display()));
+        // Which database it is says whoever tells it.
+        let told = |error: io::Error| Unread::NotChecked(error.to_string());
         let path = std::fs::canonicalize(path).map_err(told)?;
         // Opened before SQLite opens it and closed after: closing it drops the locks that this process has on the file.
         let file = File::open(&path).map_err(told)?;
@@ -91,12 +92,12 @@ impl Live {
             match Self::try_read(&path, &file, most_bytes, uploaded, attempt == TRIES) {
                 Ok(Some(live)) => return Ok(live),
                 Ok(None) => "it is written to all the time".clone_into(&mut last),
-                Err(Failed::Lasting(why)) => return Err(Unread::NotChecked(format!("{}: {why}", path.display()))),
+                Err(Failed::Lasting(why)) => return Err(Unread::NotChecked(why)),
                 Err(Failed::Apart(why)) => return Err(Unread::Apart(why)),
                 Err(Failed::Passing(why)) => last = why,
             }
         }
-        Err(Unread::NotChecked(format!("{}: {last}", path.display())))
+        Err(Unread::NotChecked(last))
     }
 
     /// `None` where somebody has written to it in a way that spoils what was read.
@@ -111,7 +112,9 @@ impl Live {
         let is_open = with_suffix(path, "-shm").exists();
         let head = head_of(file)?;
         let Some(page_size) = head.page_size else {
-            return Err(Failed::Lasting("it does not begin as a database does, or is encrypted".to_owned()));
+            return Err(Failed::Lasting(
+                "it does not begin as a database does, or is encrypted: name the file that the application opens".to_owned(),
+            ));
         };
         if head.is_wal || has_wal {
             // A WAL without shared memory is nobody's: what has it open would have that.

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use replicated::config::LogFormat;
 
 mod adopt;
 mod against;
@@ -164,10 +165,13 @@ fn with_double_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     .collect()
 }
 
-/// Messages of the library, on stderr.
-fn log_to_stderr(level: log::LevelFilter) {
+/// Messages of the library, on stderr. Those of the libraries below it are not: what stands in them is not ours to answer for.
+fn log_to_stderr(level: log::LevelFilter, format: LogFormat) {
     let mut builder = env_logger::Builder::new();
-    builder.filter_level(level).format(|out, record| writeln!(out, "{}: {}", record.level().as_str().to_lowercase(), record.args()));
+    builder.filter_module("replicated", level).format(move |out, record| match format {
+        LogFormat::Text => writeln!(out, "{}: {}", record.level().as_str().to_lowercase(), record.args()),
+        LogFormat::Json => write!(out, "{}", replicated::log_line(record, format)),
+    });
     // Only this function sets a logger.
     let _ = builder.try_init();
 }
@@ -193,14 +197,26 @@ mod tests {
         assert!(missing.is_empty(), "not in docs/restore.md: {missing:?}");
     }
 
+    /// Flags that all commands have which take a URL.
+    const OF_STORE: [&str; 10] = [
+        "endpoint",
+        "region",
+        "path-style",
+        "allow-http",
+        "ca-bundle",
+        "profile",
+        "connect-timeout",
+        "request-timeout",
+        "log-level",
+        "log-format",
+    ];
+
     #[test]
     fn every_flag_of_maintain_is_documented() {
         let page = include_str!("../../../docs/maintenance.md");
         let command = Cli::command();
         let maintain = command.find_subcommand("maintain").unwrap();
-        let of_store =
-            ["endpoint", "region", "path-style", "allow-http", "ca-bundle", "profile", "connect-timeout", "request-timeout", "log-level"];
-        let flags = maintain.get_arguments().filter_map(|arg| arg.get_long()).filter(|flag| !of_store.contains(flag) && *flag != "help");
+        let flags = maintain.get_arguments().filter_map(|arg| arg.get_long()).filter(|flag| !OF_STORE.contains(flag) && *flag != "help");
         let (documented, missing): (Vec<&str>, Vec<&str>) =
             flags.partition(|flag| page.contains(&format!("| `--{flag}")) || page.contains(&format!(", `--{flag}`")));
         assert!(documented.len() > 10 && missing.is_empty(), "not in docs/maintenance.md: {missing:?}");
@@ -208,8 +224,6 @@ mod tests {
 
     #[test]
     fn every_flag_of_verify_copy_and_doctor_is_documented() {
-        let of_store =
-            ["endpoint", "region", "path-style", "allow-http", "ca-bundle", "profile", "connect-timeout", "request-timeout", "log-level"];
         let pages = [
             ("verify", include_str!("../../../docs/verify.md")),
             ("copy", include_str!("../../../docs/copy.md")),
@@ -218,7 +232,7 @@ mod tests {
         for (name, page) in pages {
             let command = Cli::command();
             let arguments = command.find_subcommand(name).unwrap().get_arguments();
-            let flags = arguments.filter_map(|arg| arg.get_long()).filter(|flag| !of_store.contains(flag) && *flag != "help");
+            let flags = arguments.filter_map(|arg| arg.get_long()).filter(|flag| !OF_STORE.contains(flag) && *flag != "help");
             let (documented, missing): (Vec<&str>, Vec<&str>) =
                 flags.partition(|flag| page.contains(&format!("| `--{flag}")) || page.contains(&format!(", `--{flag}")));
             assert!(documented.len() > 5 && missing.is_empty(), "not in docs/{name}.md: {missing:?}");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use replicated::config::{Upkeep, parse_duration};
+use replicated::config::Upkeep;
 use replicated::maintenance::{self, MaintainError, Maintainer, Policy, Report};
 use replicated::store::{Listed, Store};
 use replicated::types::Txid;
@@ -13,7 +13,7 @@ use crate::Failure;
 use crate::rounds;
 use crate::store_flags::StoreFlags;
 use crate::text;
-use crate::values::txid;
+use crate::values::{duration, number, txid};
 
 /// Merge, make snapshots and delete what no restore within the window needs: once, or as a service
 ///
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// The replica: s3://bucket/path, gs://bucket/path, abs://account@container/path or file:///path
     url: String,
     /// Go on, with a round every so often, such as 30s; without it there is one round
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     every: Option<Duration>,
     /// Any state of the last so much time can be restored
     #[arg(long, value_name = "DURATION", default_value = Upkeep::default_of("history"), value_parser = option("history"))]
@@ -44,8 +44,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PERCENT", default_value = Upkeep::default_of("snapshot_change"), value_parser = option("snapshot_change"))]
     snapshot_change: String,
     /// What the merging may take in memory, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(8..=1_048_576))]
-    max_memory: u64,
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = number(8..=1_048_576))]
+    max_memory_mib: u64,
     /// Delete nothing
     #[arg(long)]
     no_delete: bool,
@@ -89,7 +89,7 @@ impl Args {
         }
         upkeep.agrees().map_err(|(name, why)| Failure::Usage(format!("--{}: {why}", name.replace('_', "-"))))?;
         rounds::check(self.every)?;
-        Ok(upkeep.policy(self.max_memory << 20, !self.no_delete))
+        Ok(upkeep.policy(self.max_memory_mib << 20, !self.no_delete))
     }
 }
 
@@ -175,7 +175,8 @@ fn as_text(args: &Args, store: &dyn Store, report: &Report) -> String {
         out.push_str(&format!("  the store does not let files be deleted that nothing needs any more: {why}\n"));
     }
     if report.made.is_empty() && report.deleted.is_empty() {
-        out.push_str("  nothing to do\n");
+        let hint = if report.files == 0 { ": there is nothing at this path yet, or it is not the one that is replicated to" } else { "" };
+        out.push_str(&format!("  nothing to do{hint}\n"));
     }
     out
 }

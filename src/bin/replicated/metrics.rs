@@ -1,19 +1,18 @@
 //! `replicated metrics`: the status of databases in Prometheus' format, from outside the application.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use replicated::config::parse_duration;
 use replicated::metrics::prometheus;
 use replicated::status::{Status, look};
 
 use crate::Failure;
-use crate::found;
+use crate::found::{self, Found, Unsearched};
 use crate::rounds;
-use crate::status::advice;
 use crate::text;
+use crate::values::duration;
 
 /// Write metrics in Prometheus' text format: to standard output, or to a file for the node exporter
 ///
@@ -31,7 +30,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     textfile: Option<PathBuf>,
     /// Go on, and write the file again every so often, such as 15s
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "textfile")]
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "textfile")]
     every: Option<Duration>,
 }
 
@@ -42,14 +41,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn once(args: &Args) -> Result<(), Failure> {
-    let (mut statuses, mut failures): (Vec<Status>, Vec<Failure>) = (Vec::new(), Vec::new());
-    for path in found::databases(&args.paths, args.all) {
+    let Found { databases, unsearched } = found::databases(&args.paths, args.all);
+    let (mut statuses, mut failures): (Vec<Status>, Vec<Failure>) = (Vec::new(), unsearched.iter().map(Unsearched::failure).collect());
+    for path in databases {
         match look(&path) {
             Ok(found) => statuses.extend(found),
             Err(error) => failures.push(Failure::Failed {
                 what: format!("cannot tell the metrics of {}", path.display()),
                 why: error.to_string(),
-                advice: advice(&error).to_owned(),
+                advice: error.advice(),
                 json: false,
             }),
         }
@@ -60,7 +60,12 @@ fn once(args: &Args) -> Result<(), Failure> {
         Some(file) => write(file, &metrics).map_err(|error| Failure::Failed {
             what: format!("cannot write {}", file.display()),
             why: error.to_string(),
-            advice: "The file is made beside its place and renamed: this user must be able to write to the directory".to_owned(),
+            advice: match error.kind() {
+                ErrorKind::NotFound => "Make the directory first, or correct the path",
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "Free some space on that disk",
+                _ => "The file is made beside its place and renamed: this user must be able to write to the directory",
+            }
+            .to_owned(),
             json: false,
         })?,
     }

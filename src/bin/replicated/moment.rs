@@ -23,6 +23,8 @@ pub(crate) fn parse(text: &str, now: &Zoned) -> Result<TimestampMs, String> {
     let is_ago = text.starts_with('-') || text.to_ascii_lowercase().ends_with("ago");
     let at = match text.parse::<Span>() {
         Ok(span) if is_ago => now.checked_add(span).map_err(|_| far())?,
+        // To GNU `date` "5m" is five o'clock in some time zone.
+        Ok(_) if !text.contains(':') => return Err(format!("that is how long, not when: write \"{text} ago\"")),
         _ => {
             let found = parse_datetime_at_date(now.clone(), text).map_err(|_| format!("that is no time: {HOW}"))?;
             found.into_zoned().ok_or_else(far)?
@@ -94,6 +96,10 @@ mod tests {
         }
         for text in ["14:30", "in 2 hours", "tomorrow", "2 hours", "next friday"] {
             assert!(parsed(text).is_err(), "{text}: {:?}", parsed(text));
+        }
+        for text in ["5m", "2h", "30min", "2 hours", "1d"] {
+            assert_eq!(parsed(text).unwrap_err(), format!("that is how long, not when: write \"{text} ago\""));
+            assert!(parsed(&format!("{text} ago")).is_ok(), "{text}");
         }
         assert!(parsed("14:30").is_err_and(|why| why.contains("2026-10-26 14:30:00 CET")));
     }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use replicated::config::parse_duration;
 use replicated::restore::{
     self, DEFAULT_MAX_MEMORY_BYTES, DEFAULT_PARALLELISM, Plan, PlanError, Progress, Report, RestoreError, RestoreOptions, Target,
 };
@@ -18,7 +17,7 @@ use crate::generation;
 use crate::integrity::IntegrityCheck;
 use crate::store_flags::StoreFlags;
 use crate::text;
-use crate::values::{timestamp, txid};
+use crate::values::{duration, number, timestamp, txid};
 
 /// Restore a database from a bucket, completely or not at all
 #[derive(Debug, clap::Args)]
@@ -50,13 +49,13 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = IntegrityCheck::None, value_name = "none|quick|full", hide_possible_values = true)]
     pub(crate) integrity_check: IntegrityCheck,
     /// Requests at once, each of up to 4 MiB
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = clap::value_parser!(u64).range(1..=128))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = number(1..=128))]
     parallelism: u64,
     /// Memory for what was asked for and is not decoded yet, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MAX_MEMORY_BYTES >> 20, value_parser = clap::value_parser!(u64).range(8..=65536))]
+    #[arg(long, value_name = "MIB", default_value_t = DEFAULT_MAX_MEMORY_BYTES >> 20, value_parser = number(8..=65536))]
     max_memory_mib: u64,
     /// Threads that decode [default: one for each core, up to 8]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    #[arg(long, value_name = "N", value_parser = number(1..=64))]
     threads: Option<u64>,
     /// Read large files only where newer ones have not replaced their pages; their checksums cannot be verified then
     #[arg(long)]
@@ -71,7 +70,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["txid", "timestamp", "generation", "dry_run", "if_db_not_exists"])]
     follow: bool,
     /// With --follow: the pause between two looks into the bucket
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration, requires = "follow")]
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration, requires = "follow")]
     every: Duration,
     /// Write the result to standard output as JSON
     #[arg(long)]

@@ -1,17 +1,17 @@
 //! `replicated status`: how the replication of databases is, from outside the application.
 
-use std::io::{ErrorKind, IsTerminal};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use replicated::config::parse_duration;
 use replicated::status::{LookError, State, Status, Uploader, as_json, look};
 use serde_json::json;
 
 use crate::Failure;
-use crate::found;
+use crate::found::{self, Found, Unsearched};
 use crate::status_text;
 use crate::text;
+use crate::values::{duration, duration_from};
 
 /// Show how replication is: what waits, since when, who uploads, the last error
 ///
@@ -29,10 +29,10 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     /// Show it again every so often, until interrupted
-    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_parser = interval)]
+    #[arg(long, value_name = "INTERVAL", num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_parser = duration_from("100ms"))]
     watch: Option<Duration>,
     /// From which lag on the exit code is 3, instead of the `max_lag` that the application was given (10s by default)
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     max_lag: Option<Duration>,
     /// Exit with code 3 as well where no process has a database open, even if nothing waits
     #[arg(long)]
@@ -40,13 +40,6 @@ pub(crate) struct Args {
     /// Write nothing but errors: the exit code tells
     #[arg(long, short, conflicts_with_all = ["json", "watch"])]
     quiet: bool,
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    const SHORTEST: Duration = Duration::from_millis(100);
-    parse_duration(text)
-        .map_err(|error| error.to_string())
-        .and_then(|interval| if interval >= SHORTEST { Ok(interval) } else { Err("the shortest is 100ms".to_owned()) })
 }
 
 /// What there is to tell, the worst last.
@@ -91,30 +84,23 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn once(args: &Args) -> Result<(), Failure> {
-    let looked: Vec<Looked> = found::databases(&args.paths, args.all).into_iter().map(|path| (path.clone(), look(&path))).collect();
+    let Found { databases, unsearched } = found::databases(&args.paths, args.all);
+    let looked: Vec<Looked> = databases.into_iter().map(|path| (path.clone(), look(&path))).collect();
+    for one in &unsearched {
+        text::to_stderr(&crate::failed_text(&one.what(), &one.error.to_string(), one.advice()));
+    }
     for (path, error) in looked.iter().filter_map(|(path, looked)| Some((path, looked.as_ref().err()?))) {
-        text::to_stderr(&crate::failed_text(&format!("cannot tell the status of {}", path.display()), &error.to_string(), advice(error)));
+        text::to_stderr(&crate::failed_text(&format!("cannot tell the status of {}", path.display()), &error.to_string(), &error.advice()));
     }
     if args.json {
-        text::to_stdout(&format!("{}\n", document(args, &looked)));
+        text::to_stdout(&format!("{}\n", document(args, &looked, &unsearched)));
     } else if !args.quiet {
         text::to_stdout(&readable(args, &looked));
     }
-    match looked.iter().map(|looked| verdict(args, looked)).max() {
+    let unknown = unsearched.iter().map(|_| Verdict::Unknown);
+    match looked.iter().map(|looked| verdict(args, looked)).chain(unknown).max() {
         None | Some(Verdict::Current) => Ok(()),
         Some(other) => Err(Failure::Told(other.exit_code())),
-    }
-}
-
-pub(crate) fn advice(error: &LookError) -> &'static str {
-    match error {
-        LookError::NotReplicated { .. } => {
-            "Open it with a replica, or name the database that the application opens: links lead to it, copies do not"
-        }
-        LookError::Io { source, .. } if matches!(source.kind(), ErrorKind::PermissionDenied) => {
-            "Run this as a user who may read the database"
-        }
-        _ => "",
     }
 }
 
@@ -131,14 +117,19 @@ fn verdict(args: &Args, (_, looked): &Looked) -> Verdict {
     statuses.iter().map(of).max().unwrap_or(Verdict::Unknown)
 }
 
-fn document(args: &Args, looked: &[Looked]) -> String {
+fn document(args: &Args, looked: &[Looked], unsearched: &[Unsearched]) -> String {
     let of = |(path, looked): &Looked| match looked {
         Ok(statuses) => as_json(statuses),
-        Err(error) => json!({ "database": path, "error": error.to_string(), "advice": advice(error) }).to_string(),
+        Err(error) => json!({ "database": path, "error": error.to_string(), "advice": error.advice() }).to_string(),
     };
+    let of_directory =
+        |one: &Unsearched| json!({ "directory": one.directory, "error": one.error.to_string(), "advice": one.advice() }).to_string();
     match looked {
         [one] if !args.all => of(one),
-        several => format!("{{\"databases\":[{}]}}", several.iter().map(of).collect::<Vec<String>>().join(",")),
+        several => {
+            let all: Vec<String> = several.iter().map(of).chain(unsearched.iter().map(of_directory)).collect();
+            format!("{{\"databases\":[{}]}}", all.join(","))
+        }
     }
 }
 

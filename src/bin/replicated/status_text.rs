@@ -51,7 +51,8 @@ pub(crate) fn block(status: &Status) -> String {
     let fencing = status.strong_fencing.map_or("unknown", |is_strong| if is_strong { "strong" } else { "weak" });
     line("durability", format!("{}, fencing {fencing}", status.durability));
     if let Some(at) = status.last_maintenance {
-        line("maintained", format!("{} ({})", text::age(at), text::time(at)));
+        let left = status.bucket_bytes.map_or_else(String::new, |bytes| format!(", the bucket took {}", text::size(bytes)));
+        line("maintained", format!("{} ({}){left}", text::age(at), text::time(at)));
     }
     if let Some(error) = &status.maintenance_error {
         line("maintenance", error.clone());

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
-use replicated::config::{ConfigError, ConfigFile, Options, Resolved};
+use replicated::config::{ConfigError, ConfigFile, Options, Resolved, Source};
 use replicated::store::{ReplicaUrl, Store};
 
 use crate::Failure;
@@ -40,6 +40,17 @@ pub(crate) struct StoreFlags {
     /// What to log on stderr: error, warn, info, debug or off [default: warn]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// The form of these lines: text or json [default: text]
+    #[arg(long, value_name = "FORM")]
+    log_format: Option<String>,
+}
+
+/// What is a parameter to the extension was given as a flag here.
+fn refused(error: ConfigError) -> Failure {
+    let text = error.to_string();
+    let flag = || Some(format!("--{}{}", error.name.replace('_', "-"), text.strip_prefix("parameter ")?.strip_prefix(&error.name)?));
+    let text = if error.source == Source::Uri { flag().unwrap_or(text) } else { text };
+    Failure::Usage(text)
 }
 
 impl StoreFlags {
@@ -54,10 +65,10 @@ impl StoreFlags {
     pub(crate) fn options(&self, database: Option<&Path>) -> Result<Options, Failure> {
         let environment = crate::config::environment();
         let flags = self.as_parameters();
-        let of_config = |error: ConfigError| Failure::Usage(error.to_string());
-        let file = ConfigFile::find(None, &environment).map_err(of_config)?;
-        let Resolved { options, given } = Options::resolve_for(database, &flags, &environment, file.as_ref()).map_err(of_config)?;
-        crate::log_to_stderr(if given.contains_key("log_level") { options.log_level } else { log::LevelFilter::Warn });
+        let file = ConfigFile::find(None, &environment).map_err(refused)?;
+        let Resolved { options, given } = Options::resolve_for(database, &flags, &environment, file.as_ref()).map_err(refused)?;
+        let level = if given.contains_key("log_level") { options.log_level } else { log::LevelFilter::Warn };
+        crate::log_to_stderr(level, options.log_format);
         Ok(options)
     }
 
@@ -72,6 +83,7 @@ impl StoreFlags {
             ("connect_timeout", &self.connect_timeout),
             ("request_timeout", &self.request_timeout),
             ("log_level", &self.log_level),
+            ("log_format", &self.log_format),
         ];
         given.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text.clone()?))).collect()
     }

@@ -23,7 +23,11 @@ pub(crate) fn to_stderr(text: &str) {
 
 /// Why something failed, and what to do: a store's error has both in its words, and there may be more to find.
 pub(crate) fn apart(error: &dyn std::fmt::Display, store: Option<&StoreError>, advice: String, url: &str) -> (String, String) {
-    let Some(store) = store else { return (error.to_string(), advice) };
+    let Some(store) = store else {
+        let why = error.to_string();
+        // Which bucket it is has been said with what was tried.
+        return (why.strip_prefix(url).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&why).to_owned(), advice);
+    };
     let advice = if advice.is_empty() { store.advice.to_owned() } else { advice };
     let of_access = matches!(
         store.kind,

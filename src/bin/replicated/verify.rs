@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use replicated::config::parse_duration;
 use replicated::maintenance::{self, MaintainError};
 use replicated::restore::{DEFAULT_PARALLELISM, Target};
 use replicated::store::{Listed, Store};
@@ -18,7 +17,7 @@ use crate::integrity::IntegrityCheck;
 use crate::private::PrivateFolder;
 use crate::store_flags::StoreFlags;
 use crate::text;
-use crate::values::{timestamp, txid};
+use crate::values::{duration, number, timestamp, txid};
 
 /// Find out whether a bucket holds what it promises: read and verify it, restore states of it, compare it with the live database
 ///
@@ -28,10 +27,10 @@ pub(crate) struct Args {
     /// The replica: s3://bucket/path, gs://bucket/path, abs://account@container/path or file:///path
     url: String,
     /// Any state of the last so much time must be there: as `replicated maintain` is told
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     history: Duration,
     /// Within the last so much of it, each upload [default: all of --history]
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     exact: Option<Duration>,
     /// Read what is older than that as well, each file by itself
     #[arg(long)]
@@ -58,16 +57,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DATABASE")]
     against: Option<PathBuf>,
     /// Call it wrong where the database goes on from a newest state that is older than this
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "against")]
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "against")]
     max_lag: Option<Duration>,
     /// Where states are restored to, one at a time [default: the system's, TMPDIR]
     #[arg(long, value_name = "FOLDER")]
     temp_dir: Option<PathBuf>,
     /// Requests at once
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = clap::value_parser!(u64).range(1..=128))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PARALLELISM as u64, value_parser = number(1..=128))]
     parallelism: u64,
     /// Memory for what was asked for and for comparing levels with each other, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(8..=65536))]
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = number(8..=65536))]
     max_memory_mib: u64,
     /// Write the result to standard output as JSON
     #[arg(long)]

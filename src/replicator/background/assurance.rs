@@ -15,6 +15,8 @@ use super::Background;
 use super::proof::{Proof, Whole, told};
 use crate::config::Options;
 use crate::fault::{fault_point, fault_value};
+use crate::logging::event;
+use crate::logging::repeats::{More, duration};
 use crate::maintenance::{self, MaintainError, Turn};
 use crate::replicator::outage::{Outages, Over, Tell};
 use crate::replicator::progress::ReplicationState;
@@ -142,15 +144,16 @@ impl Assurance {
 
     fn is_whole(&mut self, background: &Background, report: &Report) {
         let database = &background.database;
-        let (name, of_second) = (database.paths.database.display(), database.paths.of_second());
+        let of_second = database.paths.of_second();
         let Some(txid) = report.states.last().copied() else { return };
         if self.told.take().is_some() || self.proof.finding.is_some() {
-            log::info!(target: "replicated", "{name}: the bucket{of_second} is whole again, up to TXID {txid}");
+            event!(Info, "bucket_whole_again", database, txid = txid; "the bucket{of_second} is whole again, up to TXID {txid}");
         }
-        if let Over::Works { failures, .. } = self.outages.succeeded(Instant::now()) {
-            log::info!(target: "replicated", "{name}: the bucket{of_second} could be verified again after {failures} failures");
+        if let Over::Works { after, failures } = self.outages.succeeded(Instant::now()) {
+            let after = duration(after);
+            event!(Info, "verification_works_again", database; "the bucket{of_second} could be verified again after {after} and {failures} failures");
         }
-        log::debug!(target: "replicated", "{name}: the bucket{of_second} is whole up to TXID {txid}, by {} files", report.files_read);
+        event!(Debug, "verified", database, txid = txid; "the bucket{of_second} is whole up to TXID {txid}, by {} files", report.files_read);
         let at_ms = maintenance::now().0;
         let (files, files_in_bucket) = (report.files_read as u64, report.files as u64);
         let whole = Whole { txid, at_ms, files, files_in_bucket, bytes: report.bytes_read };
@@ -162,8 +165,8 @@ impl Assurance {
         let database = &background.database;
         let (finding, key) = (finding(report), key(report));
         if self.told.as_ref() != Some(&key) {
-            let (name, of_second) = (database.paths.database.display(), database.paths.of_second());
-            log::error!(target: "replicated", "{name}: the bucket{of_second} is not what it should be: {finding}");
+            let of_second = database.paths.of_second();
+            event!(Error, "bucket_wrong", database, cause = finding; "the bucket{of_second} is not what it should be: {finding}");
             self.told = Some(key);
         }
         self.ended();
@@ -173,15 +176,17 @@ impl Assurance {
     fn not_carried_out(&mut self, background: &Background, why: &str, is_news: bool) {
         let (database, now, why) = (&background.database, Instant::now(), told(why));
         self.times.failed(now);
-        let (name, of_second) = (database.paths.database.display(), database.paths.of_second());
+        let of_second = database.paths.of_second();
         match if is_news { self.outages.failed(&why, now) } else { Tell::Nothing } {
             Tell::Nothing => {}
             Tell::Cause => {
-                log::warn!(target: "replicated", "{name}: the bucket{of_second} could not be verified: {why}. Replication goes on; it is tried again")
+                event!(Warn, "verification_failed", database, cause = why; "the bucket{of_second} could not be verified: {why}. Replication goes on; it is tried again")
             }
-            Tell::Still(failures) => {
-                log::warn!(target: "replicated", "{name}: the bucket{of_second} could still not be verified, after {failures} failures: {why}")
-            }
+            Tell::Still { more: More { times, within }, failures } => event!(
+                Warn, "verification_still_fails", database, cause = why;
+                "the bucket{of_second} could still not be verified: failed {times} more times in the last {}, {failures} in all. The last cause: {why}",
+                duration(within)
+            ),
         }
         let obstacle = Some((maintenance::now().0, why));
         self.keep(background, Proof { obstacle, ..self.proof.clone() });

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::local::OwnerMode;
 use crate::fault::{fault_io, fault_point};
+use crate::logging::{Beside, event};
 use crate::maintenance::Known;
 use crate::store::{Level, Listed, LtxName};
 use crate::types::{TimestampMs, Txid};
@@ -246,7 +247,7 @@ impl Ledger {
             return;
         }
         if open.header.is_known && (Some(min) != open.last.checked_add(1) || open.bytes > (2 * MOST_FILES * RECORD_BYTES) as u64) {
-            log::debug!(target: "replicated", "{}: TXID {min} does not follow on {}", self.path.display(), open.last);
+            event!(Debug, "local_file", Beside(&self.path); "{}: TXID {min} does not follow on {}", self.path.display(), open.last);
             self.forget();
         }
         self.settle(|ledger| ledger.count(&file));
@@ -268,7 +269,7 @@ impl Ledger {
     /// Where the file cannot be written there is none.
     fn settle(&mut self, work: impl FnOnce(&mut Self) -> io::Result<()>) {
         if let Err(error) = work(self) {
-            log::debug!(target: "replicated", "{}: {error}", self.path.display());
+            event!(Debug, "local_file", Beside(&self.path), cause = error; "{}: {error}", self.path.display());
             self.open = Some(None);
             if let Some(round) = &mut self.round {
                 round.is_void = true;

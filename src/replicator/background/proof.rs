@@ -14,6 +14,7 @@ use std::io::{self, Read, Write};
 use serde_json::{Value, json};
 
 use crate::fault::{fault_io, fault_point};
+use crate::logging::event;
 use crate::replicator::control::replica_hash;
 use crate::replicator::database::Database;
 use crate::replicator::local::{OwnerMode, Paths};
@@ -70,7 +71,7 @@ impl Proof {
     pub(super) fn keep(&self, database: &Database) {
         *database.proof.lock() = Some(self.clone());
         if let Err(error) = write(database, &self.encode(&database_hash(database))) {
-            log::debug!(target: "replicated", "{}: {error}", database.paths.verified().display());
+            event!(Debug, "local_file", database, cause = error; "{}: {error}", database.paths.verified().display());
         }
         fault_point!("proof.written");
     }

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 
 use super::super::local::OwnerMode;
 use crate::fault::fault_io;
+use crate::logging::{Beside, event};
 use crate::maintenance::AtHand;
 use crate::store::{Listed, LtxName, SNAPSHOT_LEVEL};
 
@@ -87,7 +88,7 @@ impl Recent {
         }
         let mut table = self.table.lock();
         if let Err(error) = self.write(&mut table, name, content) {
-            log::debug!(target: "replicated", "{}: {error}", self.path.display());
+            event!(Debug, "local_file", Beside(&self.path), cause = error; "{}: {error}", self.path.display());
             self.clear(&mut table);
         }
     }
@@ -165,7 +166,7 @@ impl AtHand for Recent {
         let read =
             fault_io!("recent.read").and_then(|()| self.open(&mut table, false)?.read_exact_at(&mut bytes, object.place + range.start));
         if let Err(error) = read {
-            log::debug!(target: "replicated", "{}: {error}", self.path.display());
+            event!(Debug, "local_file", Beside(&self.path), cause = error; "{}: {error}", self.path.display());
             self.clear(&mut table);
             return None;
         }

@@ -10,6 +10,8 @@ use futures_util::FutureExt;
 use super::Background;
 use super::ledger::Pending;
 use crate::fault::{fault_point, fault_value};
+use crate::logging::event;
+use crate::logging::repeats::{More, duration};
 use crate::maintenance::{self, AtHand, MaintainError, Maintainer, Policy, Report, Turn};
 use crate::replicator::database::Database;
 use crate::replicator::outage::{Outages, Over, Tell};
@@ -118,7 +120,7 @@ impl Upkeep {
             // It is looked at again after the next upload.
             Err(Failure::Store(error)) if is_stopped(&error) => self.times.doublings = 0,
             Err(Failure::Store(error @ MaintainError::Busy { .. })) => {
-                log::debug!(target: "replicated", "{}: {error}", background.database.paths.database.display());
+                event!(Debug, "maintenance_elsewhere", background.database, cause = error; "{error}");
                 self.times.doublings = 0;
             }
             Err(error) => self.failed(background, &error.to_string()),
@@ -162,6 +164,8 @@ impl Upkeep {
                 }
                 forget_witness(database, &changes.gone, acked);
                 let appended = (!changes.is_listed).then_some((changes.made.as_slice(), changes.gone.as_slice()));
+                let bucket_bytes = known.as_ref().map(|known| known.files.iter().map(|file| file.size_bytes).sum());
+                database.progress.update(|f| f.bucket_bytes = bucket_bytes.or(f.bucket_bytes));
                 let at_ms = maintenance::now().0;
                 let is_remembered = ledger.end(key, known, appended, at_ms);
                 Ok(Done { report, is_seldom: changes.found_others || !is_remembered, at_ms })
@@ -172,23 +176,24 @@ impl Upkeep {
     /// A round has come to its end.
     fn tell(&mut self, background: &Background, report: &Report, at_ms: i64) {
         let database = &background.database;
-        let name = database.paths.database.display();
+        let of_second = database.paths.of_second();
         for what in &report.repaired {
-            log::warn!(target: "replicated", "{name}: a file of the bucket was damaged: {what}");
+            event!(Warn, "file_repaired", database, cause = what; "a file of the bucket{of_second} was damaged: {what}");
         }
         if !report.problems.is_empty() {
             return self.failed(background, &format!("the bucket is not in order: {}", report.problems.join("; ")));
         }
         let (made, deleted) = (report.made.len(), report.deleted.len());
-        log::debug!(target: "replicated", "{name}: maintenance has made {made} files and deleted {deleted}");
-        if let Over::Works { failures, .. } = self.outages.succeeded(Instant::now()) {
-            log::info!(target: "replicated", "{name}: maintenance works again after {failures} failures");
+        event!(Debug, "maintained", database; "maintenance has made {made} files and deleted {deleted}");
+        if let Over::Works { after, failures } = self.outages.succeeded(Instant::now()) {
+            let after = duration(after);
+            event!(Info, "maintenance_works_again", database; "maintenance works again after {after} and {failures} failures");
         }
         if let Some(why) = &report.refused {
             if self.refused.is_none() {
-                log::warn!(
-                    target: "replicated",
-                    "{name}: the store does not let files be deleted that nothing needs any more, and the bucket grows until something else does: {why}"
+                event!(
+                    Warn, "deletion_refused", database, cause = why;
+                    "the store{of_second} does not let files be deleted that nothing needs any more, and the bucket grows until something else does: {why}"
                 );
             }
             self.refused = Some(Instant::now());
@@ -208,15 +213,18 @@ impl Upkeep {
 
     fn failed(&mut self, background: &Background, why: &str) {
         self.times.doublings = (self.times.doublings + 1).min(MOST_DOUBLINGS);
-        let name = background.database.paths.database.display();
+        let database = &background.database;
+        let of_second = database.paths.of_second();
         match self.outages.failed(why, Instant::now()) {
             Tell::Nothing => {}
             Tell::Cause => {
-                log::warn!(target: "replicated", "{name}: the bucket is not maintained: {why}. Replication goes on; it is tried again")
+                event!(Warn, "maintenance_failed", database, cause = why; "the bucket{of_second} is not maintained: {why}. Replication goes on; it is tried again")
             }
-            Tell::Still(failures) => {
-                log::warn!(target: "replicated", "{name}: the bucket is still not maintained, after {failures} failures: {why}")
-            }
+            Tell::Still { more: More { times, within }, failures } => event!(
+                Warn, "maintenance_still_fails", database, cause = why;
+                "the bucket{of_second} is still not maintained: failed {times} more times in the last {}, {failures} in all. The last cause: {why}",
+                duration(within)
+            ),
         }
         background.database.progress.update(|f| f.maintenance_error = Some(why.to_owned()));
     }
@@ -229,7 +237,7 @@ fn forget_witness(database: &Database, gone: &[LtxName], acked: Option<Txid>) {
     if tail.state.witness.is_some_and(|witness| gone.contains(&LtxName::level0(witness))) {
         tail.state.witness = acked;
         if let Err(error) = tail.save() {
-            log::debug!(target: "replicated", "{error}");
+            event!(Debug, "local_file", database, cause = error; "{error}");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::Database;
 use super::outside::FileChange;
 use super::published::Published;
+use crate::logging::{event, repeated_event};
 use crate::replicator::control::Stamp;
 use crate::replicator::file_header::{FileHeader, HEADER_BYTES};
 use crate::replicator::mark::{self, Mark};
@@ -65,7 +66,7 @@ impl Database {
         if !begins {
             locks.unlock(Range::Writing);
         } else if let Err(error) = locks.lock(Range::Writing, false) {
-            log::warn!(target: "replicated", "{}: it cannot be locked: {error}", self.paths.control().display());
+            repeated_event!(Warn, "local_file", self, cause = error; "{} cannot be locked: {error}", self.paths.control().display());
         }
     }
 
@@ -92,7 +93,7 @@ impl Database {
 
     /// That has failed.
     pub(crate) fn break_preserving(&self, why: &io::Error) {
-        log::info!(target: "replicated", "{}: the full state that another process reads starts over: {why}", self.paths.database.display());
+        event!(Info, "full_state_starts_over", self, cause = why; "the full state that another process reads starts over: {why}");
         let (yes, broken) = (Preserving::Yes as u64, Preserving::Broken as u64);
         // It has come to its end, otherwise.
         let _ = self.shared.of_all().preserving.compare_exchange(yes, broken, Ordering::SeqCst, Ordering::SeqCst);
@@ -100,10 +101,11 @@ impl Database {
 
     /// A checkpoint of this process begins to write the database file.
     pub(crate) fn checkpoint_begins(&self) {
-        self.writes_file(true);
+        // Nobody else checkpoints now. Said before it is told that this process writes: whoever sees that looks no further, see `is_checkpointed_by_others`.
         if Preserving::of(&self.shared) == Preserving::Yes && !self.is_as_we_left_it() {
             self.break_preserving(&io::Error::other("a process without the extension has written to the database file"));
         }
+        self.writes_file(true);
         let mut marks = self.marks.lock();
         if marks.is_none() {
             // How what is captured relates to what is there is decided before the file is changed.
@@ -161,10 +163,13 @@ impl Database {
         self.look_at_mapped_index();
     }
 
-    /// Whether a process without the extension has checkpointed while the full state was read. One of ours that is writing now has looked before it began.
+    /// Whether a process without the extension has checkpointed while the full state was read.
     pub(crate) fn is_checkpointed_by_others(&self) -> bool {
         let slot = self.preserver.lock();
-        slot.writers == 0 && self.nobody_else_writes() && !self.is_as_we_left_it()
+        let shows = slot.writers == 0 && self.nobody_else_writes() && !self.is_as_we_left_it();
+        drop(slot);
+        // One of ours that writes now, or has written since, has looked before it began, and said so.
+        shows || Preserving::of(&self.shared) == Preserving::Broken
     }
 
     /// The checkpoint that `checkpoint_begins` told of is about to give its lock up.
@@ -177,7 +182,7 @@ impl Database {
 
     fn warn_of_mark(&self, written: Option<std::io::Result<()>>) {
         if let Some(Err(error)) = written {
-            log::debug!(target: "replicated", "{}: {error}", self.paths.control().display());
+            event!(Debug, "local_file", self, cause = error; "{}: {error}", self.paths.control().display());
         }
     }
 
@@ -236,7 +241,7 @@ impl Database {
         // Whoever writes meanwhile says so after this.
         self.note_synced(true);
         if let Err(error) = self.open_file().and_then(|file| file.sync()) {
-            log::debug!(target: "replicated", "{}: {error}", self.paths.database.display());
+            event!(Debug, "local_file", self, cause = error; "{error}");
             self.note_synced(false);
         }
     }

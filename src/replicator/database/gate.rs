@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Database;
+use crate::logging::{event, repeated_event};
 
 use crate::fault::{fault_io, fault_point};
 use crate::replicator::aside;
@@ -45,7 +46,7 @@ impl Database {
             Ok(()) => true,
             Err(error) => {
                 refusals.fetch_add(1, Ordering::Relaxed);
-                log::debug!(target: "replicated", "{}: the WAL is not restarted yet: {error}", self.paths.database.display());
+                event!(Debug, "wal_kept", self, cause = error; "the WAL is not restarted yet: {error}");
                 drop(tail);
                 self.hub.notify(Notice::Look(self.id));
                 false
@@ -84,7 +85,7 @@ impl Database {
             && error.is_out_of_room()
         {
             // The user's limit, or the disk's: the WAL must not grow instead, where it can grow at all.
-            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+            repeated_event!(Warn, "local_file", self, cause = error; "{error}");
             self.lose(tail, FullReason::SpoolLost);
             return Ok(());
         }
@@ -105,7 +106,7 @@ impl Database {
         fault_point!("wal.vanishes");
         if let Some(mut tail) = tail {
             if let Err(error) = self.secure(&mut tail, u32::MAX) {
-                log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+                repeated_event!(Warn, "local_file", self, cause = error; "{error}");
                 self.lose(&mut tail, FullReason::SpoolLost);
             }
             self.stamp_due.store(true, Ordering::Relaxed);
@@ -210,7 +211,7 @@ impl Database {
             let settled = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0), self.is_file_synced());
             tail.stamp(settled);
             if let Err(error) = tail.save() {
-                log::warn!(target: "replicated", "{error}");
+                repeated_event!(Warn, "local_file", self, cause = error; "{error}");
             }
             fault_point!("stamp.saved");
         }

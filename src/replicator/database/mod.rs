@@ -21,6 +21,7 @@ use self::file::PreserverSlot;
 pub(crate) use self::published::Published;
 use crate::config::Options;
 use crate::fault::{fault_point, fault_value};
+use crate::logging::event;
 use crate::replicator::aside::SetsAside;
 use crate::replicator::background::{Neglect, Proof};
 use crate::replicator::batch::WalFile;
@@ -223,9 +224,28 @@ impl Database {
         }
     }
 
+    /// The last handle is being closed. From here on others wait for what they have committed, if nobody else stays.
+    pub(crate) fn is_about_to_leave(&self) {
+        if let Some(locks) = self.locks() {
+            locks.unlock(Range::Staying);
+        }
+    }
+
+    /// Whether no other process has it open that is not about to leave as well: nobody else is going to send what there is, or to let the lease go.
+    ///
+    /// Whoever leaves says so first, looks for others then, and for what there is to be sent last: of two who leave at once, one at least sees
+    /// that the other does, or what it has committed.
+    pub(crate) fn nobody_else_stays(&self) -> bool {
+        self.locks().is_none_or(|locks| !locks.is_held_elsewhere(Range::Staying))
+    }
+
     /// Opened again after the last handle was closed but before the uploader forgot it: look afresh, others may have written.
     pub(crate) fn reopened(&self) {
         self.closing.store(false, Ordering::Release);
+        if let Some(locks) = self.locks().filter(|_| !self.shared.has_left()) {
+            // Where it cannot be had, others wait for longer.
+            let _ = locks.try_lock(Range::Staying, false);
+        }
         if self.is_alone()
             && let Some(mut tail) = self.tail_or_lost()
         {
@@ -317,11 +337,10 @@ impl Database {
         const PATIENCE: Duration = Duration::from_secs(30);
         let tail = self.tail_within(fault_value!("REPLICATED_TEST_PATIENCE_MS", PATIENCE, Duration::from_millis));
         if tail.is_none() && self.shared.lost.swap(1, Ordering::AcqRel) == 0 {
-            log::error!(
-                target: "replicated",
-                "{}: another process holds what is captured for {} s and does not go on (was it stopped?): the application goes on without it, and the full \
+            event!(
+                Error, "process_stuck", self;
+                "another process holds what is captured for {} s and does not go on (was it stopped?): the application goes on without it, and the full \
                  state follows",
-                self.paths.database.display(),
                 PATIENCE.as_secs()
             );
         }

@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 
 use super::published::LOOK_PATIENCE;
 use super::{Database, commit_ms};
+use crate::logging::repeated_event;
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::{FullReason, OpenTransaction, Stamp};
 use crate::replicator::durability::UNSEEN;
@@ -165,7 +166,7 @@ impl Database {
         let undone = journal != Some(Journal::Synced) && tail.file_may_be_lost();
         let begun = tail.begins_in_file(transaction, now);
         if let Err(error) = &begun {
-            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+            repeated_event!(Warn, "local_file", self, cause = error; "{error}");
         }
         if !begun.unwrap_or(false) {
             self.lose_unless_stopped(&mut tail, FullReason::ContinuityLost);
@@ -227,7 +228,7 @@ impl Database {
         let commit = FileCommit { page_size, pages, committed_ms: commit_ms(), sequence, stamp };
         let captured = tail.commits_in_file(&commit, page_set, &mut |page, content| read(content, page_size.offset_of(page)));
         if let Err(error) = captured {
-            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+            repeated_event!(Warn, "local_file", self, cause = error; "{error}");
             self.lose_unless_stopped(tail, FullReason::SpoolLost);
         }
         self.note_captured(tail);
@@ -347,7 +348,7 @@ impl Database {
         if tail.state.open_transaction != Some(OpenTransaction::Unprotected)
             && let Err(error) = tail.rolled_back_in_file(now)
         {
-            log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+            repeated_event!(Warn, "local_file", self, cause = error; "{error}");
         }
         drop(tail);
         self.ended(outside);
@@ -407,7 +408,7 @@ impl Database {
             Ok(Some(index)) => self.observe_wal(&index),
             Ok(None) => None,
             Err(error) => {
-                log::warn!(target: "replicated", "{}: {error}", self.paths.database.display());
+                repeated_event!(Warn, "local_file", self, cause = error; "{error}");
                 if let Some(mut tail) = self.tail_or_lost() {
                     self.lose_unless_stopped(&mut tail, FullReason::ContinuityLost);
                 }

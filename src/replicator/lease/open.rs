@@ -14,7 +14,8 @@ use super::node::NodeFile;
 use super::record::Record;
 use super::{Lease, LeaseError, Standing, Whose};
 use crate::config::Options;
-use crate::replicator::local::Paths;
+use crate::logging::{event, repeated_event};
+use crate::replicator::local::{Paths, room_or_right};
 use crate::replicator::process::{self, StartThread};
 use crate::replicator::replicas::Each;
 use crate::replicator::roles::Which;
@@ -33,7 +34,7 @@ pub(crate) enum LeaseOpenError {
     Url(#[from] UrlError),
     #[error("option replica: {0}")]
     Store(#[from] StoreError),
-    #[error("option lease: {path}: {source}")]
+    #[error("option lease: {path}: {source}. {}", room_or_right(.source))]
     Local {
         path: String,
         #[source]
@@ -46,13 +47,19 @@ pub(crate) enum LeaseOpenError {
         .waited.as_secs_f64()
     )]
     Held { url: String, holder: String, waited: Duration },
-    #[error("option lease: another thread or process of this host was waiting for the lease on {url} for {} s (lease_wait)", .waited.as_secs_f64())]
+    #[error(
+        "option lease: another thread or process of this host waits for the lease on {url}, and that was waited for {} s (lease_wait). Open it again when that one has \
+         come to an end: its own error says who has the lease",
+        .waited.as_secs_f64()
+    )]
     Busy { url: String, waited: Duration },
     #[error("option lease: the database is not opened without the lease: {0}")]
     Lease(#[from] LeaseError),
-    #[error("option lease: no thread could be started: {0}")]
+    #[error(
+        "option lease: no thread could be started: {0}. Raise the limit on threads (RLIMIT_NPROC, pids.max) or allow them, and open again"
+    )]
     Thread(io::Error),
-    #[error("option lease: a fault in the extension")]
+    #[error("option lease: a fault in the extension: please report it with the log. The next open tries again")]
     Fault,
     #[error("replica2: {0}")]
     Second(#[source] Box<Self>),
@@ -88,7 +95,7 @@ pub(crate) fn take_at_open(path: &Path, options: &Options, start_thread: StartTh
     let second = match take(path, Which::Second, second, start_thread) {
         Ok(taken) => Some(taken),
         Err(LeaseOpenError::Lease(error)) if error.passes() => {
-            log::warn!(target: "replicated", "{}: opened without the lease of replica2, which is taken later: {error}", path.display());
+            event!(Warn, "lease_failed", Paths::second_of(path), cause = error; "opened without the lease of replica2, which is taken later: {error}");
             None
         }
         Err(error) => return Err(LeaseOpenError::Second(Box::new(error))),
@@ -136,7 +143,7 @@ async fn wait_and_keep(paths: &Paths, url: &ReplicaUrl, options: &Options, answe
             to = &mut handed_over => to,
             renewed = renewed => {
                 if let Err(error) = renewed {
-                    log::warn!(target: "replicated", "{}: {error}", paths.database.display());
+                    repeated_event!(Warn, "lease_failed", paths, cause = error; "the lease{} could not be renewed: {error}", paths.of_second());
                 }
                 continue;
             }
@@ -150,14 +157,13 @@ async fn wait_and_keep(paths: &Paths, url: &ReplicaUrl, options: &Options, answe
 
 /// The database is not opened after all.
 async fn let_go(lease: &Lease, paths: &Paths) {
-    let name = paths.database.display();
     if lease.standing.lock().is_inherited {
-        log::info!(target: "replicated", "{name}: is not opened; another process of this host may have the lease, and it is left to run out");
+        event!(Info, "lease_released", paths; "is not opened; another process of this host may have the lease, and it is left to run out");
         return;
     }
     match lease.release(false).await {
-        Ok(_) => log::info!(target: "replicated", "{name}: is not opened, and the lease is let go"),
-        Err(error) => log::warn!(target: "replicated", "{name}: is not opened, and the lease could not be let go: {error}"),
+        Ok(_) => event!(Info, "lease_released", paths; "is not opened, and the lease is let go"),
+        Err(error) => event!(Warn, "lease_failed", paths, cause = error; "is not opened, and the lease could not be let go: {error}"),
     }
 }
 
@@ -187,7 +193,7 @@ async fn wait(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<Leas
         match found {
             Ok(Whose::Ours) => {
                 if waits_for.is_some() {
-                    log::info!(target: "replicated", "{}: the lease on {url} is ours now", paths.database.display());
+                    event!(Info, "lease_taken", paths; "the lease on {url} is ours now");
                 }
                 return Ok(lease);
             }
@@ -196,7 +202,7 @@ async fn wait(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<Leas
             }
             Ok(Whose::Theirs(record)) => {
                 if waits_for.as_ref().is_none_or(|before| (before.generation, &before.owner) != (record.generation, &record.owner)) {
-                    log::info!(target: "replicated", "{}: waits for the lease on {url}: {}", paths.database.display(), record.describe());
+                    event!(Info, "lease_waits", paths, cause = record.describe(); "waits for the lease on {url}: {}", record.describe());
                 }
                 waits_for = Some(record);
             }
@@ -204,7 +210,11 @@ async fn wait(paths: &Paths, url: &ReplicaUrl, options: &Options) -> Result<Leas
                 return Err(error.into());
             }
             Err(error) => {
-                log::debug!(target: "replicated", "{}: {error}", paths.database.display());
+                // Whoever looks why a program does not start finds it here.
+                repeated_event!(
+                    Warn, "lease_failed", paths, cause = error;
+                    "the open waits for up to {} s, since the lease on {url} could not be asked for: {error}", limit.as_secs()
+                );
                 next = error.retry_after().unwrap_or(pause);
             }
         }

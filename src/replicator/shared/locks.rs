@@ -23,6 +23,8 @@ pub(crate) enum Range {
     Tail = 3,
     /// Shared by those who write to the database file: checkpoints, and transactions outside the WAL.
     Writing = 4,
+    /// Shared by those who have it open and are not about to close it.
+    Staying = 5,
 }
 
 const FIRST_BYTE: i64 = 1 << 40;

@@ -33,7 +33,7 @@ const ERROR_WORDS: usize = 120;
 const URL_WORDS: usize = 90;
 const MAINTENANCE_ERROR_WORDS: usize = 60;
 /// What `Page::layout` says.
-const LAYOUT: u64 = 0x5250_4c53_4841_5203;
+const LAYOUT: u64 = 0x5250_4c53_4841_5204;
 
 /// A page that is there as long as this is.
 pub(crate) trait Mapped: Send + Sync + Debug {
@@ -102,9 +102,9 @@ impl Deref for Shared {
     }
 }
 
-/// When something was sent last, and when and why the full state was.
+/// When something was sent last, when and why the full state was, and how large the bucket is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Earlier([u64; 3]);
+pub(crate) struct Earlier([u64; 4]);
 
 /// The words. All zeros is how it begins, see `begin`.
 #[derive(Debug, Default)]
@@ -181,6 +181,8 @@ pub(crate) struct Page {
     pub(crate) fencing: AtomicU64,
     pub(crate) awaits_open: AtomicU64,
     pub(crate) last_maintenance_ms: AtomicU64,
+    /// 1 and what the files of the bucket took then; 0 where that is not known.
+    pub(crate) bucket_bytes: AtomicU64,
     /// 1 and the number of a `StoreErrorKind`; 0 for none.
     pub(crate) error_kind: AtomicU64,
     pub(crate) last_error_ms: AtomicU64,
@@ -217,15 +219,19 @@ impl Page {
 
     /// What the processes before have left that is of use to those who come now, where it is of the same replica.
     pub(crate) fn of_replica(&self, url: &str) -> Option<Earlier> {
-        let words = || [&self.last_success_ms, &self.last_snapshot_ms, &self.last_snapshot_reason].map(|word| word.load(Ordering::Relaxed));
+        let words = || self.of_earlier().map(|word| word.load(Ordering::Relaxed));
         (self.is_begun() && self.url().as_deref() == Some(url)).then(words).map(Earlier)
     }
 
     /// Goes on with it.
     pub(crate) fn remember(&self, Earlier(words): &Earlier) {
-        for (word, earlier) in [&self.last_success_ms, &self.last_snapshot_ms, &self.last_snapshot_reason].into_iter().zip(words) {
+        for (word, earlier) in self.of_earlier().into_iter().zip(words) {
             word.store(*earlier, Ordering::Relaxed);
         }
+    }
+
+    const fn of_earlier(&self) -> [&AtomicU64; 4] {
+        [&self.last_success_ms, &self.last_snapshot_ms, &self.last_snapshot_reason, &self.bucket_bytes]
     }
 
     /// How long the oldest commit that the bucket does not have has waited, by the clock that runs since the machine was started.

@@ -96,7 +96,9 @@ impl Database {
 /// The TXID with which the bucket has everything that is committed; none where that cannot be told.
 fn local_txid(facts: &Facts, local: Option<&Local>, published: &Published) -> Result<Option<Txid>, NotKnownYet> {
     if published.sequence <= facts.acked_sequence {
-        return Ok(facts.remote_txid);
+        // Where replication has stopped an earlier process may have committed what was not even counted.
+        let is_stopped = facts.stopped().is_some() || local.is_some_and(|local| local.is_stopped);
+        return Ok(facts.remote_txid.filter(|_| !is_stopped));
     }
     let remote = facts.remote_txid.map_or(0, Txid::get);
     let Some(local) = local else { return Ok(Txid::new(remote.max(1) + 1)) };

@@ -28,6 +28,10 @@ struct Local {
     acked: u64,
     /// The full state is due, or on its way.
     full: Option<FullReason>,
+    /// Replication has stopped: what is committed is neither captured nor sent.
+    is_stopped: bool,
+    /// The file is known to be what was acknowledged and what waits; else it may be another, or is about to be sent in full.
+    is_proven: bool,
     /// Its moment is known: commits after that go into a batch of their own.
     is_full_read: bool,
     /// The batch that was sent, or may have been.
@@ -39,9 +43,12 @@ struct Local {
 
 impl Local {
     fn new(saved: &Saved, mode: &Mode, batch_bytes: Option<u64>, spool: Waits, frames: u64) -> Self {
+        let is_fenced = saved.conflict.is_some_and(|conflict| saved.adopt.is_none_or(|adopt| adopt < conflict.txid));
         Self {
+            is_stopped: is_fenced || matches!(mode, Mode::Stopped(..)),
             acked: saved.acked.map_or(0, |acked| acked.txid.get()).max(saved.adopt.map_or(0, Txid::get)),
             full: if let Mode::Full(reason) = mode { Some(*reason) } else { None },
+            is_proven: matches!(mode, Mode::Running) && saved.adopt.is_none(),
             is_full_read: saved.captured.is_some(),
             batch_bytes,
             spool,
@@ -61,9 +68,9 @@ impl Local {
         // One that was frozen before the full state became due goes before it, whatever it contains.
         let (is_under_way, goes_before) = if self.full.is_some() { (self.is_full_read, has_batch) } else { (has_batch, false) };
         let has_more = self.spool.files > 0 || self.frames > 0;
-        if self.full.is_none() && !has_batch && !has_more && self.acked > 0 {
+        if self.full.is_none() && !self.is_stopped && !has_batch && !has_more && self.acked > 0 {
             // All of it has been acknowledged, which the count of commits has not heard of yet.
-            return Txid::new(newest);
+            return Txid::new(newest).filter(|_| self.is_proven);
         }
         Txid::new(newest + 1 + u64::from(goes_before) + u64::from(is_under_way && has_more))
     }
@@ -146,6 +153,7 @@ impl Parts<'_> {
             strong_fencing: facts.fencing,
             last_maintenance: facts.last_maintenance_ms.map(TimestampMs),
             maintenance_error: facts.maintenance_error,
+            bucket_bytes: facts.bucket_bytes,
             replica: self.replica,
             verification: self.verification,
             more: self.more,
@@ -168,4 +176,26 @@ fn known(facts: &Facts) -> Known {
 /// Only `stat`: the database must not be opened and closed.
 fn size(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(mode: &Mode, adopt: Option<Txid>) -> Local {
+        let saved = Saved { adopt, ..Saved::default() };
+        Local { acked: 7, ..Local::new(&saved, mode, None, Waits::default(), 0) }
+    }
+
+    #[test]
+    fn what_is_not_proved_yet_is_not_said_to_be_in_the_bucket() {
+        let of = |local: Local| local.txid_of_all(7).map(Txid::get);
+        assert_eq!(of(local(&Mode::Running, None)), Some(7));
+        // What was changed while nobody had it open may not be in there.
+        assert_eq!(of(local(&Mode::Unresolved, None)), None);
+        // What it was declared the truth over is not what it holds.
+        assert_eq!(of(local(&Mode::Running, Txid::new(7))), None);
+        assert_eq!(of(local(&Mode::Unresolved, Txid::new(7))), None);
+        assert_eq!(of(local(&Mode::Full(FullReason::Adopted), Txid::new(7))), Some(8));
+    }
 }

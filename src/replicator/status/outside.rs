@@ -38,7 +38,7 @@ use crate::wal;
 #[non_exhaustive]
 pub enum LookError {
     /// There is no such file, or it cannot be looked at.
-    #[error("{path}: {source}")]
+    #[error("{path} cannot be looked at: {source}")]
     Io {
         /// Which file.
         path: PathBuf,
@@ -55,17 +55,51 @@ pub enum LookError {
         directory: PathBuf,
     },
     /// What is beside it is of another version, or damaged.
-    #[error("{0} is not what this version writes; the next open makes it anew and compares the database with its bucket")]
+    #[error("{0} is not what this version writes: it is damaged, or of another version")]
     Unreadable(PathBuf),
     /// A process has it open that shares nothing.
     #[error(
-        "{0} is open in a process that does not tell others how it is: one of another version, or on a file system without shared memory. Ask that process, by \
-         `PRAGMA replicated_status`"
+        "{0} is open in a process that does not tell others how it is: one of another version, or on a file system without shared memory"
     )]
     Untold(PathBuf),
     /// What is beside it was made for another file of that name.
     #[error("{0} belongs to another file that had this name before: this one was not opened with a replica since it is there")]
     OtherFile(PathBuf),
+}
+
+impl LookError {
+    /// What to do about it.
+    #[must_use]
+    pub fn advice(&self) -> String {
+        match self {
+            Self::Io { path, .. } if path.to_string_lossy().contains("://") => {
+                "Name the file of the database; `replicated list` and `replicated doctor` take the URL of a replica"
+            }
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => {
+                    "Name the file of the database. One that is gone is had back with `replicated restore`, or by an open with restore=if-missing"
+                }
+                io::ErrorKind::PermissionDenied => "Run this as a user who may read the database and what is beside it",
+                _ => "Look at the disk and at the system's log (dmesg)",
+            },
+            Self::NotReplicated { database, .. } if database.is_dir() => {
+                "Name the file of the database; `--all` finds the databases below a directory"
+            }
+            Self::NotReplicated { .. } => {
+                "Open it with vfs=replicated and replica=URL (docs/clients.md), or name the database that the application opens: links lead to it, copies do not"
+            }
+            Self::Unreadable(_) => {
+                "Use the tool of the version that the application has. The next open makes it anew, and goes on where the WAL shows that database and bucket are \
+                 one history; where it does not, replication stops (diverged), until `replicated adopt` declares the file the truth"
+            }
+            Self::Untold(_) => "Ask that process, by `PRAGMA replicated_status`",
+            Self::OtherFile(_) => {
+                "The next open with a replica does not use it, and compares the file with the bucket; docs/troubleshooting.md, \"Replication has stopped\", says \
+                 what comes of that"
+            }
+        }
+        .to_owned()
+    }
 }
 
 /// Looks at a database: one status for each of its replicas. It makes no difference whether a process has it open, and makes none to that process.
@@ -155,7 +189,8 @@ impl Beside {
         let found = waiting.commits + spool.files + u64::from(local.batch_bytes.is_some()) + u64::from(saved.full.is_some());
         let waiting_commits = if is_told { counted } else { counted.max(found) };
         let remote_txid = facts.remote_txid.max(saved.acked.map(|acked| acked.txid));
-        let local_txid = if waiting_commits == 0 { remote_txid } else { local.txid_of_all(remote_txid.map_or(0, Txid::get)) };
+        let local_txid =
+            if waiting_commits == 0 && saved.adopt.is_none() { remote_txid } else { local.txid_of_all(remote_txid.map_or(0, Txid::get)) };
         let durability = page.durability.load(Ordering::Relaxed).checked_sub(1).and_then(|at| Durability::ALL.get(at as usize).copied());
         let proof = Proof::beside(paths, saved.replica_hash);
         let (is_verified, proof) = (proof.is_some(), proof.unwrap_or_default());

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Body, Inflight, LiveEnd, Mode, Tail, TailError, open_wal};
 use crate::fault::fault_point;
+use crate::logging::event;
 use crate::ltx::Encoder;
 use crate::replicator::control::{Attempt, OpenTransaction, Stamp};
 use crate::spool::{SpoolError, entry_header};
@@ -225,7 +226,7 @@ impl Tail {
             let path = self.spool.attempt_path(*txid);
             let io = |source| SpoolError::Io { path: path.clone(), source };
             if let Err(error) = self.spool.create_attempt(*txid, |out| out.write_all(bytes).map_err(io)) {
-                log::debug!(target: "replicated", "{error}");
+                event!(Debug, "local_file", self, cause = error; "{error}");
             }
         }
     }

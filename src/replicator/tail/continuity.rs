@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Mode, StopKind, Tail, start_of};
 use crate::fault::fault_point;
+use crate::logging::event;
 use crate::replicator::batch::WalFile;
 use crate::replicator::control::{FullReason, OpenTransaction, Stamp};
 use crate::types::{Txid, WalPos};
@@ -18,10 +19,10 @@ impl Tail {
             return;
         }
         fault_point!("resolve");
-        log::debug!(
-            target: "replicated",
-            "{}: the WAL is at {live}; captured {:?}, sealed {}, then {:x?}; the file was {:?} and is {:?}",
-            self.paths.database.display(), self.state.captured, self.state.sealed, self.state.next_salts, self.state.stamp, stamp()
+        event!(
+            Debug, "resuming", self;
+            "the WAL is at {live}; captured {:?}, sealed {}, then {:x?}; the file was {:?} and is {:?}",
+            self.state.captured, self.state.sealed, self.state.next_salts, self.state.stamp, stamp()
         );
         self.exchanged = self.was_exchanged(stamp);
         let rebooted = matches!((self.state.stamp, stamp()), (Some(then), Some(now)) if then.boot != now.boot);
@@ -49,7 +50,7 @@ impl Tail {
                 self.save_or_warn();
                 self.stop(kind, message);
             }
-            Mode::Running => log::debug!(target: "replicated", "{}: continuing at {live}", self.paths.database.display()),
+            Mode::Running => event!(Debug, "resuming", self; "continuing at {live}"),
             Mode::Unresolved => {}
         }
     }

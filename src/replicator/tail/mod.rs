@@ -25,9 +25,10 @@ use super::frames::FrameLog;
 use super::local::Paths;
 use super::shared::{Locks, Shared};
 use crate::fault::fault_point;
+use crate::logging::{Unless, event, repeated_event};
 use crate::ltx::LtxError;
 use crate::spool::{Spool, SpoolError, is_disk_full};
-use crate::types::{PageNo, WalPos};
+use crate::types::{PageNo, Txid, WalPos};
 
 pub(crate) use self::attempt::{Body, Inflight};
 pub(crate) use self::capture::FileCommit;
@@ -148,6 +149,8 @@ pub(crate) struct Tail {
     rolled_back: bool,
     /// What the file is is still to be found out, by the uploader: see `State::to_compare`.
     compares: bool,
+    /// The newest TXID that the bucket had when it was compared, and nothing was known of a position in it.
+    pub(crate) found_newest: Option<Txid>,
 }
 
 impl Tail {
@@ -173,6 +176,7 @@ impl Tail {
             unsaved: false,
             rolled_back: false,
             compares: false,
+            found_newest: None,
         }
     }
 
@@ -223,7 +227,7 @@ impl Tail {
     /// Notes what the database file looks like, or that nothing is known of it because something else than a checkpoint writes to it.
     pub(crate) fn mark(&self, now: Option<&Stamp>) {
         if let Some(Err(error)) = self.control.as_ref().map(|control| control.mark(now)) {
-            log::debug!(target: "replicated", "{}: {error}", self.paths.control().display());
+            event!(Debug, "local_file", self, cause = error; "{}: {error}", self.paths.control().display());
         }
     }
 
@@ -246,7 +250,7 @@ impl Tail {
         }
         self.give_up(FullReason::Fault);
         if let Err(error) = self.write() {
-            log::warn!(target: "replicated", "{error}");
+            repeated_event!(Warn, "local_file", self, cause = error; "{error}");
         }
         self.leave_the_others();
     }
@@ -259,11 +263,10 @@ impl Tail {
         let level = if reason == FullReason::First { log::Level::Debug } else { log::Level::Warn };
         let newest = self.state.attempt.map(|a| a.txid).or(self.state.acked.map(|a| a.txid));
         let lost_tail = newest.filter(|_| reason == FullReason::BucketAhead);
-        log::log!(
-            target: "replicated",
-            level,
-            "{}: the full state will be sent: {}{}",
-            self.paths.database.display(),
+        event!(
+            level, "full_state_due", self, txid = Unless(newest), cause = reason.text();
+            "the full state will be sent{}: {}{}",
+            self.paths.to_second(),
             reason.text(),
             lost_tail.map_or_else(String::new, |txid| format!("; they can be restored with TXID {txid}"))
         );
@@ -273,7 +276,7 @@ impl Tail {
         self.save_or_warn();
         fault_point!("lose.saved");
         if let Err(error) = self.spool.remove_stale(self.state.attempt.map(|a| a.txid)) {
-            log::warn!(target: "replicated", "{error}");
+            repeated_event!(Warn, "local_file", self, cause = error; "{error}");
         }
     }
 
@@ -291,8 +294,14 @@ impl Tail {
         if self.has_failed() && kind != StopKind::Failed {
             return;
         }
-        log::error!(target: "replicated", "{}: replication{} stopped: {message}", self.paths.database.display(), self.paths.to_second());
+        let txid = Unless(self.state.acked.map(|acked| acked.txid));
+        event!(Error, "stopped", self, txid = txid, cause = message; "replication{} stopped: {message}", self.paths.to_second());
         self.mode = Mode::Stopped(kind, message);
+    }
+
+    /// Where its files are.
+    pub(crate) const fn paths(&self) -> &Paths {
+        &self.paths
     }
 
     /// What is known of the WAL's frames, for those who write them.
@@ -324,7 +333,7 @@ impl Tail {
 
     fn save_or_warn(&mut self) {
         if let Err(error) = self.save() {
-            log::warn!(target: "replicated", "{error}");
+            repeated_event!(Warn, "local_file", self, cause = error; "{error}");
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{Body, Inflight, Mode, StopKind, Tail};
+use crate::logging::repeated_event;
 use crate::replicator::control::{FullReason, State};
 use crate::replicator::shared::Range;
 
@@ -81,7 +82,7 @@ impl Tail {
             return;
         }
         if let Err(error) = locked {
-            log::error!(target: "replicated", "{}: it cannot be locked: {error}", self.paths.control().display());
+            repeated_event!(Error, "local_file", self, cause = error; "{} cannot be locked: {error}", self.paths.control().display());
         }
         let has_died = self.shared.tail_held.swap(1, Ordering::AcqRel) != 0;
         self.shared.stuck.store(0, Ordering::Release);
@@ -98,7 +99,7 @@ impl Tail {
         if has_died || was_another_s {
             match self.control.as_mut().map_or(Ok(None), super::Control::newer) {
                 Ok(newer) => self.adopt(newer.unwrap_or_else(|| self.state.clone())),
-                Err(error) => log::warn!(target: "replicated", "{}: {error}", self.paths.control().display()),
+                Err(error) => repeated_event!(Warn, "local_file", self, cause = error; "{}: {error}", self.paths.control().display()),
             }
         }
         if has_died {
@@ -121,7 +122,7 @@ impl Tail {
         match self.spool.reopen(self.state.spool_first, self.state.spool_next, self.state.attempt.map(|a| a.txid)) {
             Ok(spool) => self.spool = spool,
             Err(error) => {
-                log::warn!(target: "replicated", "{error}");
+                repeated_event!(Warn, "local_file", self, cause = error; "{error}");
                 self.lose(FullReason::SpoolLost);
             }
         }
@@ -164,6 +165,7 @@ impl Tail {
         if let Some(locks) = &self.locks {
             locks.unlock(Range::Tail);
             locks.unlock(Range::Owner);
+            locks.unlock(Range::Staying);
         }
     }
 

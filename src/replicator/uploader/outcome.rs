@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Task;
+use crate::logging::repeats::{More, duration};
+use crate::logging::{Unless, bucket_in_words, event};
 use crate::replicator::budget::Backoff;
 use crate::replicator::clock;
 use crate::replicator::outage::{Over, Tell};
@@ -15,18 +17,19 @@ use crate::store::StoreErrorKind;
 impl Task {
     pub(super) fn succeeded(&mut self) {
         self.backoff.succeeded();
-        let name = self.database.paths.database.display();
+        let database = &self.database;
+        let remote = || database.progress.facts().remote_txid;
         match self.outages.borrow_mut().succeeded(clock::now()) {
             Over::Nothing => {}
-            Over::Works { after, failures } => log::info!(
-                target: "replicated",
-                "{name}: replication works again after {:.1} s and {failures} failures",
-                after.as_secs_f64()
+            Over::Works { after, failures } => event!(
+                Info, "replication_works_again", database, txid = Unless(remote());
+                "replication{} works again after {} and {failures} failures; {}",
+                database.paths.to_second(), duration(after), bucket_in_words(remote())
             ),
-            Over::Flapped { outages, failures, within } => log::warn!(
-                target: "replicated",
-                "{name}: the store fails and works again in turn: {outages} more times and {failures} failures in {:.0} s",
-                within.as_secs_f64()
+            Over::Flapped { outages, failures, within } => event!(
+                Warn, "replication_flaps", database, txid = Unless(remote());
+                "the store{} fails and works again in turn: {outages} more times and {failures} failures in {}",
+                database.paths.of_second(), duration(within)
             ),
         }
         self.database.progress.update(|f| {
@@ -59,13 +62,26 @@ impl Task {
             StepError::Damaged(_) => (false, None, error.to_string()),
             other => (true, None, other.to_string()),
         };
-        let name = self.database.paths.database.display();
+        let database = &self.database;
+        let remote = || database.progress.facts().remote_txid;
         match self.outages.borrow_mut().failed(&key, clock::now()) {
             Tell::Nothing => {}
-            Tell::Cause if matches!(error, StepError::StartOver(_)) => log::info!(target: "replicated", "{name}: {error}"),
-            Tell::Cause if matches!(error, StepError::Damaged(_)) => log::error!(target: "replicated", "{name}: {error}"),
-            Tell::Cause => log::error!(target: "replicated", "{name}: not replicated: {error}. The application goes on; it is tried again"),
-            Tell::Still(failures) => log::warn!(target: "replicated", "{name}: still failing, {failures} times so far: {error}"),
+            Tell::Cause if matches!(error, StepError::StartOver(_)) => {
+                event!(Info, "full_state_starts_over", database, txid = Unless(remote()), cause = error; "{error}")
+            }
+            Tell::Cause if matches!(error, StepError::Damaged(_)) => {
+                event!(Error, "database_damaged", database, txid = Unless(remote()), cause = error; "{error}")
+            }
+            Tell::Cause => event!(
+                Error, "replication_failed", database, txid = Unless(remote()), cause = error;
+                "not replicated{}: {error}. The application goes on, and it is tried again; {}",
+                database.paths.to_second(), bucket_in_words(remote())
+            ),
+            Tell::Still { more: More { times, within }, failures } => event!(
+                Warn, "replication_still_fails", database, txid = Unless(remote()), cause = error;
+                "still not replicated{}: failed {times} more times in the last {}, {failures} in all; {}. The last cause: {error}",
+                database.paths.to_second(), duration(within), bucket_in_words(remote())
+            ),
         }
         self.database.progress.update(|f| {
             f.state = if matches!(error, StepError::Damaged(_)) { ReplicationState::Damaged } else { ReplicationState::Offline };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{ENCODE_AHEAD_FRAMES, Task};
+use crate::logging::{event, repeated_event};
 use crate::replicator::clock;
 use crate::replicator::control::FullReason;
 use crate::replicator::database::Database;
@@ -128,15 +129,13 @@ impl Task {
         let Err(error) = spooled else { return ENCODE_AHEAD_FRAMES };
         if error.is_out_of_room() && frames > database.most_gate_frames() {
             // A writer that wants to restart the WAL would not try it, and the WAL would grow without end.
-            log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
+            event!(Warn, "local_file", database, cause = error; "{error}");
             database.lose(&mut tail, FullReason::SpoolLost);
             return u32::MAX;
         }
-        if let Err(error) = recover(database, &mut tail, error)
+        if let Err(error) = recover(database, &mut tail, error) {
             // A disk that is full fails at every try, and with every commit comes one.
-            && self.outages.borrow_mut().is_news("encode ahead", clock::now())
-        {
-            log::warn!(target: "replicated", "{}: {error}", database.paths.database.display());
+            repeated_event!(Warn, "local_file", database, cause = error; "{error}");
         }
         u32::MAX
     }

@@ -9,6 +9,7 @@ use super::copy::{self, Copy, CopyError};
 use super::note::{self, Note, Object};
 use super::onwards::{NoWay, onwards};
 use super::{Applied, Event, FollowError, FollowOptions, SHORTEST_PAUSE};
+use crate::logging::event;
 use crate::restore::error::RestoreError;
 use crate::restore::fetch::{self, CHUNK_BYTES, retried};
 use crate::restore::plan::{Plan, Target, plan};
@@ -94,7 +95,7 @@ impl<'a> Follower<'a> {
     /// The same once, something else after a while: a store that is away says so in many words.
     fn tell(&mut self, why: String) {
         let is_news = self.problem.as_ref().is_none_or(|(told, since)| *told != why && since.elapsed() >= TELL_PAUSE);
-        log::debug!("{why}");
+        event!(Debug, "copy_problem", self.path, cause = why; "{why}");
         if is_news {
             self.options.listener.tell(&Event::Problem(&why));
             self.problem = Some((why, Instant::now()));
@@ -107,7 +108,7 @@ impl<'a> Follower<'a> {
             Ok(Some(begun)) => return Ok(begun),
             Ok(None) => {}
             Err(error) if error.is_about_the_copy() && self.options.restore.overwrite => {
-                log::info!("{error}: it is restored anew");
+                event!(Info, "copy_begins_anew", self.path, cause = error; "{error}: it is restored anew");
             }
             Err(error) => return Err(error),
         }
@@ -211,7 +212,7 @@ impl<'a> Follower<'a> {
         }
         match (outcome, damage) {
             (Err(Failure::Final(error @ FollowError::OtherHistory { .. })), _) if self.options.restore.overwrite => {
-                log::warn!("{error}: the copy becomes what the bucket holds now");
+                event!(Warn, "copy_begins_anew", self.path, cause = error; "{error}: the copy becomes what the bucket holds now");
                 self.compared = None;
                 self.start_over(copy, note).await
             }

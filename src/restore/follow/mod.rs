@@ -142,7 +142,9 @@ impl FollowError {
             Self::Copy(CopyError::Foreign { .. }) => {
                 "move it away to keep what was written, or restore it anew with --force; open it read-only (mode=ro) where it is read".to_owned()
             }
-            Self::Copy(_) => String::new(),
+            Self::Copy(CopyError::Io { source, .. }) => super::error::output_advice(source).to_owned(),
+            Self::Copy(CopyError::Busy { .. }) => "end the transaction that is open on the copy, and run the same command again: it goes on from there".to_owned(),
+            Self::Copy(CopyError::InUse { .. }) => "one process is enough: stop that one first, or follow to another file".to_owned(),
             Self::NoCopy { .. } | Self::OtherReplica { .. } => {
                 "choose another output, or have it replaced with --force once nothing has it open".to_owned()
             }

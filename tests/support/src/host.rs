@@ -41,7 +41,7 @@ pub fn binaries() -> PathBuf {
 /// Builds the extension and the host programs, once, if they are not there as the sources are now.
 fn build() {
     static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| cargo_build(&["-p", "replicated-vfs-ext", "-p", "replicated-testkit"]));
+    BUILT.get_or_init(|| cargo_build(&["-p", "replicated-vfs-ext", "-p", "replicated-vfs-preload", "-p", "replicated-testkit"]));
 }
 
 /// Builds something into the folder of this build.
@@ -71,6 +71,13 @@ fn cargo_build(what: &[&str]) {
 pub fn extension() -> PathBuf {
     build();
     binaries().join(if cfg!(target_os = "macos") { "libreplicated_ext.dylib" } else { "libreplicated_ext.so" })
+}
+
+/// The library for `LD_PRELOAD`. It looks for the extension beside itself, by the name that it is installed as.
+#[must_use]
+pub fn preload() -> PathBuf {
+    build();
+    binaries().join("libreplicated_preload.so")
 }
 
 /// A program of the testkit.

@@ -135,6 +135,12 @@ impl Access<'_> {
                 let means = format!("The store does not accept the keys, so nothing can be sent or restored.{from}");
                 report.problem("credentials", cause, means, error.advice);
             }
+            StoreErrorKind::NoSuchBucket if error.advice.contains("no store") => report.problem(
+                "answer",
+                cause,
+                "What answers there does not say what it lacks, as a store would: it is another program, a console or a proxy, or the path is wrong",
+                error.advice,
+            ),
             StoreErrorKind::NoSuchBucket => report.problem(
                 "bucket",
                 cause,

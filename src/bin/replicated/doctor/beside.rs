@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use replicated::status::{LookError, look as look_outside};
 use replicated::types::TimestampMs;
 use replicated::verify::{self, Beside, Told};
 
@@ -43,6 +44,13 @@ pub(super) fn look(database: &Path, url: &str, limit: Duration, report: &mut Rep
                 "the database is, or was, replicated to another URL than this one",
                 "What is remembered beside it says nothing of this bucket",
                 "Compare the URL with the application's (PRAGMA replicated_status, REPLICATED_REPLICA)",
+            );
+        } else if let Err(error @ LookError::Unreadable(_)) = look_outside(database) {
+            report.warning(
+                "replication",
+                error.to_string(),
+                "The next open makes it anew, and goes on where the WAL shows that database and bucket are one history; where it does not, it refuses (`diverged`)",
+                "Use the tool and the extension of one version; docs/troubleshooting.md, \"Replication has stopped\", says how to decide",
             );
         } else {
             report.skipped(

@@ -71,6 +71,12 @@ impl Disk<'_> {
                 self.room(&space, report);
                 self.may_write(&folder, &space, report);
             }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => report.problem(
+                "disk",
+                format!("the folder {} is not there", folder.display()),
+                "An open of the database fails",
+                "Make it, or correct the path; where it is to be a volume, look whether that is mounted",
+            ),
             Ok(Err(error)) => report.unknown("disk", format!("{}: {error}", folder.display()), "Look at `mount`"),
             Err(late) => {
                 report.unknown("disk", format!("{}: {late}", folder.display()), "Its file system does not answer: look at `mount`")

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use replicated::config::{Options, parse_duration};
+use replicated::config::Options;
 use replicated::store::url::Location;
 use replicated::store::{ReplicaUrl, Store};
 use serde_json::json;
@@ -44,6 +44,7 @@ pub(crate) use self::sqlite::inspect;
 use crate::Failure;
 use crate::store_flags::StoreFlags;
 use crate::text;
+use crate::values::duration_from;
 
 /// Less time is not told of.
 const WORTH_SAYING: Duration = Duration::from_secs(10);
@@ -64,10 +65,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     extension: Option<PathBuf>,
     /// How long one request, or one look, may take
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration_from("100ms"))]
     timeout: Duration,
     /// How long SQLite may check the database
-    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration_from("100ms"))]
     check_timeout: Duration,
     /// Write the result to standard output as JSON
     #[arg(long)]

@@ -1,6 +1,6 @@
 //! The testkit's S3 server as a process, for tests and demos in other languages.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use replicated_testkit::s3::{Options, Requests, Server};
 
 const USAGE: &str = "usage: replicated-s3 [--port N] [--root FOLDER] [--bucket NAME] [--delay-ms N] [--counts]
 
-Serves S3 on 127.0.0.1 until killed; with --counts until its standard input ends, and prints as JSON what was asked for then. Prints the variables that a client needs, one NAME=value a line, then an empty line.";
+Serves S3 on 127.0.0.1 until killed; with --counts until its standard input ends, and prints as JSON what was asked for, at each line of its standard input and at its end. Prints the variables that a client needs, one NAME=value a line, then an empty line.";
 
 fn main() -> io::Result<()> {
     let (options, counts) = match arguments(std::env::args().skip(1)) {
@@ -27,19 +27,27 @@ fn main() -> io::Result<()> {
     writeln!(out, "REPLICATED_TEST_S3_ENDPOINT={}\nREPLICATED_TEST_S3_BUCKET={}\n", server.endpoint(), server.bucket())?;
     out.flush()?;
     if counts {
-        io::stdin().read_to_end(&mut Vec::new())?;
-        let Requests { put, get, list, delete, head, multipart } = server.requests();
-        let [received_bytes, sent_bytes] = server.body_bytes();
-        let counts = serde_json::json!({
-            "put": put, "get": get, "list": list, "delete": delete, "head": head, "multipart": multipart,
-            "received_bytes": received_bytes, "sent_bytes": sent_bytes,
-        });
-        return writeln!(out, "{counts}");
+        for line in io::stdin().lines() {
+            line?;
+            print_counts(&server, &mut out)?;
+        }
+        return print_counts(&server, &mut out);
     }
     drop(out);
     loop {
         std::thread::park();
     }
+}
+
+fn print_counts(server: &Server, out: &mut impl Write) -> io::Result<()> {
+    let Requests { put, get, list, delete, head, multipart } = server.requests();
+    let [received_bytes, sent_bytes] = server.body_bytes();
+    let counts = serde_json::json!({
+        "put": put, "get": get, "list": list, "delete": delete, "head": head, "multipart": multipart,
+        "received_bytes": received_bytes, "sent_bytes": sent_bytes,
+    });
+    writeln!(out, "{counts}")?;
+    out.flush()
 }
 
 fn arguments(mut given: impl Iterator<Item = String>) -> Result<(Options, bool), String> {

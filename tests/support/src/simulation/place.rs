@@ -83,11 +83,14 @@ impl Place {
             if weather != self.weather {
                 if weather == Weather::Down {
                     std::fs::create_dir_all(&self.folder).expect("a folder can be made");
-                    std::fs::rename(&self.folder, self.away()).expect("it can be moved");
-                    std::fs::write(&self.folder, "no folder").expect("a file can be written");
-                } else {
-                    std::fs::remove_file(&self.folder).expect("it is ours");
-                    std::fs::rename(self.away(), &self.folder).expect("it can be moved back");
+                    std::fs::write(self.away(), "no folder").expect("a file can be written");
+                }
+                // In one step: a writer makes the folder anew where it finds nothing.
+                let here = rustix::fs::CWD;
+                rustix::fs::renameat_with(here, &self.folder, here, self.away(), rustix::fs::RenameFlags::EXCHANGE)
+                    .expect("they can be exchanged");
+                if weather == Weather::Fine {
+                    std::fs::remove_file(self.away()).expect("it is ours");
                 }
             }
             // The harness reads where it is.

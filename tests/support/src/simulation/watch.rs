@@ -78,6 +78,19 @@ impl Watch {
         self.objects.len()
     }
 
+    /// Whose object a TXID's is.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn writer_of(&self, bucket: &Bucket, txid: Txid) -> Result<Option<u64>, String> {
+        let Some(listed) = bucket.try_list().into_iter().find(|listed| listed.name.max_txid == txid && listed.name.level == Level::ZERO)
+        else {
+            return Ok(None);
+        };
+        let header = Reader::new(read(bucket, &listed)?.as_slice()).read_header().map_err(|error| error.to_string())?;
+        Ok(Some(header.node_id))
+    }
+
     /// Looks at what is new (I1, I5), and that what was there is there (I6): by name and size, and `thoroughly` by content.
     ///
     /// When compaction comes, what may vanish is a name of a level below 9 whose TXIDs an object of another level has, which was read back
@@ -153,7 +166,10 @@ impl Watch {
                 && !model.continues(seen.id, state)
             {
                 if !model.allows_break_after(before) {
-                    return Err(format!("TXID {txid} is state {}, which does not continue state {state} of TXID {before}", seen.id));
+                    return Err(format!(
+                        "TXID {txid} is state {}, which does not continue state {state} of TXID {before}; declared the truth was over {:?}",
+                        seen.id, model.adopted
+                    ));
                 }
                 self.breaks += 1;
             }

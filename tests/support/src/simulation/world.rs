@@ -15,7 +15,7 @@ use super::watch::{Watch, state_of};
 use super::wire::{Answer, Deed, Op, Outcome, Problem, Seen, Size};
 use crate::bucket::try_flattened;
 use crate::host;
-use crate::sqlite::same_but_for_free_pages;
+use crate::sqlite::{integrity_check, same_but_for_free_pages};
 
 /// The locks of others are in the way: `SQLITE_BUSY`, `SQLITE_LOCKED`, and their kinds.
 const IN_THE_WAY: [i32; 2] = [5, 6];
@@ -185,6 +185,14 @@ impl World {
         self.sites[host].actors.iter().flatten().any(|actor| actor.is_stopped)
     }
 
+    /// A full state does not begin before such a transaction has ended: there is no moment of which the file could tell.
+    fn is_written_outside_the_wal(&self, host: usize) -> bool {
+        const WRITE_VERSION_OFFSET: usize = 18;
+        const WAL: u8 = 2;
+        let is_wal = || std::fs::read(self.database(host)).is_ok_and(|file| file.get(WRITE_VERSION_OFFSET) == Some(&WAL));
+        self.sites[host].actors.iter().flatten().any(|actor| actor.within.is_some()) && !is_wal()
+    }
+
     fn database(&self, host: usize) -> PathBuf {
         self.sites[host].dir.join("app.db")
     }
@@ -211,8 +219,19 @@ impl World {
         {
             // How far a reader is in the way of a checkpoint depends on whether the WAL was begun anew since.
             let is_read = matches!(op, Op::Checkpoint(_)) && self.sites[host].actors.iter().flatten().any(|actor| actor.holds.is_some());
-            if is_read { Ok(()) } else { agree(op, &answer.real, twin) }
-                .map_err(|why| format!("I4: host {host}, process {process}, {op:?}: {why}"))?;
+            // One that was stopped with what is captured keeps the others from beginning the WAL anew: after 10 s that is told as busy.
+            let is_kept = matches!(op, Op::Checkpoint(_)) && self.somebody_is_stopped(host);
+            // Whoever is stopped holds locks of SQLite's, and what our processes share.
+            let is_refused = matches!(op, Op::Open { .. })
+                && matches!((&answer.real, twin), (Outcome::Failed(_), Outcome::Failed(_)))
+                && self.somebody_is_stopped(host);
+            let agreed = if is_read || is_kept || is_refused { Ok(()) } else { agree(op, &answer.real, twin) };
+            agreed.map_err(|why| {
+                // What is damaged without us, too, differs by what each connection has in its cache.
+                let is_damaged = integrity_check(&self.twin(host)).is_err_and(|why| why.contains("missing from index"));
+                let whose = if is_damaged { OF_SQLITE } else { "" };
+                format!("{whose}I4: host {host}, process {process}, {op:?}: {why}")
+            })?;
         }
         Ok(answer)
     }
@@ -391,6 +410,20 @@ impl World {
         }
     }
 
+    /// A state that was found somewhere, which nobody may know of yet, nor of the one before it: who was stopped or killed after the commit could not say so.
+    fn learn(&mut self, seen: Seen) -> Result<(), String> {
+        self.learn_of(seen.parent)?;
+        self.learn_of(seen.id)
+    }
+
+    fn learn_of(&mut self, id: u64) -> Result<(), String> {
+        let is_of = |site: &Site| site.unresolved == Some(id) || site.actors.iter().flatten().any(|actor| actor.asked == Some(id));
+        match (0..self.sites.len()).find(|host| !self.model.knows(id) && self.sites.get(*host).is_some_and(is_of)) {
+            Some(host) => self.is_head(host, id),
+            None => Ok(()),
+        }
+    }
+
     fn is_head(&mut self, host: usize, id: u64) -> Result<(), String> {
         let head = self.sites[host].head;
         if !self.model.knows(id) && self.sites[host].actors.iter().flatten().any(|actor| actor.asked == Some(id))
@@ -408,6 +441,7 @@ impl World {
     fn reads(&mut self, host: usize, process: usize, outcome: &Outcome) -> Result<Option<Seen>, String> {
         match outcome {
             Outcome::State(seen) => {
+                self.learn_of(seen.parent)?;
                 self.is_head(host, seen.id)?;
                 self.model.check(*seen).map_err(|error| format!("host {host}: {error}"))?;
                 self.count("read");
@@ -520,8 +554,12 @@ impl World {
                 // There is no database, and the bucket cannot be asked for it.
                 self.count("open refused");
             } else if problem.code & 0xff == 14 && problem.text.contains("unable to open") && self.somebody_is_stopped(host) {
-                // It holds what the processes share.
+                // It holds what the processes share. Each open would wait for it in vain, for seconds: whoever meets that has it go on.
                 self.count("open refused");
+                self.sites[host].actors[process] = None;
+                for other in 0..=PROCESSES {
+                    self.go_on(host, other)?;
+                }
             } else {
                 self.was_in_the_way(host, process, &answer.real)?;
             }
@@ -532,6 +570,7 @@ impl World {
         (actor.is_open, actor.has_twin) = (true, has_twin);
         if is_missing && let Outcome::State(seen) = answer.real {
             // What the bucket had, or nothing.
+            self.learn(seen)?;
             self.model.check(seen)?;
             self.sites[host].head = seen.id;
             self.count(if seen.id > 0 { "restored at open" } else { "new database" });
@@ -631,8 +670,8 @@ impl World {
             self.sites[host].head = commit;
             was_committed = true;
         }
-        self.model.check(seen).map_err(|error| format!("host {host}: {error}"))?;
         self.is_head(host, seen.id)?;
+        self.model.check(seen).map_err(|error| format!("host {host}: {error}"))?;
         Ok(was_committed)
     }
 
@@ -710,7 +749,7 @@ impl World {
 
     /// Waits for the bucket. Whether it has everything; where replication has stopped, that it may.
     fn sync(&mut self, host: usize, process: usize) -> Result<bool, String> {
-        let may_fail = self.place.weather != Weather::Fine || self.somebody_is_stopped(host);
+        let may_fail = self.place.weather != Weather::Fine || self.somebody_is_stopped(host) || self.is_written_outside_the_wal(host);
         let answer = self.ask(host, process, &Op::Sync(if may_fail { "150ms" } else { "60s" }.to_owned()))?;
         let head = self.sites[host].head;
         match answer.real {
@@ -771,8 +810,18 @@ impl World {
             let is_empty = self.place.direct.try_list().is_empty();
             return if is_empty { Err(format!("host {host} was stopped by an empty bucket: {status}")) } else { Ok(()) };
         };
-        if self.sites[host].may_be_refused || !self.model.continues(head, state) {
+        // Two that begin with nothing have no history in common. And another host may have sent what changes no row, such as a VACUUM.
+        if self.sites[host].may_be_refused || !self.model.continues(head, state) || state == 0 {
             return Ok(());
+        }
+        if let Some(node) = self.watch.writer_of(&self.place.direct, txid)? {
+            let node = format!("node {node:016x}");
+            if status.contains(&format!("another writer has written TXID {txid}"))
+                && status.contains(&node)
+                && !status.contains(&format!("this one is {node}"))
+            {
+                return Ok(());
+            }
         }
         Err(format!("host {host} is at state {head}, which continues state {state} of TXID {txid}, and was stopped: {status}"))
     }
@@ -853,6 +902,7 @@ impl World {
         remove_all(&database)?;
         self.place.direct.try_restore(target, &database).map_err(|error| format!("restore of {target:?}: {error}"))?;
         let seen = state_of(&database)?;
+        self.learn(seen)?;
         self.model.check(seen)?;
         let site = &mut self.sites[host];
         (site.head, site.twin_is_right, site.may_be_refused, site.is_unseen) = (seen.id, false, true, true);
@@ -881,6 +931,7 @@ impl World {
             return Err(format!("I1: restore of TXID {txid}: {error}"));
         }
         let seen = state_of(&file).map_err(|error| format!("I1: TXID {txid}: {error}"))?;
+        self.learn(seen)?;
         self.model.check(seen).map_err(|error| format!("I1: TXID {txid}: {error}"))?;
         self.count("restored aside");
         Ok(true)
