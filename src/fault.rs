@@ -14,6 +14,7 @@
 //! |---|---|
 //! | `kill` | SIGKILL to the process itself |
 //! | `stop` | SIGSTOP to the process itself: a test has it go on by SIGCONT |
+//! | `slow` | the thread sleeps for 6 s |
 //! | `panic` | a panic with the point's name |
 //! | `error` | the function fails with EIO; at points that cannot fail nothing happens |
 //! | `full` | the same with ENOSPC |
@@ -204,6 +205,7 @@ mod active {
     enum Action {
         Kill,
         Stop,
+        Slow,
         Panic,
         Error(i32),
     }
@@ -234,6 +236,7 @@ mod active {
                 "kill" => Action::Kill,
                 "stop" => Action::Stop,
                 "panic" => Action::Panic,
+                "slow" => Action::Slow,
                 "error" => Action::Error(libc::EIO),
                 "full" => Action::Error(libc::ENOSPC),
                 _ => return None,
@@ -292,6 +295,9 @@ mod active {
         }
     }
 
+    /// What a machine that is busy with other things takes at the worst.
+    const SLOW: std::time::Duration = std::time::Duration::from_secs(6);
+
     fn stop() -> io::Result<()> {
         /// The signal is the process's, and this thread may go on for a moment.
         const MOMENT: std::time::Duration = std::time::Duration::from_millis(200);
@@ -310,6 +316,10 @@ mod active {
             None => Ok(()),
             Some(Action::Kill) => die(),
             Some(Action::Stop) => stop(),
+            Some(Action::Slow) => {
+                std::thread::sleep(SLOW);
+                Ok(())
+            }
             Some(Action::Panic) => panic!("the fail point {name} was told to panic"),
             Some(Action::Error(code)) => Err(io::Error::from_raw_os_error(code)),
         }

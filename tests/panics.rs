@@ -159,6 +159,22 @@ panics! {
     with_an_acknowledgement_untold: "ack.told", "DELETE";
 }
 
+/// The uploader is busy when the last handle is closed, for longer than the close waits: the open after it does not join what has failed.
+#[test]
+fn opened_again_before_it_is_forgotten() {
+    let place = Place::new();
+    let mut host = place.host("commit.publish=panic@4;step=slow@2");
+    let db = set_up(&mut host, &place, "WAL");
+    work_until_failed(&mut host, db);
+    host.close(db);
+    let db = host.open(&place.uri());
+    commit(&mut host, db);
+    host.sync(db);
+    host.close(db);
+    host.quit();
+    place.check();
+}
+
 /// The first flush of a life: everything that happens once.
 fn a_panic_at_the_first(point: &str) {
     let place = Place::new();

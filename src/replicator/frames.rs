@@ -20,6 +20,8 @@ const USUAL: usize = 1 << 12;
 #[derive(Debug, Default)]
 pub(crate) struct WrittenFrames {
     frames: Vec<(u64, FrameHeader)>,
+    /// Where the last of them begins.
+    last: u64,
     too_many: bool,
 }
 
@@ -27,6 +29,7 @@ impl WrittenFrames {
     pub(crate) fn clear(&mut self) {
         self.frames.clear();
         self.frames.shrink_to(USUAL);
+        self.last = 0;
         self.too_many = false;
     }
 
@@ -34,13 +37,17 @@ impl WrittenFrames {
         self.frames.is_empty() && !self.too_many
     }
 
-    /// The header of a frame is written at that place of the WAL.
-    pub(crate) fn note(&mut self, offset: u64, header: FrameHeader) {
+    /// The header of a frame is written at that place of the WAL. Whether it is behind all others: a frame is appended, and its page follows. The headers
+    /// of frames that are there get other checksums by the commit that has written one of them over, without their pages.
+    pub(crate) fn note(&mut self, offset: u64, header: FrameHeader) -> bool {
+        let is_appended = offset > self.last;
+        self.last = self.last.max(offset);
         if self.frames.len() < MOST_WRITTEN {
             self.frames.push((offset, header));
         } else {
             self.too_many = true;
         }
+        is_appended
     }
 
     /// What a WAL-index would say after a commit, for want of one: these frames follow on `before`, or begin a new generation.

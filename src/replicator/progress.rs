@@ -298,6 +298,11 @@ impl Progress {
         self.shared.changed();
     }
 
+    /// Whether one has.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.local.lock().failure.is_some()
+    }
+
     /// Somebody is about to wait: a file that was damaged may have been repaired, and is looked at again before anybody is told that it is not.
     pub(crate) fn look_again(&self) {
         let (damaged, offline) = (ReplicationState::Damaged as u64, ReplicationState::Offline as u64);

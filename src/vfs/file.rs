@@ -10,7 +10,9 @@ use super::group::{self, FileName};
 use super::main_file::{
     MainFile, main_file_control, main_lock, main_shm_lock, main_shm_map, main_shm_unmap, main_sync, main_truncate, main_unlock, main_write,
 };
-use super::wal_file::{WalSide, super_journal_write, wal_sync, wal_truncate, wal_write};
+use super::wal_file::{
+    WalSide, release, super_journal_write, wal_file_control, wal_file_size, wal_read, wal_sync, wal_truncate, wal_write,
+};
 use crate::replicator::durability::Policy;
 use crate::replicator::process;
 use crate::replicator::replicas::Replicas;
@@ -26,6 +28,7 @@ pub(crate) struct ShimFile {
 /// Bytes of ours before the base's file; keeps it aligned.
 pub(crate) const SHIM_BYTES: usize = size_of::<ShimFile>();
 
+#[expect(clippy::large_enum_variant, reason = "what a WAL wastes is less than another step on the way to every commit costs")]
 enum FileState {
     Main(MainFile),
     Wal(WalSide),
@@ -193,6 +196,21 @@ unsafe extern "C" fn shm_barrier(file: *mut File) {
 
 // The methods with a behaviour of their own. SAFETY of each: SQLite calls them on an open file of ours, and never two at once on one file.
 
+/// Comes before a commit is published.
+unsafe extern "C" fn main_shm_barrier(file: *mut File) {
+    // SAFETY: see above.
+    unsafe {
+        let main = main_of(file);
+        if release(main) != SQLITE_OK
+            && let Some(replicas) = &main.replicas
+        {
+            // There is nobody who could be told.
+            guarded(main, (), || replicas.poison("the header of a frame was not written: look at the disk"));
+        }
+        shm_barrier(file);
+    }
+}
+
 /// Closes the file, then flushes if it was the last: no lock is held by then.
 unsafe extern "C" fn close(file: *mut File) -> c_int {
     // SAFETY: see above; the state is freed once, and the methods are cleared so that nobody comes back.
@@ -202,6 +220,8 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
             // SQLite deletes it next.
             Some(FileState::Wal(wal)) => {
                 let main = &*wal.main;
+                // What SQLite has not gone on with is no commit.
+                let _of_nobody = release(main);
                 if let Some(replicas) = main.replicas() {
                     guarded(main, (), || main.before_unlocked_end(replicas));
                 }
@@ -287,12 +307,20 @@ static MAIN: [IoMethods; TABLES] = shapes(IoMethods {
     file_control: Some(main_file_control),
     shm_map: Some(main_shm_map),
     shm_lock: Some(main_shm_lock),
+    shm_barrier: Some(main_shm_barrier),
     shm_unmap: Some(main_shm_unmap),
     ..FORWARD
 });
 
-static WAL: [IoMethods; TABLES] =
-    shapes(IoMethods { write: Some(wal_write), truncate: Some(wal_truncate), sync: Some(wal_sync), ..FORWARD });
+static WAL: [IoMethods; TABLES] = shapes(IoMethods {
+    read: Some(wal_read),
+    write: Some(wal_write),
+    truncate: Some(wal_truncate),
+    sync: Some(wal_sync),
+    file_size: Some(wal_file_size),
+    file_control: Some(wal_file_control),
+    ..FORWARD
+});
 
 static SUPER_JOURNAL: [IoMethods; TABLES] =
     shapes(IoMethods { write: Some(super_journal_write), close: Some(super_journal_close), ..FORWARD });

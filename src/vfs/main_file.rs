@@ -14,7 +14,9 @@ use super::abi::{
 };
 use super::api::SqliteApi;
 use super::group::{self, FileName, Refusal};
+use super::held::HeldHeader;
 use super::pragma::{self, Answer};
+use super::wal_file::release;
 use crate::replicator::database::Database;
 use crate::replicator::database::outside::{FileChange, Writer};
 use crate::replicator::durability::{self, NotAcknowledged, Policy};
@@ -62,6 +64,8 @@ pub(super) struct MainFile {
     pub(super) unlocked_end: AtomicU64,
     /// The frames that were written since the transaction began.
     pub(super) frames: Mutex<WrittenFrames>,
+    /// The header of a frame whose page comes next.
+    pub(super) held: HeldHeader,
     /// This connection has cut the WAL to nothing, and not begun another generation.
     pub(super) wal_is_cut: AtomicBool,
     /// A write or sync of the WAL has failed since the transaction began: what lies there is not committed.
@@ -99,6 +103,7 @@ impl MainFile {
             wrote_unlocked: AtomicBool::new(false),
             unlocked_end: AtomicU64::new(0),
             frames: Mutex::default(),
+            held: HeldHeader::default(),
             wal_is_cut: AtomicBool::new(false),
             wal_failed: AtomicBool::new(false),
             lock_level: AtomicI32::new(SQLITE_LOCK_NONE),
@@ -567,6 +572,11 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
 pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argument: *mut c_void) -> c_int {
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
+    // SAFETY: a header is held for an open WAL only.
+    let rc = unsafe { release(main) };
+    if rc != SQLITE_OK {
+        return rc;
+    }
     if operation == SQLITE_FCNTL_PRAGMA {
         // SAFETY: for this operation the argument is an array of at least three C strings, the first to be set by us.
         if let Some(rc) = unsafe { answer_pragma(main, argument.cast()) } {

@@ -14,6 +14,7 @@ mod foreign;
 mod fork;
 mod functions;
 mod group;
+mod held;
 mod host;
 #[cfg(test)]
 mod layout_tests;

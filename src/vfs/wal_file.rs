@@ -5,10 +5,10 @@ use std::panic::catch_unwind;
 use std::sync::atomic::Ordering;
 
 use super::abi::{File, SQLITE_AUTH, SQLITE_OK};
-use super::file::{guarded, main_of, sync, truncate, write};
+use super::file::{file_control, file_size, guarded, main_of, read, sync, truncate, write};
 use super::group;
 use super::main_file::MainFile;
-use crate::wal::FrameHeader;
+use crate::wal::{FRAME_HEADER_BYTES, FrameHeader};
 
 /// A WAL, with the database that it belongs to. SQLite closes it before that.
 pub(super) struct WalSide {
@@ -44,7 +44,8 @@ pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, 
             main.frames.lock().clear();
         });
     }
-    let header = content.try_into().ok().map(FrameHeader::decode);
+    let header_bytes: Option<&[u8; FRAME_HEADER_BYTES]> = content.try_into().ok();
+    let header = header_bytes.map(FrameHeader::decode);
     if let Some(header) = &header {
         // SAFETY: see above. Without shared memory there is no lock before this.
         let refused = unsafe { main.refusal_before_frame(header) }.or_else(|| unlocked.then(|| main.refusal_of_writes()).flatten());
@@ -61,11 +62,18 @@ pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, 
             main.frames.lock().clear();
         }
     }
-    if let Some(header) = header {
-        main.frames.lock().note(offset.cast_unsigned(), header);
+    if let (Some(header), Some(bytes)) = (header, header_bytes)
+        && main.frames.lock().note(offset.cast_unsigned(), header)
+    {
+        // SAFETY: see above.
+        let rc = unsafe { release(main) };
+        if rc == SQLITE_OK {
+            main.held.hold(file, bytes, offset);
+        }
+        return rc;
     }
     // SAFETY: see above.
-    let rc = unsafe { write(file, from, bytes, offset) };
+    let rc = unsafe { main.held.write(file, from, bytes, offset) };
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
     }
@@ -74,7 +82,9 @@ pub(super) unsafe extern "C" fn wal_write(file: *mut File, from: *const c_void, 
 
 pub(super) unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int {
     // SAFETY: see above.
-    let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
+    let main = unsafe { main_of(file) };
+    // SAFETY: see above.
+    let rc = unsafe { after_header(file, || sync(file, flags)) };
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
     } else if let Some(replicas) = main.replicas() {
@@ -112,5 +122,41 @@ pub(super) unsafe extern "C" fn wal_truncate(file: *mut File, bytes: i64) -> c_i
         });
     }
     // SAFETY: see above.
-    unsafe { truncate(file, bytes) }
+    unsafe { after_header(file, || truncate(file, bytes)) }
+}
+
+/// # Safety
+/// The WAL for which a header is held is open.
+pub(super) unsafe fn release(main: &MainFile) -> c_int {
+    // SAFETY: passed on.
+    let rc = unsafe { main.held.release() };
+    if rc != SQLITE_OK {
+        main.wal_failed.store(true, Ordering::Relaxed);
+    }
+    rc
+}
+
+/// What asks for anything but the next write finds the file as SQLite has written it.
+///
+/// # Safety
+/// `file` is an open WAL of ours.
+unsafe fn after_header(file: *mut File, then: impl FnOnce() -> c_int) -> c_int {
+    // SAFETY: passed on.
+    let rc = unsafe { release(main_of(file)) };
+    if rc == SQLITE_OK { then() } else { rc }
+}
+
+pub(super) unsafe extern "C" fn wal_read(file: *mut File, to: *mut c_void, bytes: c_int, offset: i64) -> c_int {
+    // SAFETY: see above.
+    unsafe { after_header(file, || read(file, to, bytes, offset)) }
+}
+
+pub(super) unsafe extern "C" fn wal_file_size(file: *mut File, bytes: *mut i64) -> c_int {
+    // SAFETY: see above.
+    unsafe { after_header(file, || file_size(file, bytes)) }
+}
+
+pub(super) unsafe extern "C" fn wal_file_control(file: *mut File, operation: c_int, argument: *mut c_void) -> c_int {
+    // SAFETY: see above.
+    unsafe { after_header(file, || file_control(file, operation, argument)) }
 }
