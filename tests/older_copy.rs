@@ -106,3 +106,71 @@ fn an_older_copy_stays_refused_however_much_is_committed_to_it() {
     let db = open(&database, &replica);
     assert_eq!(sync(&db).unwrap(), report.txid.next().to_string());
 }
+
+/// The store is away, and the full state is due for it was written to without the extension. Then an older copy comes in its place: what is due is the full
+/// state of the file that was there.
+fn while_the_full_state_is_due(mode: &str) {
+    let work = tempfile::tempdir().unwrap();
+    let (database, older) = (work.path().join("app.db"), work.path().join("older.db"));
+    let (bucket, away) = (work.path().join("bucket"), work.path().join("away"));
+    let replica = format!("file://{}&close_timeout=100ms", bucket.display());
+    let made = |db: &Connection, x: i64| {
+        db.pragma_update(None, "journal_mode", mode).unwrap();
+        insert(db, x);
+        // In WAL mode only what changes the first page counts.
+        db.execute_batch(&format!("CREATE TABLE made_{x}(x)")).unwrap();
+    };
+    let db = open(&database, &replica);
+    made(&db, 1);
+    sync(&db).unwrap();
+    drop(db);
+    std::fs::copy(&database, &older).unwrap();
+    let db = open(&database, &replica);
+    made(&db, 2);
+    sync(&db).unwrap();
+    drop(db);
+    std::fs::rename(&bucket, &away).unwrap();
+    std::fs::write(&bucket, b"not a folder").unwrap();
+    let elsewhere = Connection::open(&database).unwrap();
+    made(&elsewhere, 3);
+    drop(elsewhere);
+    let db = open(&database, &replica);
+    made(&db, 4);
+    drop(db);
+
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(work.path().join(format!("app.db{suffix}")));
+    }
+    std::fs::copy(&older, &database).unwrap();
+    std::fs::remove_file(&bucket).unwrap();
+    std::fs::rename(&away, &bucket).unwrap();
+    for attempt in 0..10 {
+        let db = open(&database, &replica);
+        made(&db, 100 + attempt);
+        let error = sync(&db).unwrap_err();
+        assert!(error.contains("diverged"), "open {attempt}: {error}");
+    }
+    let url = format!("file://{}", bucket.display());
+    let store = replicated::store::open(&ReplicaUrl::parse(&url).unwrap(), &StoreOptions::default()).unwrap();
+    let restored = work.path().join("restored.db");
+    let report = restore::restore(&*store, &RestoreOptions::latest(&restored)).unwrap();
+    assert_eq!(rows(&restored), [1, 2], "the newer state is untouched");
+
+    replicated::adopt(&database, &url, report.txid).unwrap();
+    let db = open(&database, &replica);
+    assert!(sync(&db).unwrap() > report.txid.to_string());
+    drop(db);
+    let adopted = work.path().join("adopted.db");
+    restore::restore(&*store, &RestoreOptions::latest(&adopted)).unwrap();
+    assert_eq!(rows(&adopted), rows(&database));
+}
+
+#[test]
+fn an_older_copy_while_the_full_state_is_due() {
+    while_the_full_state_is_due("wal");
+}
+
+#[test]
+fn an_older_copy_while_the_full_state_is_due_outside_the_wal() {
+    while_the_full_state_is_due("delete");
+}

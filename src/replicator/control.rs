@@ -380,6 +380,11 @@ impl Control {
         self.mark.is_some_and(|mark| mark.is_not(&Mark::of(now)))
     }
 
+    /// What that one left, as far as it was noted.
+    pub(crate) fn left(&self) -> Option<Stamp> {
+        self.mark.map(|mark| mark.stamp())
+    }
+
     /// Notes what the database file looks like, or that nothing is known.
     pub(crate) fn mark(&self, now: Option<&Stamp>) -> io::Result<()> {
         mark::write(&self.file, now.map(Mark::of))

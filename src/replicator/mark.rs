@@ -38,6 +38,22 @@ impl Mark {
         Self { words: [stamp.size_bytes, stamp.mtime_ns.cast_unsigned(), header, kind], boot: stamp.boot }
     }
 
+    /// What it was made of. The time of change is not in it: the time of modification is no later than that.
+    pub(crate) const fn stamp(&self) -> Stamp {
+        let [size_bytes, modified, header, kind] = self.words;
+        let mtime_ns = modified.cast_signed();
+        Stamp {
+            size_bytes,
+            mtime_ns,
+            ctime_ns: mtime_ns,
+            header_words: [(header >> 32) as u32, header as u32],
+            is_wal: kind & !SYNCED != 0,
+            too_fresh: true,
+            boot: self.boot,
+            synced: kind & SYNCED != 0,
+        }
+    }
+
     /// Whether somebody else has written to the file, or put another in its place.
     ///
     /// After the machine was started again this one may be older than the file, where the power has failed, and times tell nothing. But a file that was

@@ -206,7 +206,7 @@ impl Database {
     pub(crate) fn stamp_clean(&self) {
         self.stamp_due.store(false, Ordering::Relaxed);
         let Some(mut tail) = self.tail_or_lost() else { return };
-        if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) {
+        if tail.state.sealed && !matches!(tail.mode, Mode::Stopped(..)) || matches!(tail.mode, Mode::Full(_)) {
             fault_point!("stamp.take");
             let settled = stamp::settled(&self.paths.database, &|header| self.open_file()?.read_exact_at(header, 0), self.is_file_synced());
             tail.stamp(settled);

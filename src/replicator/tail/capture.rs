@@ -98,6 +98,10 @@ impl Tail {
         read: &mut ReadPage<'_>,
     ) -> Result<(), TailError> {
         let was_protected = self.state.open_transaction.take() != Some(OpenTransaction::Unprotected);
+        if matches!(self.mode, Mode::Full(_)) {
+            // It only counts up, or was gone back to by the application itself.
+            self.state.stamp = commit.stamp;
+        }
         if self.state.captured.is_none() || matches!(self.mode, Mode::Stopped(..)) {
             return self.save();
         }

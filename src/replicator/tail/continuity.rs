@@ -6,7 +6,7 @@ use super::{Mode, StopKind, Tail, start_of};
 use crate::fault::fault_point;
 use crate::logging::event;
 use crate::replicator::batch::WalFile;
-use crate::replicator::control::{FullReason, OpenTransaction, Stamp};
+use crate::replicator::control::{Control, FullReason, OpenTransaction, Stamp};
 use crate::types::{Txid, WalPos};
 
 /// A first salt that is greater by less than this is that of the same WAL, restarted.
@@ -42,7 +42,11 @@ impl Tail {
         // From here on it counts as it is; before this no checkpoint of ours has begun.
         self.mark(stamp().as_ref());
         match &self.mode {
-            Mode::Full(reason) => self.lose(*reason),
+            Mode::Full(reason) => {
+                // Nothing is captured that it could be compared with: only the change counter tells from here on.
+                self.state.stamp = stamp().or(self.state.stamp);
+                self.lose(*reason);
+            }
             // What it is is not known yet.
             Mode::Stopped(..) if self.compares => self.save_or_warn(),
             Mode::Stopped(kind, message) => {
@@ -63,9 +67,6 @@ impl Tail {
             // The other one's stands under that name.
             self.state.attempt = None;
         }
-        if let Some(reason) = self.state.full {
-            return Mode::Full(reason);
-        }
         if let (Some(earlier), None) = (self.state.restored_earlier, self.state.adopt) {
             return Mode::Stopped(
                 StopKind::Diverged,
@@ -75,6 +76,9 @@ impl Tail {
                     earlier.txid, earlier.newest
                 ),
             );
+        }
+        if let Some(reason) = self.state.full {
+            return if self.is_set_back(stamp) { self.neither(live, stamp()) } else { Mode::Full(reason) };
         }
         let adopted = |adopt: Txid| self.state.acked.is_none_or(|acked| adopt >= acked.txid);
         if self.state.captured.is_some() && self.state.adopt.is_some_and(adopted) {
@@ -94,6 +98,23 @@ impl Tail {
             Mode::Full(_) if !self.is_newer_as_found() => self.neither(live, stamp()),
             mode => mode,
         }
+    }
+
+    /// The full state is due, whatever the file holds, but not that of an older copy that has come in its place meanwhile. The user may have declared it the
+    /// truth.
+    fn is_set_back(&mut self, stamp: &dyn Fn() -> Option<Stamp>) -> bool {
+        if self.state.acked.is_none() || self.state.adopt.is_some() {
+            return false;
+        }
+        // What the last checkpoint has left, where the stamp is of before that.
+        let left = self.control.as_ref().and_then(Control::left);
+        if let (Some(left), Some(then)) = (left, self.state.stamp)
+            && left.is_counted_up_from(&then)
+        {
+            self.state.stamp = Some(left);
+        }
+        let (Some(then), Some(now)) = (self.state.stamp, stamp()) else { return false };
+        then.is_counted_up_from(&now) && !then.may_have_lost_power(&now, self.rolled_back) || !self.is_newer_as_found()
     }
 
     fn judge_captured(&mut self, captured: &WalPos, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
