@@ -54,7 +54,9 @@ pub(super) struct MainFile {
     holds_checkpoint: AtomicBool,
     /// It has written to the database file under that lock.
     checkpoints: AtomicBool,
-    /// A checkpoint has begun, and the WAL was not synced since.
+    /// It has synced the WAL since it took that lock.
+    pub(super) has_synced_wal: AtomicBool,
+    /// A checkpoint has begun to write what no sync of the WAL has come before.
     pub(super) checkpoints_unsynced: AtomicBool,
     /// It has its WAL open, so that only checkpoints write to the database file.
     pub(super) in_wal_mode: AtomicBool,
@@ -98,6 +100,7 @@ impl MainFile {
             holds_read: AtomicBool::new(false),
             holds_checkpoint: AtomicBool::new(false),
             checkpoints: AtomicBool::new(false),
+            has_synced_wal: AtomicBool::new(false),
             checkpoints_unsynced: AtomicBool::new(false),
             in_wal_mode: AtomicBool::new(false),
             wrote_unlocked: AtomicBool::new(false),
@@ -557,7 +560,10 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
                 }
             }
             (TAKE, 4) if n == 4 => drop(replicas.each((), |database| database.wal_is_empty())),
-            (TAKE, WAL_CHECKPOINT_LOCK) if n == 1 => main.holds_checkpoint.store(true, Ordering::Relaxed),
+            (TAKE, WAL_CHECKPOINT_LOCK) if n == 1 => {
+                main.holds_checkpoint.store(true, Ordering::Relaxed);
+                main.has_synced_wal.store(false, Ordering::Relaxed);
+            }
             (READ, WAL_READ_LOCK_0..) => {
                 for database in replicas.iter().filter(|database| !database.has_seen_index()) {
                     guarded(main, (), || database.observe_first(|| main.index_header()));
@@ -593,7 +599,9 @@ pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_
             }
             SQLITE_FCNTL_CKPT_START => guarded(main, (), || {
                 main.checkpoints.store(true, Ordering::Relaxed);
-                main.checkpoints_unsynced.store(true, Ordering::Relaxed);
+                // SQLite syncs the WAL before it says this. Where it takes no lock nobody knows since when that counts.
+                let is_synced = main.holds_checkpoint.load(Ordering::Relaxed) && main.has_synced_wal.load(Ordering::Relaxed);
+                main.checkpoints_unsynced.store(!is_synced, Ordering::Relaxed);
                 replicas.each((), |database| database.checkpoint_begins());
             }),
             SQLITE_FCNTL_CKPT_DONE => {

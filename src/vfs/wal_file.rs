@@ -88,7 +88,7 @@ pub(super) unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
     } else if let Some(replicas) = main.replicas() {
-        main.checkpoints_unsynced.store(false, Ordering::Relaxed);
+        main.has_synced_wal.store(true, Ordering::Relaxed);
         replicas.each((), |database| database.wal_synced());
     }
     rc
