@@ -197,7 +197,7 @@ pub(crate) fn open(
     let local = |source| OpenError::Local { database: path.display().to_string(), path: path.display().to_string(), source };
     let identity = identity(path).map_err(local)?;
     let urls = Urls::of(path, options)?;
-    process.registry.wait_for_failed(identity);
+    process.registry.wait_for_failed(identity, &process.hub);
     let mut databases = process.registry.databases.lock();
     agree(&databases, identity, path, &urls)?;
     let_go(&mut databases, path, Some(identity));
@@ -546,14 +546,17 @@ impl Registry {
 
     /// Where a fault has ended the replication of a database, the open after its last close begins afresh: not before the uploader, which may be busy, has
     /// forgotten it.
-    fn wait_for_failed(&self, identity: Identity) {
+    fn wait_for_failed(&self, identity: Identity, hub: &Hub) {
         const PATIENCE: Duration = Duration::from_secs(30);
         let is_failed = |(of, d): &(&(Identity, Which), &Arc<Database>)| {
             of.0 == identity && d.handles.load(Ordering::Acquire) == 0 && d.progress.has_failed()
         };
         let failed: Vec<_> = self.databases.lock().iter().filter(is_failed).map(|(_, d)| Arc::clone(d)).collect();
         for database in failed {
-            database.progress.wait_released(PATIENCE);
+            // An uploader that has ended forgets nothing.
+            if hub.notify(Notice::Look(database.id)) {
+                database.progress.wait_released(PATIENCE);
+            }
         }
     }
 
