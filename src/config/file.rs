@@ -284,9 +284,12 @@ fn is_ours(metadata: &std::fs::Metadata) -> bool {
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> ConfigError {
-    let why = if error.kind() == ErrorKind::InvalidData { "it is no text in UTF-8".to_owned() } else { error.to_string() };
-    let next = if error.kind() == ErrorKind::PermissionDenied { "owner or mode" } else { "path" };
-    failed(path, 0, &format!("the configuration file cannot be read: {why}. Correct its {next} ({CONFIG_VARIABLE})"))
+    let (why, next) = match error.kind() {
+        ErrorKind::InvalidData => ("it is no text in UTF-8".to_owned(), "Save it as such, or correct its path"),
+        ErrorKind::PermissionDenied => (error.to_string(), "Correct its owner or mode"),
+        _ => (error.to_string(), "Correct its path"),
+    };
+    failed(path, 0, &format!("the configuration file cannot be read: {why}. {next} ({CONFIG_VARIABLE})"))
 }
 
 /// With line 0 for the whole file.
