@@ -159,6 +159,17 @@ panics! {
     with_an_acknowledgement_untold: "ack.told", "DELETE";
 }
 
+/// The same process closes the last handle, opens again, and replicates.
+fn recovers_when_opened_again(mut host: Host, place: &Place, failed: Db) {
+    host.close(failed);
+    let db = host.open(&place.uri());
+    commit(&mut host, db);
+    host.sync(db);
+    host.close(db);
+    host.quit();
+    place.check();
+}
+
 /// The uploader is busy when the last handle is closed, for longer than the close waits: the open after it does not join what has failed.
 #[test]
 fn opened_again_before_it_is_forgotten() {
@@ -166,13 +177,7 @@ fn opened_again_before_it_is_forgotten() {
     let mut host = place.host("commit.publish=panic@4;step=slow@2");
     let db = set_up(&mut host, &place, "WAL");
     work_until_failed(&mut host, db);
-    host.close(db);
-    let db = host.open(&place.uri());
-    commit(&mut host, db);
-    host.sync(db);
-    host.close(db);
-    host.quit();
-    place.check();
+    recovers_when_opened_again(host, &place, db);
 }
 
 /// The first flush of a life: everything that happens once.
@@ -183,13 +188,7 @@ fn a_panic_at_the_first(point: &str) {
     eventually("replication fails", || host.status(db, "state") == "failed");
     assert!(told(&mut host, db).contains(point));
     commit(&mut host, db);
-    host.close(db);
-    let db = host.open(&place.uri());
-    commit(&mut host, db);
-    host.sync(db);
-    host.close(db);
-    host.quit();
-    place.check();
+    recovers_when_opened_again(host, &place, db);
 }
 
 macro_rules! first_panics {
