@@ -4,11 +4,11 @@ use std::io::{self, BufRead, Write};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::wire::{Answer, Deed, Op, Outcome, Problem, ROWS, Seen, row_sum};
+use super::wire::{Answer, Deed, Line, Op, Outcome, Problem, ROWS, Seen, row_sum};
 
 const SCHEMA: &str = "
-    CREATE TABLE state(id INTEGER, parent INTEGER);
-    INSERT INTO state VALUES (0, 0);
+    CREATE TABLE state(id INTEGER, line TEXT);
+    INSERT INTO state VALUES (0, '');
     CREATE TABLE item(id INTEGER PRIMARY KEY, tag TEXT, body BLOB);
     CREATE INDEX item_tag ON item(tag);";
 
@@ -17,7 +17,7 @@ struct Copy {
     uri: String,
     main: Connection,
     holder: Option<Connection>,
-    parent: u64,
+    made_from: Line,
 }
 
 /// Does what comes until nothing more does.
@@ -74,7 +74,7 @@ fn outcome(result: rusqlite::Result<Outcome>) -> Outcome {
 }
 
 fn open(uri: &str, pragmas: &str, page_bytes: u32, place: &mut Option<Copy>) -> Outcome {
-    let opened = connect(uri, pragmas, page_bytes).map(|main| Copy { uri: uri.to_owned(), main, holder: None, parent: 0 });
+    let opened = connect(uri, pragmas, page_bytes).map(|main| Copy { uri: uri.to_owned(), main, holder: None, made_from: Line::default() });
     // What cannot be read now is not open.
     match opened.and_then(|copy| look(&copy.main).map(|seen| (copy, seen))) {
         Ok((copy, seen)) => {
@@ -112,11 +112,11 @@ impl Copy {
         let db = &self.main;
         match op {
             Op::Begin { commit } => {
-                self.parent = begin(db, *commit)?;
-                Ok(Outcome::Parent(self.parent))
+                self.made_from = begin(db, *commit)?;
+                Ok(Outcome::MadeFrom(self.made_from))
             }
             Op::Write(deed) => write(db, *deed).map(|()| Outcome::Done),
-            Op::Commit => db.execute_batch("COMMIT").map(|()| Outcome::Parent(self.parent)),
+            Op::Commit => db.execute_batch("COMMIT").map(|()| Outcome::MadeFrom(self.made_from)),
             Op::Rollback => db.execute_batch("ROLLBACK").map(|()| Outcome::Done),
             Op::Transaction { deeds, rolls_back, remote } => {
                 let is_ours = self.uri.contains("vfs=replicated");
@@ -127,7 +127,7 @@ impl Copy {
                 durability("remote")?;
                 let done = transaction(db, deeds, *rolls_back);
                 durability("local")?;
-                done.map(Outcome::Parent)
+                done.map(Outcome::MadeFrom)
             }
             Op::Checkpoint(kind) => {
                 let row: (i64, i64) = db.query_row(&format!("PRAGMA wal_checkpoint({kind})"), [], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -168,7 +168,18 @@ fn text(db: &Connection, sql: &str) -> rusqlite::Result<Outcome> {
     db.query_row(sql, [], |row| row.get(0)).map(Outcome::Text)
 }
 
-fn begin(db: &Connection, commit: u64) -> rusqlite::Result<u64> {
+fn state(db: &Connection) -> rusqlite::Result<Option<(u64, Line)>> {
+    let told = |row: &rusqlite::Row<'_>| {
+        let mut line = Line::default();
+        for (state, text) in line.iter_mut().zip(row.get::<_, String>(1)?.split(' ')) {
+            *state = text.parse().unwrap_or(0);
+        }
+        Ok((row.get::<_, i64>(0)?.cast_unsigned(), line))
+    };
+    db.query_row("SELECT id, line FROM state", [], told).optional()
+}
+
+fn begin(db: &Connection, commit: u64) -> rusqlite::Result<Line> {
     db.execute_batch("BEGIN IMMEDIATE")?;
     let number = commit.cast_signed();
     let begun = (|| {
@@ -176,9 +187,13 @@ fn begin(db: &Connection, commit: u64) -> rusqlite::Result<u64> {
         if !made {
             db.execute_batch(SCHEMA)?;
         }
-        let parent: i64 = db.query_row("SELECT id FROM state", [], |row| row.get(0))?;
-        db.execute("UPDATE state SET parent = id, id = ?1", [number])?;
-        Ok(parent.cast_unsigned())
+        let (id, line) = state(db)?.unwrap_or((u64::MAX, Line::default()));
+        let mut made_from = line;
+        made_from.rotate_right(1);
+        made_from[0] = id;
+        let text: Vec<String> = made_from.iter().map(ToString::to_string).collect();
+        db.execute("UPDATE state SET id = ?1, line = ?2", params![number, text.join(" ")])?;
+        Ok(made_from)
     })();
     if begun.is_err() && !db.is_autocommit() {
         db.execute_batch("ROLLBACK")?;
@@ -200,15 +215,15 @@ fn write(db: &Connection, deed: Deed) -> rusqlite::Result<()> {
 }
 
 /// Leaves no transaction open, whatever comes of it.
-fn transaction(db: &Connection, deeds: &[Deed], rolls_back: bool) -> rusqlite::Result<u64> {
-    let Some(first) = deeds.first() else { return Ok(0) };
-    let parent = begin(db, first.commit)?;
+fn transaction(db: &Connection, deeds: &[Deed], rolls_back: bool) -> rusqlite::Result<Line> {
+    let Some(first) = deeds.first() else { return Ok(Line::default()) };
+    let made_from = begin(db, first.commit)?;
     let done = deeds.iter().try_for_each(|deed| write(db, *deed));
     let done = done.and_then(|()| db.execute_batch(if rolls_back { "ROLLBACK" } else { "COMMIT" }));
     if done.is_err() && !db.is_autocommit() {
         db.execute_batch("ROLLBACK")?;
     }
-    done.map(|()| parent)
+    done.map(|()| made_from)
 }
 
 /// Everything that a database holds.
@@ -234,8 +249,7 @@ pub fn look(db: &Connection) -> rusqlite::Result<Seen> {
 }
 
 fn look_within(db: &Connection) -> rusqlite::Result<Seen> {
-    let state = db.query_row("SELECT id, parent FROM state", [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).optional()?;
-    let Some((id, parent)) = state else { return Ok(Seen { id: u64::MAX, ..Seen::default() }) };
+    let Some((id, line)) = state(db)? else { return Ok(Seen { id: u64::MAX, ..Seen::default() }) };
     let mut sum = 0_u64;
     let mut statement = db.prepare("SELECT id, tag, body FROM item NOT INDEXED")?;
     let mut rows = statement.query([])?;
@@ -245,5 +259,5 @@ fn look_within(db: &Connection) -> rusqlite::Result<Seen> {
         let of_row = if (1..=ROWS).contains(&number) { row_sum(number, row.get_ref(1)?.as_str()?, row.get_ref(2)?.as_blob()?) } else { 1 };
         sum = sum.wrapping_add(of_row);
     }
-    Ok(Seen { id: id.cast_unsigned(), parent: parent.cast_unsigned(), sum })
+    Ok(Seen { id, line, sum })
 }

@@ -99,8 +99,8 @@ impl Model {
         let Some(state) = self.states.get(&seen.id) else {
             return Err(format!("state {} was never committed", seen.id));
         };
-        if state.parent != seen.parent {
-            return Err(format!("state {} says it was made from {}, and was made from {}", seen.id, seen.parent, state.parent));
+        if state.parent != seen.line[0] {
+            return Err(format!("state {} says it was made from {}, and was made from {}", seen.id, seen.line[0], state.parent));
         }
         let sum = state.rows.iter().fold(0_u64, |sum, row| sum.wrapping_add(*row));
         if sum != seen.sum {

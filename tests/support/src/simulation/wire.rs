@@ -4,6 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::step::PROCESSES;
+
 /// Rows that transactions write to, from 1 on: a database does not grow for ever.
 pub const ROWS: u64 = 32;
 
@@ -70,13 +72,17 @@ pub fn row_sum(row: u64, tag: &str, body: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// The last states before one, the newest first; 0 where there was none. So many may be committed, one on the other, by processes that could not say so:
+/// all of a host that are stopped, and one that was killed.
+pub type Line = [u64; PROCESSES + 2];
+
 /// A state as a database says it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     /// The transaction that made it; 0 before the tables are made.
     pub id: u64,
-    /// The state that it was made from.
-    pub parent: u64,
+    /// The states that it was made from.
+    pub line: Line,
     /// All rows.
     pub sum: u64,
 }
@@ -159,8 +165,8 @@ pub enum Outcome {
     Text(String),
     /// A whole state.
     State(Seen),
-    /// The state that a transaction was made from.
-    Parent(u64),
+    /// The states that a transaction was made from.
+    MadeFrom(Line),
     /// An error.
     Failed(Problem),
 }

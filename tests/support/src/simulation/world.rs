@@ -12,7 +12,7 @@ use super::place::{Place, Stores};
 use super::process::Process;
 use super::step::{AT_ONCE, Act, FOREIGNER, HOSTS, PROCESSES, Step, Style, Weather};
 use super::watch::{Watch, state_of};
-use super::wire::{Answer, Deed, Op, Outcome, Problem, Seen, Size};
+use super::wire::{Answer, Deed, Line, Op, Outcome, Problem, Seen, Size};
 use crate::bucket::try_flattened;
 use crate::host;
 use crate::sqlite::{integrity_check, same_but_for_free_pages};
@@ -49,8 +49,8 @@ struct Site {
     kept: Option<u64>,
     /// An older copy was put in place that the extension has not seen.
     is_unseen: bool,
-    /// A transaction whose process was killed in the midst of it, while others had the database open.
-    unresolved: Option<u64>,
+    /// Transactions whose processes were killed in the midst of them, and of which nobody has read since whether they were committed.
+    unresolved: Vec<u64>,
 }
 
 /// See the module.
@@ -96,7 +96,7 @@ impl World {
                 may_be_refused: false,
                 kept: None,
                 is_unseen: false,
-                unresolved: None,
+                unresolved: Vec::new(),
             }
         };
         let place = Place::new(stores, dir, seed);
@@ -159,7 +159,9 @@ impl World {
     /// What does not hold.
     pub fn look(&mut self, thoroughly: bool) -> Done {
         self.count("look");
-        let asked = |site: &Site| site.actors.iter().flatten().filter_map(|actor| actor.asked).chain(site.unresolved).collect::<Vec<_>>();
+        let asked = |site: &Site| {
+            site.actors.iter().flatten().filter_map(|actor| actor.asked).chain(site.unresolved.iter().copied()).collect::<Vec<_>>()
+        };
         self.model.doubtful = self.sites.iter().flat_map(asked).collect();
         self.watch.look(&self.place.direct, &self.model, thoroughly).map(|()| true)
     }
@@ -280,8 +282,9 @@ impl World {
                 let commit = self.model.begin(is_foreign);
                 let answer = self.ask(host, process, &Op::Begin { commit })?;
                 match answer.real {
-                    Outcome::Parent(parent) => {
-                        self.is_head(host, parent)?;
+                    Outcome::MadeFrom(line) => {
+                        self.learn_of_line(line)?;
+                        self.is_head(host, line[0])?;
                         self.actor(host, process)?.within = Some((commit, 0));
                         Ok(true)
                     }
@@ -309,9 +312,9 @@ impl World {
             (Act::Commit, Some((commit, _))) => {
                 let answer = self.ask(host, process, &Op::Commit)?;
                 match answer.real {
-                    Outcome::Parent(parent) => {
+                    Outcome::MadeFrom(line) => {
                         self.actor(host, process)?.within = None;
-                        self.committed(host, process, commit, parent)
+                        self.committed(host, process, commit, line)
                     }
                     other => self.was_in_the_way(host, process, &other),
                 }
@@ -410,14 +413,18 @@ impl World {
         }
     }
 
-    /// A state that was found somewhere, which nobody may know of yet, nor of the one before it: who was stopped or killed after the commit could not say so.
+    /// A state that was found somewhere, which nobody may know of yet, nor of those before it: who was stopped or killed after the commit could not say so.
     fn learn(&mut self, seen: Seen) -> Result<(), String> {
-        self.learn_of(seen.parent)?;
+        self.learn_of_line(seen.line)?;
         self.learn_of(seen.id)
     }
 
+    fn learn_of_line(&mut self, line: Line) -> Result<(), String> {
+        line.into_iter().rev().try_for_each(|id| self.learn_of(id))
+    }
+
     fn learn_of(&mut self, id: u64) -> Result<(), String> {
-        let is_of = |site: &Site| site.unresolved == Some(id) || site.actors.iter().flatten().any(|actor| actor.asked == Some(id));
+        let is_of = |site: &Site| site.unresolved.contains(&id) || site.actors.iter().flatten().any(|actor| actor.asked == Some(id));
         match (0..self.sites.len()).find(|host| !self.model.knows(id) && self.sites.get(*host).is_some_and(is_of)) {
             Some(host) => self.is_head(host, id),
             None => Ok(()),
@@ -427,7 +434,7 @@ impl World {
     fn is_head(&mut self, host: usize, id: u64) -> Result<(), String> {
         let head = self.sites[host].head;
         if !self.model.knows(id) && self.sites[host].actors.iter().flatten().any(|actor| actor.asked == Some(id))
-            || !self.model.knows(id) && self.sites[host].unresolved == Some(id)
+            || !self.model.knows(id) && self.sites[host].unresolved.contains(&id)
         {
             // It was stopped after it had committed.
             self.model.commit(id, head)?;
@@ -441,7 +448,7 @@ impl World {
     fn reads(&mut self, host: usize, process: usize, outcome: &Outcome) -> Result<Option<Seen>, String> {
         match outcome {
             Outcome::State(seen) => {
-                self.learn_of(seen.parent)?;
+                self.learn_of_line(seen.line)?;
                 self.is_head(host, seen.id)?;
                 self.model.check(*seen).map_err(|error| format!("host {host}: {error}"))?;
                 self.count("read");
@@ -451,9 +458,10 @@ impl World {
         }
     }
 
-    fn committed(&mut self, host: usize, process: usize, commit: u64, parent: u64) -> Done {
-        self.is_head(host, parent)?;
-        self.model.commit(commit, parent)?;
+    fn committed(&mut self, host: usize, process: usize, commit: u64, line: Line) -> Done {
+        self.learn_of_line(line)?;
+        self.is_head(host, line[0])?;
+        self.model.commit(commit, line[0])?;
         self.sites[host].head = commit;
         let is_foreign = self.actor(host, process)?.is_foreign;
         self.count(if is_foreign { "foreign commit" } else { "commit" });
@@ -472,9 +480,9 @@ impl World {
         let (commit, deeds) = self.deeds(host, process, size)?;
         let answer = self.ask(host, process, &Op::Transaction { deeds, rolls_back, remote })?;
         match answer.real {
-            Outcome::Parent(_) if rolls_back => Ok(true),
-            Outcome::Parent(parent) => {
-                self.committed(host, process, commit, parent)?;
+            Outcome::MadeFrom(_) if rolls_back => Ok(true),
+            Outcome::MadeFrom(line) => {
+                self.committed(host, process, commit, line)?;
                 if remote {
                     self.count("remote commit");
                     let newest = self.place.direct.try_list().iter().map(|listed| listed.name.max_txid).max();
@@ -487,11 +495,11 @@ impl World {
             Outcome::Failed(Problem { code, .. }) if remote && code == replicated::NOT_ACKNOWLEDGED => {
                 self.count("not acknowledged");
                 // Another one may have been committed before it, of which nobody has heard.
-                let parent = match self.ask(host, process, &Op::Read)?.real {
-                    Outcome::State(seen) if seen.id == commit => seen.parent,
-                    _ => self.sites[host].head,
+                let line = match self.ask(host, process, &Op::Read)?.real {
+                    Outcome::State(seen) if seen.id == commit => seen.line,
+                    _ => [self.sites[host].head; PROCESSES + 2],
                 };
-                self.committed(host, process, commit, parent)
+                self.committed(host, process, commit, line)
             }
             other => self.was_in_the_way(host, process, &other),
         }
@@ -642,7 +650,8 @@ impl World {
     }
 
     /// A transaction was asked for and its answer is not known: the files say whether it was committed.
-    fn resolve(&mut self, host: usize, asked: Option<u64>) -> Result<bool, String> {
+    fn resolve(&mut self, host: usize, asked: Option<u64>) -> Result<(), String> {
+        self.sites[host].unresolved.extend(asked);
         // Where somebody has it open there is no recovery: frames that the WAL-index does not tell of count for nothing.
         let reader = (0..=PROCESSES).find(|process| {
             self.is_ready(host, *process) && self.sites[host].actors[*process].as_ref().is_some_and(|actor| actor.within.is_none())
@@ -654,25 +663,13 @@ impl World {
         let seen = match told {
             Some(Outcome::State(seen)) => seen,
             // Locked, or somebody is in the midst of a transaction or stopped: the next who reads says it.
-            _ if !self.nobody_has_it_open(host) => {
-                self.sites[host].unresolved = asked.or(self.sites[host].unresolved);
-                return Ok(false);
-            }
+            _ if !self.nobody_has_it_open(host) => return Ok(()),
             _ => self.files_hold(host)?,
         };
-        let head = self.sites[host].head;
-        let mut was_committed = false;
-        if let Some(commit) = asked
-            && seen.id == commit
-            && !self.model.knows(commit)
-        {
-            self.model.commit(commit, head)?;
-            self.sites[host].head = commit;
-            was_committed = true;
-        }
+        self.learn(seen)?;
+        self.sites[host].unresolved.clear();
         self.is_head(host, seen.id)?;
-        self.model.check(seen).map_err(|error| format!("host {host}: {error}"))?;
-        Ok(was_committed)
+        self.model.check(seen).map_err(|error| format!("host {host}: {error}"))
     }
 
     fn kill(&mut self, host: usize, process: usize) -> Done {
@@ -728,9 +725,9 @@ impl World {
         if let Some(commit) = actor.asked.take() {
             let answer = actor.process.answer()?;
             match answer.real {
-                Outcome::Parent(_) if self.model.knows(commit) => {}
-                Outcome::Parent(parent) => {
-                    self.committed(host, process, commit, parent)?;
+                Outcome::MadeFrom(_) if self.model.knows(commit) => {}
+                Outcome::MadeFrom(line) => {
+                    self.committed(host, process, commit, line)?;
                 }
                 other => {
                     if self.model.knows(commit) {
@@ -1080,7 +1077,7 @@ fn agree(op: &Op, real: &Outcome, twin: &Outcome) -> Result<(), String> {
     let same = match (real, twin) {
         (Outcome::Failed(real), Outcome::Failed(twin)) => real.code == twin.code,
         // The error that was asked for.
-        (Outcome::Failed(real), Outcome::Parent(_)) if real.code == replicated::NOT_ACKNOWLEDGED => {
+        (Outcome::Failed(real), Outcome::MadeFrom(_)) if real.code == replicated::NOT_ACKNOWLEDGED => {
             matches!(op, Op::Transaction { remote: true, .. })
         }
         // Without a database, and without a bucket to ask, there is none.
