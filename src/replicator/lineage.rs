@@ -481,6 +481,7 @@ fn continue_from(database: &Database, txid: Txid, end: WalPos) -> Result<(), Ste
     tail.mode = Mode::Running;
     tail.save()?;
     database.note_captured(&tail);
+    database.progress.update(|f| f.full_txid = None);
     event!(Info, "resumed", database, txid = txid; "goes on after TXID {txid} of the bucket{}", database.paths.of_second());
     Ok(())
 }

@@ -93,6 +93,8 @@ pub(crate) struct Facts {
     pub(crate) maintenance_error: Option<String>,
     /// The last handle is closed and has left a journal behind: nothing can be sent before the next open rolls that back.
     pub(crate) awaits_open: bool,
+    /// The full state that is being sent is to have this TXID, or a later one.
+    pub(crate) full_txid: Option<Txid>,
 }
 
 impl Facts {
@@ -120,6 +122,7 @@ impl Facts {
             bucket_bytes: page.bucket_bytes.load(Ordering::Relaxed).checked_sub(1),
             maintenance_error: page.maintenance_error(),
             awaits_open: page.awaits_open.load(Ordering::Relaxed) != 0,
+            full_txid: Txid::new(page.full_txid.load(Ordering::Acquire)),
             error_kind: page.error_kind.load(Ordering::Relaxed).checked_sub(1).and_then(|at| StoreErrorKind::ALL.get(at as usize).copied()),
             last_error_ms: at(&page.last_error_ms),
             last_snapshot: at(&page.last_snapshot_ms).and_then(|ms| Some((ms, reason()?))),
@@ -267,6 +270,7 @@ impl Progress {
             }
         };
         let txid = |txid: Option<Txid>| txid.map_or(0, Txid::get);
+        set(&page.full_txid, txid(before.full_txid), txid(after.full_txid));
         set(&page.remote_txid, txid(before.remote_txid), txid(after.remote_txid));
         set(&page.last_success_ms, ms(before.last_success_ms), ms(after.last_success_ms));
         set(&page.last_maintenance_ms, ms(before.last_maintenance_ms), ms(after.last_maintenance_ms));

@@ -67,6 +67,9 @@ pub(crate) async fn send_full(database: &Database, reason: FullReason) -> Result
         lost_tail::keep(database, lost.object.name.max_txid).await?;
     }
     lineage::probe(database).await?;
+    // Before its moment is chosen: what is committed up to then is in it. One that was sent before may have come to be there.
+    let txid = txid_after(newest.as_ref());
+    database.progress.update(|f| f.full_txid = f.full_txid.max(Some(txid)));
     database.sync_file();
     database.prepare_preserving();
     let moment = match begin(database, reason)? {
@@ -198,9 +201,13 @@ fn begin(database: &Database, reason: FullReason) -> Result<Begin, StepError> {
     Ok(Begin::Moment(published))
 }
 
+fn txid_after(newest: Option<&Newest>) -> Txid {
+    newest.map_or(Txid::FIRST, |newest| newest.object.name.max_txid).next()
+}
+
 async fn send_moment(database: &Database, reason: FullReason, newest: Option<Newest>, moment: &Published) -> Result<Next, StepError> {
     let Some(page_size) = moment.page_size else { return Ok(Next::Idle) };
-    let txid = newest.map_or(Txid::FIRST, |n| n.object.name.max_txid).next();
+    let txid = txid_after(newest.as_ref());
     // Files of two page sizes cannot follow each other: with another one a new line of increments begins, as with the first.
     let begins = match newest {
         None => true,
@@ -278,6 +285,7 @@ async fn send_moment(database: &Database, reason: FullReason, newest: Option<New
     database.progress.update(|f| {
         f.acked_sequence = f.acked_sequence.max(moment.sequence);
         f.remote_txid = Some(txid);
+        f.full_txid = None;
         f.last_success_ms = Some(now_ms());
         f.last_error = None;
         (f.snapshots, f.last_snapshot) = (f.snapshots + 1, Some((now_ms(), reason)));
@@ -379,7 +387,11 @@ async fn stream(database: &Database, name: &LtxName, header: &Header, timestamp:
         }
         // The answer got lost, and it is a whole upload that would have to be made again.
         Err(error) if send::has_landed(database, name, &finished, in_parts, &error).await => Ok(Streamed::Sent(Created::New)),
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            // It may still come to be there, and the next try is of a later moment.
+            database.progress.update(|f| f.full_txid = f.full_txid.max(Some(name.max_txid.next())));
+            Err(error.into())
+        }
     }
 }
 

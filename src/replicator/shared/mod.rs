@@ -201,6 +201,8 @@ pub(crate) struct Page {
     url: Slots<URL_WORDS>,
     error: Slots<ERROR_WORDS>,
     maintenance_error: Slots<MAINTENANCE_ERROR_WORDS>,
+    /// See `Facts::full_txid`.
+    pub(crate) full_txid: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Page>() <= PAGE_BYTES);

@@ -38,7 +38,7 @@ impl Database {
         let mut looks = 0;
         loop {
             let facts = self.progress.facts();
-            let (local, published) = self.local(patience);
+            let (local, published) = self.local(patience, &facts);
             let local_txid = match local_txid(&facts, local.as_ref(), &published) {
                 Err(NotKnownYet) if waits && looks < LOOKS => {
                     looks += 1;
@@ -52,11 +52,18 @@ impl Database {
     }
 
     /// The tail and what is committed at one moment; of the tail nothing where somebody else has it for long.
-    fn local(&self, patience: Duration) -> (Option<Local>, Published) {
+    fn local(&self, patience: Duration, facts: &Facts) -> (Option<Local>, Published) {
         let tail = self.try_lock_tail_for(patience);
         let local = tail.as_ref().map(|tail| {
             let batch = tail.inflight.as_ref().map(|inflight| inflight.attempt).or(tail.state.attempt);
-            Local::new(&tail.state, &tail.mode, batch.map(|batch| batch.size_bytes), tail.spool.waits(), self.frames_in_wal_only(tail))
+            Local::new(
+                &tail.state,
+                &tail.mode,
+                facts,
+                batch.map(|batch| batch.size_bytes),
+                tail.spool.waits(),
+                self.frames_in_wal_only(tail),
+            )
         });
         (local, self.published())
     }

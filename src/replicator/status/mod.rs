@@ -34,6 +34,10 @@ struct Local {
     is_proven: bool,
     /// Its moment is known: commits after that go into a batch of their own.
     is_full_read: bool,
+    /// It was begun at an earlier moment already, and may be in the bucket as of that.
+    was_full_begun: bool,
+    /// It will have this TXID at the least; 0 where that is not known.
+    full_txid: u64,
     /// The batch that was sent, or may have been.
     batch_bytes: Option<u64>,
     spool: Waits,
@@ -42,7 +46,7 @@ struct Local {
 }
 
 impl Local {
-    fn new(saved: &Saved, mode: &Mode, batch_bytes: Option<u64>, spool: Waits, frames: u64) -> Self {
+    fn new(saved: &Saved, mode: &Mode, facts: &Facts, batch_bytes: Option<u64>, spool: Waits, frames: u64) -> Self {
         let is_fenced = saved.conflict.is_some_and(|conflict| saved.adopt.is_none_or(|adopt| adopt < conflict.txid));
         Self {
             is_stopped: is_fenced || matches!(mode, Mode::Stopped(..)),
@@ -50,6 +54,8 @@ impl Local {
             full: if let Mode::Full(reason) = mode { Some(*reason) } else { None },
             is_proven: matches!(mode, Mode::Running) && saved.adopt.is_none(),
             is_full_read: saved.captured.is_some(),
+            was_full_begun: saved.full == Some(FullReason::Unfinished) || facts.full_txid.is_some(),
+            full_txid: facts.full_txid.map_or(0, Txid::get),
             batch_bytes,
             spool,
             frames,
@@ -62,8 +68,13 @@ impl Local {
         if self.acked == 0 && remote == 0 && self.full != Some(FullReason::First) {
             return None;
         }
+        if self.full.is_some() && !self.is_full_read && self.was_full_begun {
+            // Whether the next one takes the same TXID shows when the bucket is asked again.
+            return None;
+        }
         // Newer than what the bucket is known to have where an acknowledgement came between. An empty bucket begins with the snapshot 1-2.
-        let newest = self.acked.max(remote).max(1);
+        let of_full = if self.full.is_some() { self.full_txid.saturating_sub(1) } else { 0 };
+        let newest = self.acked.max(remote).max(of_full).max(1);
         let has_batch = self.batch_bytes.is_some();
         // One that was frozen before the full state became due goes before it, whatever it contains.
         let (is_under_way, goes_before) = if self.full.is_some() { (self.is_full_read, has_batch) } else { (has_batch, false) };
@@ -181,10 +192,11 @@ fn size(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replicator::shared::Page;
 
     fn local(mode: &Mode, adopt: Option<Txid>) -> Local {
         let saved = Saved { adopt, ..Saved::default() };
-        Local { acked: 7, ..Local::new(&saved, mode, None, Waits::default(), 0) }
+        Local { acked: 7, ..Local::new(&saved, mode, &Facts::of(&Page::default()), None, Waits::default(), 0) }
     }
 
     #[test]
@@ -197,5 +209,19 @@ mod tests {
         assert_eq!(of(local(&Mode::Running, Txid::new(7))), None);
         assert_eq!(of(local(&Mode::Unresolved, Txid::new(7))), None);
         assert_eq!(of(local(&Mode::Full(FullReason::Adopted), Txid::new(7))), Some(8));
+    }
+
+    #[test]
+    fn a_full_state_that_is_begun_again_may_have_taken_the_txid() {
+        let of = |local: &Local| local.txid_of_all(7).map(Txid::get);
+        let due = Local { full: Some(FullReason::ContinuityLost), ..local(&Mode::Running, None) };
+        assert_eq!(of(&due), Some(8));
+        // It was sent as of a moment before the commit, and is void.
+        let void = Local { full_txid: 8, was_full_begun: true, ..due };
+        assert_eq!(of(&void), None);
+        // It was in the bucket: the next one takes the next TXID, also while the bucket is not known to have it.
+        let again = Local { full_txid: 9, is_full_read: true, ..void };
+        assert_eq!(of(&again), Some(9));
+        assert_eq!(of(&Local { frames: 1, ..again }), Some(10));
     }
 }

@@ -183,7 +183,7 @@ impl Beside {
         let spool = Waits::beside(&paths.directory, saved.spool_first, saved.spool_next);
         let mode = saved.full.map_or(Mode::Running, Mode::Full);
         let frames = if is_told { frames } else { waiting.frames };
-        let local = Local::new(&saved, &mode, saved.attempt.map(|attempt| attempt.size_bytes), spool, frames);
+        let local = Local::new(&saved, &mode, &facts, saved.attempt.map(|attempt| attempt.size_bytes), spool, frames);
         // Where a process was killed between two stores, or one without the extension has written, what lies there tells more than what was counted.
         let counted = published.sequence.saturating_sub(facts.acked_sequence);
         let found = waiting.commits + spool.files + u64::from(local.batch_bytes.is_some()) + u64::from(saved.full.is_some());

@@ -281,7 +281,9 @@ impl Tail {
     }
 
     fn give_up(&mut self, reason: FullReason) {
-        self.state.full = Some(reason);
+        // What was begun may be in the bucket, or come to be: as of a moment that is not the one that will be sent.
+        let was_begun = self.state.full.is_some_and(|full| full == FullReason::Unfinished || self.state.captured.is_some());
+        self.state.full = Some(if was_begun && reason != FullReason::BucketAhead { FullReason::Unfinished } else { reason });
         self.state.captured = None;
         self.state.sealed = false;
         self.state.next_salts = None;
