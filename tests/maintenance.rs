@@ -202,6 +202,8 @@ fn a_lost_tail_is_kept_until_it_is_acknowledged() {
         assert!(available.contains(&tail) && available.contains(&place.newest()), "{available:?}");
         let acknowledged = tool(&place.bucket, &["--acknowledge", &tail.to_string(), "--grace", "0s"]);
         assert!(acknowledged.contains("not kept any longer"), "{acknowledged}");
+        let again = tool(&place.bucket, &["--acknowledge", &tail.to_string(), "--grace", "0s"]);
+        assert!(again.contains("no state up to that TXID was kept"), "{again}");
         place.run(&place.order().later(60 * HOUR));
         assert_eq!(place.available(), [place.newest()]);
     }

@@ -2,72 +2,39 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
-use replicated_testkit::bucket::{Bucket, flattened};
+use replicated_testkit::bucket::flattened;
+use replicated_testkit::crash::beneath::Beneath;
 use replicated_testkit::crash::vfs::{self, Call, Kind, Method};
 use replicated_testkit::host;
 use replicated_testkit::sqlite::same_but_for_free_pages;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-struct Place {
-    dir: tempfile::TempDir,
-    bucket: Bucket,
-    /// The hook is the process's.
-    _alone: MutexGuard<'static, ()>,
+fn open(place: &Beneath, options: &[(&str, &str)]) -> Connection {
+    let connection = place.open(options);
+    connection.execute_batch("PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE IF NOT EXISTS t(x)").unwrap();
+    connection
 }
 
-impl Place {
-    fn new() -> Self {
-        static ONCE: Once = Once::new();
-        static ALONE: Mutex<()> = Mutex::new(());
-        ONCE.call_once(|| {
-            vfs::register(false);
-            replicated::register!(rusqlite::ffi).unwrap();
-        });
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let dir = tempfile::tempdir().unwrap();
-        let bucket = Bucket::folder(&dir.path().join("bucket"));
-        Self { dir, bucket, _alone: alone }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("app.db")
-    }
-
-    fn open(&self, options: &[(&str, &str)]) -> Connection {
-        let uri = host::replicated(&self.path(), &self.bucket.url, &[&[("sync_interval", "10ms"), ("burst", "100")], options].concat());
-        let connection = Connection::open_with_flags(uri, OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI).unwrap();
-        connection.execute_batch("PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE IF NOT EXISTS t(x)").unwrap();
-        connection
-    }
-
-    /// Has something done, once, after a call of that kind.
-    fn after(
-        &self,
-        is_meant: impl Fn(&Call<'_>) -> bool + Send + Sync + 'static,
-        then: impl Fn() + Send + Sync + 'static,
-    ) -> Arc<AtomicBool> {
-        let came = Arc::new(AtomicBool::new(false));
-        let (seen, path) = (Arc::clone(&came), self.path());
-        vfs::set_hook(Some(Arc::new(move |call| {
-            if call.is_done && call.path == Some(&*path) && is_meant(call) && !seen.swap(true, Ordering::SeqCst) {
-                then();
-            }
-        })));
-        came
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        vfs::set_hook(None);
-        vfs::set_refusal(None);
-    }
+/// Has something done, once, after a call of that kind for the database.
+fn after(
+    place: &Beneath,
+    is_meant: impl Fn(&Call<'_>) -> bool + Send + Sync + 'static,
+    then: impl Fn() + Send + Sync + 'static,
+) -> Arc<AtomicBool> {
+    let came = Arc::new(AtomicBool::new(false));
+    let (seen, path) = (Arc::clone(&came), place.path("app.db"));
+    vfs::set_hook(Some(Arc::new(move |call| {
+        if call.is_done && call.path == Some(&*path) && is_meant(call) && !seen.swap(true, Ordering::SeqCst) {
+            then();
+        }
+    })));
+    came
 }
 
 fn sync(connection: &Connection) {
@@ -87,9 +54,9 @@ fn elsewhere(path: &Path, sql: &str) {
 #[test]
 fn somebody_commits_when_the_write_lock_is_released() {
     const RELEASE: [i64; 3] = [0, 1, 1 | 8];
-    let place = Place::new();
-    let first = place.open(&[("durability", "remote"), ("ack_timeout", "300ms")]);
-    let second = place.open(&[("durability", "local")]);
+    let place = Beneath::new();
+    let first = open(&place, &[("durability", "remote"), ("ack_timeout", "300ms")]);
+    let second = open(&place, &[("durability", "local")]);
     second.busy_timeout(Duration::from_millis(1)).unwrap();
     sync(&first);
     // From now on nothing can be acknowledged.
@@ -98,7 +65,7 @@ fn somebody_commits_when_the_write_lock_is_released() {
     std::fs::write(&bucket, b"not a folder").unwrap();
     let second = Mutex::new(second);
     let commit = move || second.lock().unwrap().execute_batch("INSERT INTO t VALUES (2)").unwrap();
-    let came = place.after(|call| call.method == Method::ShmLock && call.arguments == RELEASE, commit);
+    let came = after(&place, |call| call.method == Method::ShmLock && call.arguments == RELEASE, commit);
     let committed = first.execute_batch("INSERT INTO t VALUES (1)");
     assert!(came.load(Ordering::SeqCst));
     let Err(rusqlite::Error::SqliteFailure(refused, _)) = committed else { panic!("it was acknowledged") };
@@ -108,29 +75,30 @@ fn somebody_commits_when_the_write_lock_is_released() {
     sync(&first);
     let restored = place.dir.path().join("restored.db");
     place.bucket.restore(&restored);
-    same_but_for_free_pages(&flattened(&place.path(), place.dir.path()), &restored).unwrap();
+    same_but_for_free_pages(&flattened(&place.path("app.db"), place.dir.path()), &restored).unwrap();
 }
 
 /// The last lock is given up, and before the file is closed somebody else has committed.
 #[test]
 fn somebody_commits_between_the_last_unlock_and_the_close() {
-    let place = Place::new();
-    let connection = place.open(&[]);
+    let place = Beneath::new();
+    let connection = open(&place, &[]);
     connection.execute_batch("INSERT INTO t VALUES (1)").unwrap();
     sync(&connection);
-    let (path, wal) = (place.path(), place.dir.path().join("app.db-wal"));
-    let came = place.after(
+    let (path, wal) = (place.path("app.db"), place.dir.path().join("app.db-wal"));
+    let came = after(
+        &place,
         move |call| call.method == Method::Unlock && call.kind == Kind::Main && call.arguments[0] == 0 && !wal.exists(),
         move || elsewhere(&path, "CREATE TABLE u(y); INSERT INTO t VALUES (2)"),
     );
     connection.close().unwrap();
     assert!(came.load(Ordering::SeqCst));
-    let connection = place.open(&[]);
+    let connection = open(&place, &[]);
     connection.execute_batch("INSERT INTO t VALUES (3)").unwrap();
     sync(&connection);
     let restored = place.dir.path().join("restored.db");
     place.bucket.restore(&restored);
-    same_but_for_free_pages(&flattened(&place.path(), place.dir.path()), &restored).unwrap();
+    same_but_for_free_pages(&flattened(&place.path("app.db"), place.dir.path()), &restored).unwrap();
     let rows: i64 = Connection::open(restored).unwrap().query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, 3);
 }
@@ -139,10 +107,10 @@ fn somebody_commits_between_the_last_unlock_and_the_close() {
 /// changed nothing, and is told of all the same.
 #[test]
 fn a_commit_that_could_not_be_synced_is_not_sent() {
-    let place = Place::new();
+    let place = Beneath::new();
     let exclusive = |connection: &Connection| connection.execute_batch("PRAGMA locking_mode=EXCLUSIVE; PRAGMA synchronous=FULL").unwrap();
-    drop(place.open(&[]));
-    let uri = host::replicated(&place.path(), &place.bucket.url, &[("sync_interval", "10ms"), ("burst", "100")]);
+    drop(open(&place, &[]));
+    let uri = place.uri(&[]);
     let connection = Connection::open_with_flags(uri, OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI).unwrap();
     exclusive(&connection);
     connection.execute_batch("INSERT INTO t VALUES (1)").unwrap();
@@ -169,8 +137,8 @@ fn a_commit_that_could_not_be_synced_is_not_sent() {
 /// again. One that forks within SQLite, and whatever it holds, comes on as well.
 #[test]
 fn somebody_forks_while_our_thread_is_within_the_vfs_below() {
-    let place = Place::new();
-    let path = place.path();
+    let place = Beneath::new();
+    let path = place.path("app.db");
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("CREATE TABLE still(x); INSERT INTO still SELECT zeroblob(400000)").unwrap();
     connection.close().unwrap();
@@ -193,7 +161,7 @@ fn somebody_forks_while_our_thread_is_within_the_vfs_below() {
             seen.store(false, Ordering::SeqCst);
         }
     })));
-    let connection = place.open(&[]);
+    let connection = open(&place, &[]);
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     let mut forks = 0;
     while forks < 20 {

@@ -2,60 +2,26 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use replicated_testkit::bucket::{Bucket, flattened};
+use replicated_testkit::bucket::flattened;
+use replicated_testkit::crash::beneath::Beneath;
 use replicated_testkit::crash::vfs::{self, Kind, Method};
-use replicated_testkit::host;
 use replicated_testkit::sqlite::{integrity_check, same_but_for_free_pages};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 
 const FRAME_HEADER_BYTES: i64 = 24;
 
-struct Place {
-    dir: tempfile::TempDir,
-    bucket: Bucket,
-    /// The hook is the process's.
-    _alone: MutexGuard<'static, ()>,
-}
-
-impl Place {
-    fn new() -> Self {
-        static ONCE: Once = Once::new();
-        static ALONE: Mutex<()> = Mutex::new(());
-        ONCE.call_once(|| {
-            vfs::register(false);
-            replicated::register!(rusqlite::ffi).unwrap();
-        });
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let dir = tempfile::tempdir().unwrap();
-        let bucket = Bucket::folder(&dir.path().join("bucket"));
-        Self { dir, bucket, _alone: alone }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn open(&self, page_bytes: i64, more: &str) -> Connection {
-        let uri = host::replicated(&self.path("app.db"), &self.bucket.url, &[("sync_interval", "10ms"), ("burst", "100")]);
-        let connection = Connection::open_with_flags(uri, OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI).unwrap();
-        connection
-            .execute_batch(&format!(
-                "PRAGMA page_size={page_bytes}; {more}; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0;
-                 CREATE TABLE t(id INTEGER PRIMARY KEY, x)"
-            ))
-            .unwrap();
-        connection
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        vfs::set_hook(None);
-        vfs::set_refusal(None);
-    }
+fn open(place: &Beneath, page_bytes: i64, more: &str) -> Connection {
+    let connection = place.open(&[]);
+    connection
+        .execute_batch(&format!(
+            "PRAGMA page_size={page_bytes}; {more}; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0;
+             CREATE TABLE t(id INTEGER PRIMARY KEY, x)"
+        ))
+        .unwrap();
+    connection
 }
 
 /// Offset and bytes of each write to the WAL that `work` makes.
@@ -73,7 +39,7 @@ fn writes_of(work: impl FnOnce()) -> Vec<(i64, i64)> {
 }
 
 /// As after a kill: what another process finds in the files.
-fn rows_of_copy(place: &Place) -> Vec<(i64, i64)> {
+fn rows_of_copy(place: &Beneath) -> Vec<(i64, i64)> {
     let copy = place.path("copy.db");
     for suffix in ["", "-wal"] {
         std::fs::copy(place.path(&format!("app.db{suffix}")), place.path(&format!("copy.db{suffix}"))).unwrap();
@@ -87,7 +53,7 @@ fn rows(connection: &Connection) -> Vec<(i64, i64)> {
     statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap()
 }
 
-fn is_in_bucket(place: &Place, connection: &Connection) {
+fn is_in_bucket(place: &Beneath, connection: &Connection) {
     connection.query_row("PRAGMA replicated_sync='20s'", [], |row| row.get::<_, String>(0)).unwrap();
     let restored = place.path("restored.db");
     place.bucket.restore(&restored);
@@ -99,8 +65,8 @@ fn is_in_bucket(place: &Place, connection: &Connection) {
 #[test]
 fn a_frame_is_one_write() {
     for (page_bytes, more) in [(512, ""), (4096, ""), (16384, ""), (65536, ""), (4096, "PRAGMA locking_mode=EXCLUSIVE")] {
-        let place = Place::new();
-        let connection = place.open(page_bytes, more);
+        let place = Beneath::new();
+        let connection = open(&place, page_bytes, more);
         for round in 0..3 {
             let writes = writes_of(|| {
                 connection.execute_batch("INSERT INTO t(x) VALUES (randomblob(100))").unwrap();
@@ -122,8 +88,8 @@ fn a_frame_is_one_write() {
 #[test]
 fn headers_that_are_written_again_are_not_held() {
     for more in ["", "PRAGMA locking_mode=EXCLUSIVE"] {
-        let place = Place::new();
-        let connection = place.open(4096, more);
+        let place = Beneath::new();
+        let connection = open(&place, 4096, more);
         connection.execute_batch("PRAGMA cache_size=5; PRAGMA cache_spill=1").unwrap();
         let writes = writes_of(|| {
             connection
@@ -150,8 +116,8 @@ fn headers_that_are_written_again_are_not_held() {
 #[test]
 fn a_frame_that_is_not_written_is_told() {
     for more in ["", "PRAGMA locking_mode=EXCLUSIVE"] {
-        let place = Place::new();
-        let connection = place.open(4096, more);
+        let place = Beneath::new();
+        let connection = open(&place, 4096, more);
         connection.execute_batch("INSERT INTO t(x) VALUES (randomblob(100))").unwrap();
         vfs::set_refusal(Some(Arc::new(|call| call.method == Method::Write && call.kind == Kind::Wal)));
         connection.execute_batch("INSERT INTO t(x) VALUES (randomblob(200))").unwrap_err();

@@ -101,8 +101,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         && !args.dry_run
     {
         let gone = maintenance::let_go(&store, upto).map_err(|error| failure(args, &*store, &error))?;
-        for kept in gone.iter().filter(|_| !args.quiet && !args.json) {
-            text::to_stdout(&format!("TXID {} is not kept any longer ({})\n", kept.txid, kept.why));
+        if !args.quiet && !args.json {
+            for kept in &gone {
+                text::to_stdout(&format!("TXID {} is not kept any longer ({})\n", kept.txid, kept.why));
+            }
+            if gone.is_empty() {
+                text::to_stdout(&format!("--acknowledge {upto}: no state up to that TXID was kept\n"));
+            }
         }
     }
     let maintainer = Maintainer::new(Arc::clone(&store), policy);

@@ -2,6 +2,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`beneath`] | a database whose calls to that VFS a test sees |
 //! | [`vfs`] | a VFS below ours that counts calls and ends the process at one |
 //! | [`disk`] | what a disk keeps of SQLite's files when the power fails |
 //! | [`own_files`] | the same for the extension's |
@@ -9,6 +10,7 @@
 //! | [`session`] | what a process does until it dies: the program `crash-host` |
 //! | [`life`] | many processes one after another, and what is checked in between |
 
+pub mod beneath;
 pub mod disk;
 pub mod life;
 pub mod model;
