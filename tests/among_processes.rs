@@ -562,11 +562,12 @@ fn who_leaves_last_has_its_commits_sent_though_another_was_about_to_leave() {
         eventually("the uploader has sent all that it knows of", || {
             std::fs::read_to_string(&stat).unwrap().rsplit(") ").next().unwrap().starts_with('T')
         });
-        second.write("second");
+        // Another of its threads may hold what a commit outside the WAL waits for.
         let goes_on = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(400));
             assert!(Command::new("kill").args(["-CONT", &id]).status().unwrap().success());
         });
+        second.write("second");
         second.leave();
         // At once, and not when the other one has gone as well.
         place.check_but_for_free_pages();

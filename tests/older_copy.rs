@@ -165,6 +165,54 @@ fn while_the_full_state_is_due(mode: &str) {
     assert_eq!(rows(&adopted), rows(&database));
 }
 
+/// The same where nothing has changed the first page, so that the change counter is that of the newer file: the full state is due for somebody has begun the WAL anew.
+#[test]
+fn an_older_copy_of_the_same_change_counter_while_the_full_state_is_due() {
+    let work = tempfile::tempdir().unwrap();
+    let (database, older) = (work.path().join("app.db"), work.path().join("older.db"));
+    let (bucket, away) = (work.path().join("bucket"), work.path().join("away"));
+    let replica = format!("file://{}&close_timeout=100ms", bucket.display());
+    let commit = |x: i64| {
+        let db = open(&database, &replica);
+        insert(&db, x);
+        db
+    };
+    for x in [1, 2] {
+        let db = commit(x);
+        sync(&db).unwrap();
+        drop(db);
+        if x == 1 {
+            std::fs::copy(&database, &older).unwrap();
+        }
+    }
+    std::fs::rename(&bucket, &away).unwrap();
+    std::fs::write(&bucket, b"not a folder").unwrap();
+    let db = commit(3);
+    // Whatever the WAL held of ours, nothing tells that it was all when somebody else begins it anew.
+    let elsewhere = Connection::open(&database).unwrap();
+    elsewhere.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    insert(&elsewhere, 4);
+    drop(elsewhere);
+    insert(&db, 5);
+    drop(db);
+    drop(commit(6));
+    let counter = |path: &Path| std::fs::read(path).unwrap()[24..28].to_vec();
+    assert_eq!(counter(&database), counter(&older));
+
+    std::fs::copy(&older, &database).unwrap();
+    std::fs::remove_file(&bucket).unwrap();
+    std::fs::rename(&away, &bucket).unwrap();
+    for attempt in 0..3 {
+        let error = sync(&commit(100 + attempt)).unwrap_err();
+        assert!(error.contains("diverged"), "open {attempt}: {error}");
+    }
+    let url = format!("file://{}", bucket.display());
+    let store = replicated::store::open(&ReplicaUrl::parse(&url).unwrap(), &StoreOptions::default()).unwrap();
+    let restored = work.path().join("restored.db");
+    restore::restore(&*store, &RestoreOptions::latest(&restored)).unwrap();
+    assert_eq!(rows(&restored), [1, 2], "the newer state is untouched");
+}
+
 #[test]
 fn an_older_copy_while_the_full_state_is_due() {
     while_the_full_state_is_due("wal");

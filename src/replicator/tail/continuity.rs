@@ -78,7 +78,7 @@ impl Tail {
             );
         }
         if let Some(reason) = self.state.full {
-            return if self.is_set_back(stamp) { self.neither(live, stamp()) } else { Mode::Full(reason) };
+            return if self.may_be_set_back(live, stamp) { self.neither(live, stamp()) } else { Mode::Full(reason) };
         }
         let adopted = |adopt: Txid| self.state.acked.is_none_or(|acked| adopt >= acked.txid);
         if self.state.captured.is_some() && self.state.adopt.is_some_and(adopted) {
@@ -102,7 +102,7 @@ impl Tail {
 
     /// The full state is due, whatever the file holds, but not that of an older copy that has come in its place meanwhile. The user may have declared it the
     /// truth.
-    fn is_set_back(&mut self, stamp: &dyn Fn() -> Option<Stamp>) -> bool {
+    fn may_be_set_back(&mut self, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> bool {
         if self.state.acked.is_none() || self.state.adopt.is_some() {
             return false;
         }
@@ -114,7 +114,16 @@ impl Tail {
             self.state.stamp = Some(left);
         }
         let (Some(then), Some(now)) = (self.state.stamp, stamp()) else { return false };
-        then.is_counted_up_from(&now) && !then.may_have_lost_power(&now, self.rolled_back) || !self.is_newer_as_found()
+        if !self.is_newer_as_found() {
+            return true;
+        }
+        if then.may_have_lost_power(&now, self.rolled_back) {
+            return false;
+        }
+        // Without a change of the first page SQLite counts nothing in WAL mode: then only the bucket can tell another file from an older one.
+        let is_as_left = || then.is_same_file(&now) || left.is_some_and(|left| left.is_same_file(&now));
+        let is_uncounted = || live.frame == 0 && now.is_wal && now.header_words[0] == then.header_words[0] && !is_as_left();
+        then.is_counted_up_from(&now) || is_uncounted()
     }
 
     fn judge_captured(&mut self, captured: &WalPos, live: &WalPos, stamp: &dyn Fn() -> Option<Stamp>) -> Mode {
