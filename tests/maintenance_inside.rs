@@ -832,9 +832,13 @@ fn nothing_is_kept_of_a_folder_and_where_objects_are_replaced() {
     for bucket in [None, Some(Bucket::s3(&server, "replaced"))] {
         let mut app = App::on(bucket, &[]);
         let (mut host, db) = app.open();
-        for _ in 0..10 {
-            app.commit(&mut host, db);
-        }
-        assert!(!app.path("app.db-replicated/recent").exists());
+        let recent = app.path("app.db-replicated/recent");
+        let bucket = app.bucket.clone();
+        app.commit_until(&mut host, db, "something is merged", |_| {
+            assert!(!recent.exists());
+            !bucket.level(Level::new(1).unwrap()).is_empty()
+        });
+        app.maintained(&mut host, db);
+        assert!(!recent.exists());
     }
 }

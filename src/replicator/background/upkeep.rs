@@ -141,7 +141,7 @@ impl Upkeep {
         });
         let is_refused = self.refused.is_some_and(|at| at.elapsed() < REFUSED);
         let policy = Policy { deletes: !is_refused, ..self.policy.clone() };
-        let at_hand: Arc<dyn AtHand> = Arc::clone(&background.recent) as _;
+        let at_hand = background.keeps_recent().then(|| Arc::clone(&background.recent) as Arc<dyn AtHand>);
         let mut maintainer = Maintainer::inside(Arc::clone(&database.store), policy, key.node_id, known, at_hand);
         let outcome = maintainer.round(maintenance::now(), Some(&*turn)).await;
         let (known, changes) = maintainer.into_known();
