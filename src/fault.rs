@@ -81,6 +81,9 @@ mod active {
 
     /// Every point, in the order in which a commit meets them.
     pub const POINTS: &[&str] = &[
+        // Checkpoints ahead of SQLite's own.
+        "ahead.begin",
+        "ahead.done",
         // Restoring a database that is not there.
         "if-missing.noted",
         "if-missing.placed",

@@ -33,6 +33,11 @@ enum FullStates {
 
 /// Many processes on one database.
 fn campaign(name: &str, style: &Style, by: By, allowed: FullStates) {
+    campaign_on(name, style, by, allowed, |_| ());
+}
+
+/// The same on one that is prepared.
+fn campaign_on(name: &str, style: &Style, by: By, allowed: FullStates, prepare: impl Fn(&mut Life)) {
     let seed = number("REPLICATED_TEST_SEED", 1);
     let rounds = number("REPLICATED_TEST_CRASH_ROUNDS", 8);
     let mut deaths = 0;
@@ -40,6 +45,7 @@ fn campaign(name: &str, style: &Style, by: By, allowed: FullStates) {
     while deaths < rounds {
         lives += 1;
         let mut life = Life::new(name, seed.wrapping_mul(1000) + lives, style.clone(), |folder| Bucket::folder(&folder.join("bucket")));
+        prepare(&mut life);
         // A longer chain takes longer to restore.
         deaths += live(&mut life, by, allowed, (rounds - deaths).min(15));
     }
@@ -106,6 +112,14 @@ fn at_any_call_with_small_caches_and_many_restarts() {
         ..Style::default()
     };
     campaign("restarts", &style, By::Call, FullStates::One);
+}
+
+#[test]
+fn at_any_call_and_fail_point_while_a_thread_checkpoints() {
+    let style = Style { page_bytes: 1024, cache_pages: 10, autocheckpoint_pages: 40, most_bytes: 4000, ..Style::default() };
+    for by in [By::Call, By::FailPoint] {
+        campaign_on("ahead", &style, by, FullStates::One, |life| life.checkpoints_ahead(15));
+    }
 }
 
 #[test]

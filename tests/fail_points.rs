@@ -23,9 +23,11 @@ enum Use {
     FullStates,
     /// Without a WAL.
     Rollback,
+    /// A thread checkpoints, while commits go on.
+    Ahead,
 }
 
-const USES: [Use; 5] = [Use::Promptly, Use::Seldom, Use::Slowly, Use::FullStates, Use::Rollback];
+const USES: [Use; 6] = [Use::Promptly, Use::Seldom, Use::Slowly, Use::FullStates, Use::Rollback, Use::Ahead];
 
 fn life(which: Use, point: &str, server: &Server) -> Life {
     let seed = number("REPLICATED_TEST_SEED", 1);
@@ -33,12 +35,15 @@ fn life(which: Use, point: &str, server: &Server) -> Life {
     let style = match which {
         Use::FullStates => Style { most_bytes: 9000, ..small },
         Use::Rollback => Style { journal: vec!["DELETE".to_owned()], ..small },
-        Use::Promptly | Use::Seldom | Use::Slowly => small,
+        Use::Promptly | Use::Seldom | Use::Slowly | Use::Ahead => small,
     };
     let in_server = matches!(which, Use::Slowly | Use::FullStates);
     let path = format!("{which:?}-{point}");
     let mut life =
         Life::new(point, seed, style, |folder| if in_server { Bucket::s3(server, &path) } else { Bucket::folder(&folder.join("bucket")) });
+    if which == Use::Ahead {
+        life.checkpoints_ahead(6);
+    }
     if which == Use::Seldom {
         for (name, value) in &mut life.options {
             if name == "sync_interval" || name == "burst" {

@@ -98,6 +98,8 @@ pub struct Options {
     pub close_timeout: Duration,
     /// See `OPTIONS`.
     pub sync_timeout: Duration,
+    /// Whether checkpoints are run by a thread of the extension, ahead of SQLite's own.
+    pub checkpoint_in_background: bool,
     /// See `OPTIONS`.
     pub max_memory_bytes: u64,
     /// See `OPTIONS`.
@@ -162,6 +164,7 @@ impl Default for Options {
             ack_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
             sync_timeout: Duration::from_secs(30),
+            checkpoint_in_background: false,
             max_memory_bytes: 32 << 20,
             max_local_bytes: 4 << 30,
             connect_timeout: Duration::from_secs(5),
@@ -309,6 +312,7 @@ impl Options {
             "ack_timeout" => self.ack_timeout = duration_within(spec, text)?,
             "close_timeout" => self.close_timeout = duration_within(spec, text)?,
             "sync_timeout" => self.sync_timeout = duration_within(spec, text)?,
+            "checkpoint" => self.checkpoint_in_background = one_of(text, ["inline", "background"])?,
             "max_memory" => self.max_memory_bytes = bytes_within(spec, text)?,
             "max_local" => self.max_local_bytes = bytes_within(spec, text)?,
             "connect_timeout" => self.connect_timeout = duration_within(spec, text)?,

@@ -234,6 +234,12 @@ pub const OPTIONS: &[OptionSpec] = &[
     ),
     option("sync_timeout", durations(10, 3_600_000), "30s", "How long `PRAGMA replicated_sync` and `replicated_wait` wait for the bucket."),
     option(
+        "checkpoint",
+        Kind::OneOf(&["inline", "background"]),
+        "inline",
+        "Where checkpoints run that nobody asks for: inside a COMMIT, as SQLite does by itself, or ahead of that on a thread of the extension.",
+    ),
+    option(
         "max_memory",
         Kind::Bytes { min: 16 * MIB, max: TIB },
         "32MiB",

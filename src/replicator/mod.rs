@@ -27,6 +27,7 @@
 
 pub(crate) use self::control::full_state_reasons;
 
+pub(crate) mod ahead;
 mod aside;
 mod background;
 mod base;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::ahead::{self, Due};
 use super::beside::{OTHER_SECOND, Place, open_tail};
 use super::control::{Identity, replica_hash};
 use super::database::{Database, Host, OpenedTail};
@@ -100,6 +101,8 @@ pub(crate) struct Process {
     http: Arc<HttpClients>,
     /// Where metrics are told.
     metrics: Mutex<Option<SocketAddr>>,
+    /// The thread that checkpoints, once a database asks for it.
+    checkpoints: Mutex<Option<Due>>,
 }
 
 /// How many forks deep a process may be. One slot each, so that nothing inherited is ever touched.
@@ -165,6 +168,33 @@ impl Process {
         }
     }
 
+    /// The thread that checkpoints ahead of SQLite; `None` where it cannot be had, which is logged.
+    fn checkpoints(&self, database: &Database, host: &dyn Host, start_thread: StartThread) -> Option<Due> {
+        let obstacle = || -> Result<Due, String> {
+            if let Some(obstacle) = host.obstacle_to_checkpoints() {
+                return Err(obstacle);
+            }
+            let mut checkpoints = self.checkpoints.lock();
+            if let Some(due) = &*checkpoints {
+                return Ok(due.clone());
+            }
+            let (due, receiver) = crossbeam_channel::unbounded();
+            let run = move || {
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| ahead::run(&receiver))) {
+                    let error = step::panic_text(&*panic);
+                    event!(Error, "checkpoint_inline", PerProcess, cause = error; "checkpoints are left to SQLite from here on: a fault in the extension ({error})");
+                }
+            };
+            start_thread(Box::new(run)).map_err(|error| format!("its thread could not be started: {error}"))?;
+            Ok(checkpoints.insert(due).clone())
+        };
+        obstacle()
+            .inspect_err(|why| {
+                event!(Warn, "checkpoint_inline", database, cause = why; "checkpoint=background: checkpoints are left to SQLite, inside of commits: {why}");
+            })
+            .ok()
+    }
+
     fn start(start_thread: StartThread) -> std::io::Result<Self> {
         let (hub, receiver) = Hub::new()?;
         let hub = Arc::new(hub);
@@ -181,7 +211,14 @@ impl Process {
             event!(Error, "uploader_ended", PerProcess, cause = error; "the uploader ended: {error}; nothing is replicated any more by this process");
             registry.fail_all(&error);
         }))?;
-        Ok(Self { hub, registry, next_id: AtomicU64::new(1), http: Arc::default(), metrics: Mutex::default() })
+        Ok(Self {
+            hub,
+            registry,
+            next_id: AtomicU64::new(1),
+            http: Arc::default(),
+            metrics: Mutex::default(),
+            checkpoints: Mutex::default(),
+        })
     }
 }
 
@@ -205,7 +242,7 @@ pub(crate) fn open(
         roles::settle(&Paths::of(path), &Paths::second_of(path), &urls);
     }
     let mut open = |which, url: &ReplicaUrl, options: &Options, second: Option<&ReplicaUrl>, taken| {
-        let new = New { process, path, identity, which, options, url, second };
+        let new = New { process, path, identity, which, options, url, second, start_thread };
         new.open(&mut databases, host, taken)
     };
     let (first, first_is_new) = open(Which::First, &urls.first, options, urls.second.as_ref(), leases.first)?;
@@ -260,6 +297,7 @@ struct New<'a> {
     url: &'a ReplicaUrl,
     /// The other one, where this is the first of two.
     second: Option<&'a ReplicaUrl>,
+    start_thread: StartThread,
 }
 
 impl New<'_> {
@@ -297,7 +335,14 @@ impl New<'_> {
         meter.begin(Arc::clone(&opened.shared) as Arc<dyn Counted>);
         let conflict = opened.tail.conflict();
         let id = process.next_id.fetch_add(1, Ordering::Relaxed);
-        let database = Arc::new(Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), Arc::clone(host), opened));
+        let mut database = Database::new(id, paths, options.clone(), store, Arc::clone(&process.hub), Arc::clone(host), opened);
+        if options.checkpoint_in_background
+            && which == Which::First
+            && let Some(due) = process.checkpoints(&database, host.as_ref(), self.start_thread)
+        {
+            database.checkpoints_by(due);
+        }
+        let database = Arc::new(database);
         database.handles.store(1, Ordering::Release);
         if let Some(message) = conflict {
             // Known from before: nothing is committed until the uploader has looked.

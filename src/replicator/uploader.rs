@@ -40,6 +40,8 @@ use crate::types::TimestampMs;
 
 /// Frames in the WAL only at which the uploader spools while it may not send: a quarter of SQLite's checkpoint threshold.
 const ENCODE_AHEAD_FRAMES: u32 = 250;
+/// Where these are of fewer pages it does not: whoever restarts the WAL has little to do then.
+const ENCODE_AHEAD_PAGES: u32 = 100;
 /// How long nothing is done without a lease, unless whoever keeps it says so.
 const WITHOUT_LEASE: Duration = Duration::from_secs(60);
 

@@ -10,6 +10,7 @@ use std::ffi::{c_char, c_int, c_void};
 pub(crate) const SQLITE_OK: c_int = 0;
 pub(crate) const SQLITE_ERROR: c_int = 1;
 pub(crate) const SQLITE_BUSY: c_int = 5;
+pub(crate) const SQLITE_LOCKED: c_int = 6;
 pub(crate) const SQLITE_NOMEM: c_int = 7;
 pub(crate) const SQLITE_READONLY: c_int = 8;
 pub(crate) const SQLITE_IOERR: c_int = 10;
@@ -24,9 +25,12 @@ pub(crate) const SQLITE_WARNING: c_int = 28;
 pub(crate) const SQLITE_OK_LOAD_PERMANENTLY: c_int = 256;
 
 pub(crate) const SQLITE_OPEN_READONLY: c_int = 0x0000_0001;
+pub(crate) const SQLITE_OPEN_READWRITE: c_int = 0x0000_0002;
 pub(crate) const SQLITE_OPEN_CREATE: c_int = 0x0000_0004;
 pub(crate) const SQLITE_OPEN_MAIN_DB: c_int = 0x0000_0100;
 pub(crate) const SQLITE_OPEN_SUPER_JOURNAL: c_int = 0x0000_4000;
+pub(crate) const SQLITE_OPEN_NOMUTEX: c_int = 0x0000_8000;
+pub(crate) const SQLITE_OPEN_PRIVATECACHE: c_int = 0x0004_0000;
 pub(crate) const SQLITE_OPEN_WAL: c_int = 0x0008_0000;
 
 pub(crate) const SQLITE_LOCK_NONE: c_int = 0;
@@ -36,6 +40,8 @@ pub(crate) const SQLITE_LOCK_EXCLUSIVE: c_int = 4;
 
 pub(crate) const SQLITE_TXN_WRITE: c_int = 2;
 
+pub(crate) const SQLITE_CHECKPOINT_PASSIVE: c_int = 0;
+pub(crate) const SQLITE_FCNTL_FILE_POINTER: c_int = 7;
 pub(crate) const SQLITE_SYNC_NORMAL: c_int = 2;
 
 pub(crate) const SQLITE_SHM_UNLOCK: c_int = 1;

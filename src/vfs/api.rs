@@ -4,7 +4,10 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
-use super::abi::{File, Module, SQLITE_ERROR, SQLITE_FCNTL_JOURNAL_POINTER, SQLITE_FCNTL_PRAGMA, SQLITE_OK, SQLITE_TXN_WRITE, Vfs};
+use super::abi::{
+    File, Module, SQLITE_CHECKPOINT_PASSIVE, SQLITE_ERROR, SQLITE_FCNTL_FILE_POINTER, SQLITE_FCNTL_JOURNAL_POINTER, SQLITE_FCNTL_PRAGMA,
+    SQLITE_OK, SQLITE_OPEN_NOMUTEX, SQLITE_OPEN_PRIVATECACHE, SQLITE_OPEN_READWRITE, SQLITE_TXN_WRITE, Vfs,
+};
 use crate::fault::fault_value;
 
 /// The oldest SQLite whose table has all that we call: `sqlite3_filename_database` came with 3.31.0, and 3.32.0 is what is tested.
@@ -19,7 +22,10 @@ pub struct ApiRoutines {
 
 /// Slots of the append-only `struct sqlite3_api_routines` of `sqlite3ext.h`.
 pub(super) mod slot {
+    pub(in crate::vfs) const CLOSE: usize = 16;
     pub(in crate::vfs) const DECLARE_VTAB: usize = 50;
+    pub(in crate::vfs) const ERRMSG: usize = 53;
+    pub(in crate::vfs) const EXEC: usize = 55;
     pub(in crate::vfs) const FREE: usize = 58;
     pub(in crate::vfs) const LIBVERSION_NUMBER: usize = 67;
     pub(in crate::vfs) const MPRINTF: usize = 69;
@@ -30,6 +36,9 @@ pub(super) mod slot {
     pub(in crate::vfs) const VALUE_TEXT: usize = 109;
     pub(in crate::vfs) const CREATE_MODULE_V2: usize = 119;
     pub(in crate::vfs) const FILE_CONTROL: usize = 127;
+    pub(in crate::vfs) const MUTEX_ALLOC: usize = 130;
+    pub(in crate::vfs) const MUTEX_FREE: usize = 132;
+    pub(in crate::vfs) const OPEN_V2: usize = 135;
     pub(in crate::vfs) const VFS_FIND: usize = 141;
     pub(in crate::vfs) const VFS_REGISTER: usize = 142;
     pub(in crate::vfs) const CONTEXT_DB_HANDLE: usize = 149;
@@ -37,6 +46,7 @@ pub(super) mod slot {
     pub(in crate::vfs) const LOG: usize = 167;
     pub(in crate::vfs) const DB_FILENAME: usize = 180;
     pub(in crate::vfs) const URI_PARAMETER: usize = 189;
+    pub(in crate::vfs) const WAL_CHECKPOINT_V2: usize = 191;
     pub(in crate::vfs) const AUTO_EXTENSION: usize = 192;
     pub(in crate::vfs) const URI_KEY: usize = 245;
     pub(in crate::vfs) const FILENAME_DATABASE: usize = 246;
@@ -113,6 +123,8 @@ pub(crate) struct SqliteApi {
     free: unsafe extern "C" fn(*mut c_void),
     /// Missing where SQLite was built without virtual tables.
     tables: Option<Tables>,
+    /// Missing where it was built without WAL, or without mutexes.
+    connections: Option<Connections>,
     /// Missing where it was built without extensions of this kind.
     auto_extension: Option<unsafe extern "C" fn(AutoEntry) -> c_int>,
 }
@@ -122,6 +134,50 @@ pub(crate) struct SqliteApi {
 struct Tables {
     create_module: unsafe extern "C" fn(*mut c_void, *const c_char, *const Module, *mut c_void, Unused) -> c_int,
     declare: unsafe extern "C" fn(*mut c_void, *const c_char) -> c_int,
+}
+
+/// What it takes to checkpoint a database on a connection of our own.
+#[derive(Clone, Copy, Debug)]
+struct Connections {
+    open: unsafe extern "C" fn(*const c_char, *mut *mut c_void, c_int, *const c_char) -> c_int,
+    close: unsafe extern "C" fn(*mut c_void) -> c_int,
+    exec: unsafe extern "C" fn(*mut c_void, *const c_char, Unused, *mut c_void, *mut *mut c_char) -> c_int,
+    errmsg: unsafe extern "C" fn(*mut c_void) -> *const c_char,
+    checkpoint: unsafe extern "C" fn(*mut c_void, *const c_char, c_int, *mut c_int, *mut c_int) -> c_int,
+    mutex_alloc: unsafe extern "C" fn(c_int) -> *mut c_void,
+    mutex_free: unsafe extern "C" fn(*mut c_void),
+}
+
+impl Connections {
+    /// # Safety
+    /// `read` gives the slots of SQLite's own table.
+    unsafe fn from(read: impl Fn(usize) -> *const c_void) -> Option<Self> {
+        // SAFETY: each slot is transmuted to the type that `sqlite3ext.h` declares for it; a null function pointer is `None`.
+        unsafe {
+            Some(Self {
+                open: std::mem::transmute::<
+                    *const c_void,
+                    Option<unsafe extern "C" fn(*const c_char, *mut *mut c_void, c_int, *const c_char) -> c_int>,
+                >(read(slot::OPEN_V2))?,
+                close: std::mem::transmute::<*const c_void, Option<unsafe extern "C" fn(*mut c_void) -> c_int>>(read(slot::CLOSE))?,
+                exec: std::mem::transmute::<
+                    *const c_void,
+                    Option<unsafe extern "C" fn(*mut c_void, *const c_char, Unused, *mut c_void, *mut *mut c_char) -> c_int>,
+                >(read(slot::EXEC))?,
+                errmsg: std::mem::transmute::<*const c_void, Option<unsafe extern "C" fn(*mut c_void) -> *const c_char>>(read(
+                    slot::ERRMSG,
+                ))?,
+                checkpoint: std::mem::transmute::<
+                    *const c_void,
+                    Option<unsafe extern "C" fn(*mut c_void, *const c_char, c_int, *mut c_int, *mut c_int) -> c_int>,
+                >(read(slot::WAL_CHECKPOINT_V2))?,
+                mutex_alloc: std::mem::transmute::<*const c_void, Option<unsafe extern "C" fn(c_int) -> *mut c_void>>(read(
+                    slot::MUTEX_ALLOC,
+                ))?,
+                mutex_free: std::mem::transmute::<*const c_void, Option<unsafe extern "C" fn(*mut c_void)>>(read(slot::MUTEX_FREE))?,
+            })
+        }
+    }
 }
 
 /// An extension's entry point, as SQLite declares it where it is registered for every connection.
@@ -237,6 +293,7 @@ impl SqliteApi {
                     "sqlite3_context_db_handle",
                 )?),
                 free: std::mem::transmute::<*const c_void, unsafe extern "C" fn(*mut c_void)>(need(slot::FREE, "sqlite3_free")?),
+                connections: Connections::from(read),
                 // A null function pointer is `None`.
                 auto_extension: std::mem::transmute::<*const c_void, Option<unsafe extern "C" fn(AutoEntry) -> c_int>>(read(
                     slot::AUTO_EXTENSION,
@@ -492,6 +549,75 @@ impl SqliteApi {
             }
         }
         schemas
+    }
+
+    /// Whether this SQLite may be used by several threads at once, each with connections of its own.
+    pub(crate) fn has_mutexes(&self) -> bool {
+        const SQLITE_MUTEX_FAST: c_int = 0;
+        /// What SQLite hands out for a mutex where it has none.
+        const NO_MUTEX: usize = 8;
+        let Some(Connections { mutex_alloc, mutex_free, .. }) = self.connections else { return false };
+        // SAFETY: a mutex that is made here is freed here.
+        unsafe {
+            let mutex = mutex_alloc(SQLITE_MUTEX_FAST);
+            let is_one = !mutex.is_null() && mutex as usize != NO_MUTEX;
+            if is_one {
+                mutex_free(mutex);
+            }
+            is_one
+        }
+    }
+
+    /// Opens a database by a VFS, checkpoints it as far as that goes without waiting, and closes it: how many frames the WAL had, and how many of them
+    /// are in the database file then, each -1 where there is no WAL.
+    ///
+    /// # Errors
+    /// SQLite's code, and its words.
+    pub(crate) fn checkpoint(&self, path: &CStr, vfs: &CStr) -> Result<(c_int, c_int), (c_int, String)> {
+        const FLAGS: c_int = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_PRIVATECACHE;
+        let Some(Connections { open, close, exec, errmsg, checkpoint, .. }) = self.connections else {
+            return Err((SQLITE_ERROR, "this SQLite has no WAL".to_owned()));
+        };
+        let (mut database, mut frames, mut in_file) = (std::ptr::null_mut(), -1, -1);
+        // SAFETY: the strings are C strings; the connection is this thread's alone, and closed, also where its open has failed.
+        unsafe {
+            let mut rc = open(path.as_ptr(), &raw mut database, FLAGS, vfs.as_ptr());
+            if rc == SQLITE_OK {
+                // A connection that has not read anything knows of no WAL.
+                rc = exec(database, c"PRAGMA schema_version".as_ptr(), None, std::ptr::null_mut(), std::ptr::null_mut());
+            }
+            if rc == SQLITE_OK {
+                rc = checkpoint(database, c"main".as_ptr(), SQLITE_CHECKPOINT_PASSIVE, &raw mut frames, &raw mut in_file);
+            }
+            let said = errmsg(database);
+            let why = if rc == SQLITE_OK || said.is_null() { String::new() } else { CStr::from_ptr(said).to_string_lossy().into_owned() };
+            close(database);
+            if rc == SQLITE_OK { Ok((frames, in_file)) } else { Err((rc, why)) }
+        }
+    }
+
+    /// Whether a connection works with this file itself, and not with one of another VFS's that is stacked on ours.
+    ///
+    /// # Safety
+    /// As `schemas`; `name` is what was passed to `xOpen` for the file.
+    pub(crate) unsafe fn works_with(&self, connection: *mut c_void, file: *mut File, name: *const c_char) -> bool {
+        const MOST: c_int = 128;
+        let Some(Schemas { db_name, .. }) = self.schemas else { return false };
+        for index in 0..MOST {
+            // SAFETY: as in `schemas`.
+            unsafe {
+                let schema = db_name(connection, index);
+                if schema.is_null() {
+                    return false;
+                }
+                if (self.db_filename)(connection, schema) == name {
+                    let mut found: *mut File = std::ptr::null_mut();
+                    return (self.file_control)(connection, schema, SQLITE_FCNTL_FILE_POINTER, (&raw mut found).cast()) == SQLITE_OK
+                        && found == file;
+                }
+            }
+        }
+        false
     }
 
     /// Whether `schemas` knows anything.

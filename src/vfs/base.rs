@@ -1,18 +1,15 @@
 //! The VFS below ours, and files of it.
 
 use std::ffi::{OsStr, c_char, c_int, c_void};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::{fs, io};
 
 use parking_lot::Mutex;
 
 use super::abi::{File, IoMethods, SQLITE_IOERR_SHORT_READ, SQLITE_OK, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY, SQLITE_SYNC_NORMAL, Vfs};
 use super::fork;
-use crate::replicator::database::Host;
 use crate::replicator::preserve::DatabaseFile;
-use crate::replicator::shared::Mapped;
-use crate::wal::IndexHeader;
 
 /// The VFS that ours wraps. It lives as long as the process.
 #[derive(Clone, Copy, Debug)]
@@ -23,17 +20,10 @@ unsafe impl Send for BaseVfs {}
 // SAFETY: as above.
 unsafe impl Sync for BaseVfs {}
 
-impl Host for BaseVfs {
-    fn open_database(&self, path: &Path) -> io::Result<Box<dyn DatabaseFile>> {
+impl BaseVfs {
+    /// Opens a database once more.
+    pub(super) fn open_database(self, path: &Path) -> io::Result<Box<dyn DatabaseFile>> {
         Ok(Box::new(BaseFile::open(self.0, path)?))
-    }
-
-    fn wal_index(&self, path: &Path) -> Option<IndexHeader> {
-        super::group::wal_index(path)
-    }
-
-    fn map_shared(&self, control: &fs::File) -> io::Result<Box<dyn Mapped>> {
-        super::mapping::map(control)
     }
 }
 

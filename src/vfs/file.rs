@@ -34,15 +34,22 @@ enum FileState {
     Wal(WalSide),
 }
 
-/// Makes an opened file ours. The base's file is open behind `file`.
+/// Makes an opened file ours. The base's file is open behind `file`. One that `is_own` was opened by ourselves, see `checkpointer`.
 ///
 /// # Safety
 /// `file` points to the memory that SQLite passed to `xOpen` of our VFS, with an open base file behind our part.
-pub(crate) unsafe fn become_main(file: *mut File, api: &'static SqliteApi, name: FileName, replicas: Option<Replicas>, policy: Policy) {
+pub(crate) unsafe fn become_main(
+    file: *mut File,
+    api: &'static SqliteApi,
+    name: FileName,
+    replicas: Option<Replicas>,
+    policy: Policy,
+    is_own: bool,
+) {
     if replicas.is_some() {
         process::note_main(name as usize, file as usize);
     }
-    let main = MainFile::new(api, name, replicas, policy);
+    let main = MainFile::new(api, name, replicas, policy, is_own);
     // SAFETY: passed on; what has become ours has its state.
     unsafe {
         become_ours(file, FileState::Main(main), &MAIN);
@@ -239,7 +246,10 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
             let replicas = main.replicas().cloned();
             if let Some(replicas) = replicas {
                 process::forget_main(file as usize);
-                guarded(&main, (), || process::close(&replicas));
+                main.lets_ahead();
+                if !main.is_own {
+                    guarded(&main, (), || process::close(&replicas));
+                }
             } else if main.replicas.is_some() {
                 // Opened before a fork: what the parent's thread shares with us is left alone for ever.
                 std::mem::forget(main);

@@ -32,6 +32,7 @@ static INSIDE: AtomicUsize = AtomicUsize::new(0);
 thread_local! {
     /// Without a destructor, so that it may be looked at in any thread at any time.
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
+    static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// This thread is one of ours.
@@ -48,12 +49,31 @@ fn wait_until(is_so: impl Fn() -> bool) {
     }
 }
 
-/// Makes a short call of the VFS below, not in the midst of a fork. No other may be made within it.
+/// Makes a short call into SQLite or the VFS below, not in the midst of a fork.
 pub(super) fn apart<T>(call: impl FnOnce() -> T) -> T {
-    if !IS_OURS.with(Cell::get) {
+    if !IS_OURS.with(Cell::get) || IS_INSIDE.with(Cell::get) {
         return call();
     }
+    let generation = enter();
+    let result = call();
+    leave(generation);
+    result
+}
+
+/// Makes a call within `apart` that may take long, and with which SQLite holds no lock of the process.
+pub(super) fn unlocked<T>(call: impl FnOnce() -> T) -> T {
+    if !IS_INSIDE.with(Cell::get) {
+        return call();
+    }
+    leave(process::generation());
+    let result = call();
+    enter();
+    result
+}
+
+fn enter() -> usize {
     let generation = process::generation();
+    IS_INSIDE.with(|inside| inside.set(true));
     loop {
         INSIDE.fetch_add(1, Ordering::SeqCst);
         if FORKING.load(Ordering::SeqCst) == 0 {
@@ -67,11 +87,14 @@ pub(super) fn apart<T>(call: impl FnOnce() -> T) -> T {
             break;
         }
     }
-    let result = call();
+    generation
+}
+
+fn leave(generation: usize) {
+    IS_INSIDE.with(|inside| inside.set(false));
     if generation == process::generation() {
         INSIDE.fetch_sub(1, Ordering::SeqCst);
     }
-    result
 }
 
 /// Before a fork.

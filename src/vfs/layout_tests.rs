@@ -47,6 +47,7 @@ fn constants_are_sqlites() {
         (abi::SQLITE_OK, ffi::SQLITE_OK),
         (abi::SQLITE_ERROR, ffi::SQLITE_ERROR),
         (abi::SQLITE_BUSY, ffi::SQLITE_BUSY),
+        (abi::SQLITE_LOCKED, ffi::SQLITE_LOCKED),
         (abi::SQLITE_NOMEM, ffi::SQLITE_NOMEM),
         (abi::SQLITE_IOERR, ffi::SQLITE_IOERR),
         (abi::SQLITE_IOERR_COMMIT_ATOMIC, ffi::SQLITE_IOERR_COMMIT_ATOMIC),
@@ -62,6 +63,11 @@ fn constants_are_sqlites() {
         (abi::SQLITE_WARNING, ffi::SQLITE_WARNING),
         (abi::SQLITE_OK_LOAD_PERMANENTLY, ffi::SQLITE_OK_LOAD_PERMANENTLY),
         (abi::SQLITE_OPEN_READONLY, ffi::SQLITE_OPEN_READONLY),
+        (abi::SQLITE_OPEN_READWRITE, ffi::SQLITE_OPEN_READWRITE),
+        (abi::SQLITE_OPEN_NOMUTEX, ffi::SQLITE_OPEN_NOMUTEX),
+        (abi::SQLITE_OPEN_PRIVATECACHE, ffi::SQLITE_OPEN_PRIVATECACHE),
+        (abi::SQLITE_CHECKPOINT_PASSIVE, ffi::SQLITE_CHECKPOINT_PASSIVE),
+        (abi::SQLITE_FCNTL_FILE_POINTER, ffi::SQLITE_FCNTL_FILE_POINTER),
         (abi::SQLITE_OPEN_MAIN_DB, ffi::SQLITE_OPEN_MAIN_DB),
         (abi::SQLITE_OPEN_WAL, ffi::SQLITE_OPEN_WAL),
         (abi::SQLITE_LOCK_NONE, ffi::SQLITE_LOCK_NONE),
@@ -113,6 +119,13 @@ fn slots_of_the_function_table_hold_what_we_call() {
             ("txn_state", at(slot::TXN_STATE), ffi::sqlite3_txn_state as *const () as usize),
             ("db_name", at(slot::DB_NAME), ffi::sqlite3_db_name as *const () as usize),
             ("uri_key", at(slot::URI_KEY), ffi::sqlite3_uri_key as *const () as usize),
+            ("close", at(slot::CLOSE), ffi::sqlite3_close as *const () as usize),
+            ("errmsg", at(slot::ERRMSG), ffi::sqlite3_errmsg as *const () as usize),
+            ("exec", at(slot::EXEC), ffi::sqlite3_exec as *const () as usize),
+            ("mutex_alloc", at(slot::MUTEX_ALLOC), ffi::sqlite3_mutex_alloc as *const () as usize),
+            ("mutex_free", at(slot::MUTEX_FREE), ffi::sqlite3_mutex_free as *const () as usize),
+            ("open_v2", at(slot::OPEN_V2), ffi::sqlite3_open_v2 as *const () as usize),
+            ("wal_checkpoint_v2", at(slot::WAL_CHECKPOINT_V2), ffi::sqlite3_wal_checkpoint_v2 as *const () as usize),
             ("filename_database", at(slot::FILENAME_DATABASE), ffi::sqlite3_filename_database as *const () as usize),
         ];
         0
@@ -129,7 +142,7 @@ fn slots_of_the_function_table_hold_what_we_call() {
         ffi::sqlite3_close(database);
     }
     let found = FOUND.lock().unwrap();
-    assert_eq!(found.len(), 23);
+    assert_eq!(found.len(), 30);
     for (name, there, expected) in found.iter() {
         assert_eq!(there, expected, "{name}");
     }

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -13,10 +14,12 @@ use super::abi::{
     SQLITE_SHM_EXCLUSIVE, SQLITE_SHM_LOCK, SQLITE_SHM_SHARED, SQLITE_SHM_UNLOCK, WAL_CHECKPOINT_LOCK, WAL_READ_LOCK_0, WAL_WRITE_LOCK,
 };
 use super::api::SqliteApi;
+use super::fork;
 use super::group::{self, FileName, Refusal};
 use super::held::HeldHeader;
 use super::pragma::{self, Answer};
 use super::wal_file::release;
+use crate::replicator::ahead::Ahead;
 use crate::replicator::database::Database;
 use crate::replicator::database::outside::{FileChange, Writer};
 use crate::replicator::durability::{self, NotAcknowledged, Policy};
@@ -82,10 +85,23 @@ pub(super) struct MainFile {
     has_committed: AtomicBool,
     /// It is about to sync the database file at the end of a transaction that changes nothing else.
     pub(super) ends_alone: AtomicBool,
+    /// We have opened it ourselves: see `checkpointer`.
+    pub(super) is_own: bool,
+    /// A checkpoint of ours is due once it does not read any more.
+    wakes_ahead: AtomicBool,
+    /// Our own checkpoints wait for what it is at: with the file locked exclusively, and with the checkpoint lock.
+    keeps_ahead_out: [AtomicBool; 2],
+}
+
+/// In `MainFile::keeps_ahead_out`.
+#[derive(Clone, Copy)]
+enum KeepsOut {
+    ByFileLock,
+    ByCheckpointLock,
 }
 
 impl MainFile {
-    pub(super) fn new(api: &'static SqliteApi, name: FileName, replicas: Option<Replicas>, policy: Policy) -> Self {
+    pub(super) fn new(api: &'static SqliteApi, name: FileName, replicas: Option<Replicas>, policy: Policy, is_own: bool) -> Self {
         Self {
             api,
             replicas,
@@ -114,7 +130,44 @@ impl MainFile {
             writes_file: AtomicBool::new(false),
             has_committed: AtomicBool::new(false),
             ends_alone: AtomicBool::new(false),
+            is_own,
+            wakes_ahead: AtomicBool::new(false),
+            keeps_ahead_out: [const { AtomicBool::new(false) }; 2],
         }
+    }
+
+    /// What checkpoints ahead of SQLite, where that is asked for; not for a connection of its own.
+    fn ahead(&self) -> Option<&Ahead> {
+        self.replicas()?.first.ahead.as_ref().filter(|_| !self.is_own)
+    }
+
+    /// Waits until our own connection is gone, and has none come until `lets_ahead_in`.
+    fn keeps_ahead_out(&self, by: KeepsOut) {
+        let [file, checkpoint] = &self.keeps_ahead_out;
+        let is_kept_out = if matches!(by, KeepsOut::ByFileLock) { file } else { checkpoint };
+        if let Some(ahead) = self.ahead()
+            && !is_kept_out.swap(true, Ordering::Relaxed)
+        {
+            guarded(self, (), || ahead.keep_out());
+        }
+    }
+
+    fn lets_ahead_in(&self, by: KeepsOut) {
+        let [file, checkpoint] = &self.keeps_ahead_out;
+        let is_kept_out = if matches!(by, KeepsOut::ByFileLock) { file } else { checkpoint };
+        // Most files never do.
+        if is_kept_out.load(Ordering::Relaxed)
+            && is_kept_out.swap(false, Ordering::Relaxed)
+            && let Some(ahead) = self.ahead()
+        {
+            ahead.let_in();
+        }
+    }
+
+    /// It is closed.
+    pub(super) fn lets_ahead(&self) {
+        self.lets_ahead_in(KeepsOut::ByFileLock);
+        self.lets_ahead_in(KeepsOut::ByCheckpointLock);
     }
 
     /// The replicated database, unless this is the child of a fork that happened since: SQLite forbids using the connection there.
@@ -139,6 +192,21 @@ impl MainFile {
     fn take_own_commit(&self) -> Each<Option<u64>> {
         let [first, second] = self.own_commit.each_ref().map(|own| Some(own.swap(0, Ordering::Relaxed)).filter(|own| *own > 0));
         Each { first, second: Some(second) }
+    }
+
+    /// Whether SQLite works with this file itself: what is stacked on our VFS may do more to a page than to write it.
+    ///
+    /// # Safety
+    /// As `SqliteApi::schemas`, with the connection that the file is of.
+    unsafe fn is_seen_by_sqlite(&self, file: *mut File) -> bool {
+        let connection = self.connection.load(Ordering::Acquire);
+        if connection.is_null() {
+            return false;
+        }
+        // SAFETY: it was told by SQLite, where it keeps the connection.
+        let connection = unsafe { *connection };
+        // SAFETY: passed on.
+        !connection.is_null() && unsafe { self.api.works_with(connection, file, self.name) }
     }
 
     /// The WAL-index header as it is; `None` where it is not mapped, not initialised or being written.
@@ -355,7 +423,7 @@ pub(super) unsafe extern "C" fn main_truncate(file: *mut File, bytes: i64) -> c_
 
 pub(super) unsafe extern "C" fn main_sync(file: *mut File, flags: c_int) -> c_int {
     // SAFETY: see above.
-    let (main, rc) = unsafe { (main_of(file), sync(file, flags)) };
+    let (main, rc) = unsafe { (main_of(file), fork::unlocked(|| sync(file, flags))) };
     if rc == SQLITE_OK
         && let Some(replicas) = main.replicas()
     {
@@ -411,7 +479,19 @@ pub(super) unsafe extern "C" fn main_lock(file: *mut File, level: c_int) -> c_in
         return rc;
     }
     // SAFETY: see above.
-    let (main, rc) = unsafe { (main_of(file), lock(file, level)) };
+    let main = unsafe { main_of(file) };
+    // To leave WAL mode, or to delete the WAL at the last close.
+    let wants_all = level == SQLITE_LOCK_EXCLUSIVE
+        && main.in_wal_mode.load(Ordering::Relaxed)
+        && main.database().is_some_and(|database| database.handles.load(Ordering::Acquire) == 1);
+    if wants_all {
+        main.keeps_ahead_out(KeepsOut::ByFileLock);
+    }
+    // SAFETY: see above.
+    let rc = unsafe { lock(file, level) };
+    if rc != SQLITE_OK && wants_all {
+        main.lets_ahead_in(KeepsOut::ByFileLock);
+    }
     if rc == SQLITE_OK
         && let Some(database) = main.database()
     {
@@ -449,7 +529,11 @@ pub(super) unsafe extern "C" fn main_unlock(file: *mut File, level: c_int) -> c_
         main.has_committed.store(false, Ordering::Relaxed);
     }
     // SAFETY: see above.
-    unsafe { unlock(file, level) }
+    let rc = unsafe { unlock(file, level) };
+    if level < SQLITE_LOCK_EXCLUSIVE {
+        main.lets_ahead_in(KeepsOut::ByFileLock);
+    }
+    rc
 }
 
 pub(super) unsafe extern "C" fn main_shm_map(file: *mut File, region: c_int, bytes: c_int, extend: c_int, out: *mut *mut c_void) -> c_int {
@@ -509,8 +593,11 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
             Some(index) => database.commits_in_wal(index, &frames).unwrap_or_default(),
             None => durability::UNSEEN,
         });
-        if index.is_some() {
+        if let Some(index) = &index {
             frames.clear();
+            if main.ahead().is_some_and(|ahead| guarded(main, false, || ahead.is_due(index.max_frame))) {
+                main.wakes_ahead.store(true, Ordering::Relaxed);
+            }
         }
         own
     };
@@ -533,6 +620,7 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
                 replicas.each((), |database| database.writes_file(false));
             }
         }
+        (TAKE, WAL_CHECKPOINT_LOCK, 1) => main.keeps_ahead_out(KeepsOut::ByCheckpointLock),
         (TAKE, 4, 4) => {
             let asked_for = main.holds_checkpoint.load(Ordering::Relaxed);
             let index = main.index_header();
@@ -545,7 +633,25 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
         _ => {}
     }
     // SAFETY: see above.
-    let rc = unsafe { shm_lock(file, offset, n, flags) };
+    let mut rc = unsafe { shm_lock(file, offset, n, flags) };
+    if flags == GIVE_READ
+        && main.wakes_ahead.load(Ordering::Relaxed)
+        && main.wakes_ahead.swap(false, Ordering::Relaxed)
+        && let Some(ahead) = main.ahead()
+        // SAFETY: SQLite is within this connection, and so is this thread.
+        && guarded(main, false, || unsafe { main.is_seen_by_sqlite(file) })
+    {
+        guarded(main, (), || ahead.wake(&replicas.first));
+    }
+    if offset == WAL_CHECKPOINT_LOCK && n == 1 {
+        if flags == TAKE && rc == SQLITE_BUSY && main.ahead().is_some() {
+            // SAFETY: see above.
+            rc = wait_while_ahead(&replicas.first, || unsafe { shm_lock(file, offset, n, flags) });
+        }
+        if flags == GIVE || rc != SQLITE_OK {
+            main.lets_ahead_in(KeepsOut::ByCheckpointLock);
+        }
+    }
     if rc == SQLITE_OK {
         if flags == READ && offset >= WAL_READ_LOCK_0 {
             main.holds_read.store(true, Ordering::Relaxed);
@@ -573,6 +679,21 @@ pub(super) unsafe extern "C" fn main_shm_lock(file: *mut File, offset: c_int, n:
         }
     }
     rc
+}
+
+/// Takes the checkpoint lock, which the connection of ours of another process may have for a moment.
+fn wait_while_ahead(database: &Database, take: impl Fn() -> c_int) -> c_int {
+    /// A process may have died, or have been stopped, in the midst of it.
+    const LIMIT: Duration = Duration::from_secs(1);
+    const PAUSE: Duration = Duration::from_micros(200);
+    let deadline = Instant::now() + LIMIT;
+    let mut rc = SQLITE_BUSY;
+    while rc == SQLITE_BUSY && database.shared.checkpointing.load(Ordering::Acquire) != 0 && Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
+        rc = take();
+    }
+    // It may have gone between the two.
+    if rc == SQLITE_BUSY { take() } else { rc }
 }
 
 pub(super) unsafe extern "C" fn main_file_control(file: *mut File, operation: c_int, argument: *mut c_void) -> c_int {

@@ -8,6 +8,7 @@
 mod abi;
 mod api;
 mod base;
+mod checkpointer;
 mod file;
 #[cfg(feature = "cli")]
 mod foreign;

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
 use super::abi::{
     AnyFn, File, SQLITE_CANTOPEN, SQLITE_ERROR, SQLITE_IOERR, SQLITE_OK, SQLITE_OPEN_CREATE, SQLITE_OPEN_MAIN_DB, SQLITE_OPEN_READONLY,
@@ -13,25 +14,52 @@ use super::abi::{
 use super::api::{ApiError, ApiRoutines, SqliteApi};
 use super::base::BaseVfs;
 use super::versions::has_wal_reset_bug;
-use super::{file, host};
+use super::{checkpointer, file, host};
 use crate::config::{ConfigFile, Options};
 use crate::logging::{PerProcess, event};
+use crate::replicator::ahead::Checkpointed;
 use crate::replicator::database::Host;
 use crate::replicator::durability::Policy;
 use crate::replicator::if_missing::restore_if_missing;
 use crate::replicator::lease::{Taken, take_at_open};
+use crate::replicator::preserve::DatabaseFile;
 use crate::replicator::process;
 use crate::replicator::replicas::{Each, Replicas};
+use crate::replicator::shared::Mapped;
+use crate::wal::IndexHeader;
 
 /// The name in `vfs=replicated`.
-const NAME: &CStr = c"replicated";
+pub(super) const NAME: &CStr = c"replicated";
 /// Why an open has failed, where it is our own doing.
 const FAULT: &str = "a fault in the extension: please report it with the log. The next open tries again";
 
 /// What hangs on a registered VFS: one for each copy of SQLite in the process.
+#[derive(Debug)]
 struct Registered {
     api: SqliteApi,
     base: BaseVfs,
+}
+
+impl Host for &'static Registered {
+    fn open_database(&self, path: &Path) -> io::Result<Box<dyn DatabaseFile>> {
+        self.base.open_database(path)
+    }
+
+    fn wal_index(&self, path: &Path) -> Option<IndexHeader> {
+        super::group::wal_index(path)
+    }
+
+    fn map_shared(&self, control: &fs::File) -> io::Result<Box<dyn Mapped>> {
+        super::mapping::map(control)
+    }
+
+    fn obstacle_to_checkpoints(&self) -> Option<String> {
+        checkpointer::obstacle(&self.api)
+    }
+
+    fn checkpoint(&self, path: &Path, replicas: &Replicas) -> Checkpointed {
+        checkpointer::checkpoint(&self.api, path, replicas)
+    }
 }
 
 /// Registers the VFS with the SQLite that `routines` belongs to, once.
@@ -189,6 +217,13 @@ unsafe extern "C" fn open(vfs: *mut Vfs, name: *const c_char, out: *mut File, fl
         (*out).methods = std::ptr::null();
         registered(vfs)
     };
+    if flags & SQLITE_OPEN_MAIN_DB != 0
+        && !name.is_null()
+        && let Some(replicas) = checkpointer::opens()
+    {
+        // SAFETY: passed on.
+        return unsafe { open_own(registered, name, out, flags, out_flags, replicas) };
+    }
     if flags & SQLITE_OPEN_MAIN_DB != 0 && !name.is_null() {
         // SAFETY: a main database's name carries its URI parameters.
         let parameters = unsafe { registered.api.uri_parameters(name) };
@@ -289,7 +324,7 @@ unsafe fn open_main(
     match replicas {
         Ok(replicas) => {
             // SAFETY: the base's file is open behind our part.
-            unsafe { file::become_main(out, &registered.api, name, replicas, Policy::of(options)) };
+            unsafe { file::become_main(out, &registered.api, name, replicas, Policy::of(options), false) };
             SQLITE_OK
         }
         Err(error) => {
@@ -298,6 +333,37 @@ unsafe fn open_main(
             refuse(path, &error)
         }
     }
+}
+
+/// Opens a database for ourselves.
+///
+/// # Safety
+/// As `open`.
+unsafe fn open_own(
+    registered: &'static Registered,
+    name: *const c_char,
+    out: *mut File,
+    flags: c_int,
+    out_flags: *mut c_int,
+    replicas: Replicas,
+) -> c_int {
+    let mut base_flags = 0;
+    // SAFETY: see `open`; what is open is closed here once, or becomes ours.
+    unsafe {
+        let rc = open_base(registered.base, name, file::base_at(out), flags, &raw mut base_flags);
+        if rc != SQLITE_OK {
+            return rc;
+        }
+        if base_flags & SQLITE_OPEN_READONLY != 0 {
+            close_base(file::base_at(out));
+            return SQLITE_CANTOPEN;
+        }
+        if !out_flags.is_null() {
+            *out_flags = base_flags;
+        }
+        checkpointer::become_own(out, &registered.api, name, replicas);
+    }
+    SQLITE_OK
 }
 
 /// Why the VFS below has not opened a database, as far as the file system tells.
@@ -347,7 +413,7 @@ fn leases_first(path: &Path, options: &Options) -> Result<Each<Option<Taken>>, S
 }
 
 fn attach(registered: &'static Registered, path: &Path, options: &Options, leases: Each<Option<Taken>>) -> Result<Replicas, String> {
-    let host: Arc<dyn Host> = Arc::new(registered.base);
+    let host: Arc<dyn Host> = Arc::new(registered);
     catch_unwind(AssertUnwindSafe(|| {
         crate::logging::configure(options);
         process::open(path, options, &host, host::start_thread, leases).map_err(|error| error.to_string())

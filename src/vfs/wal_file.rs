@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::abi::{File, SQLITE_AUTH, SQLITE_OK};
 use super::file::{file_control, file_size, guarded, main_of, read, sync, truncate, write};
+use super::fork;
 use super::group;
 use super::main_file::MainFile;
 use crate::wal::{FRAME_HEADER_BYTES, FrameHeader};
@@ -84,7 +85,7 @@ pub(super) unsafe extern "C" fn wal_sync(file: *mut File, flags: c_int) -> c_int
     // SAFETY: see above.
     let main = unsafe { main_of(file) };
     // SAFETY: see above.
-    let rc = unsafe { after_header(file, || sync(file, flags)) };
+    let rc = unsafe { after_header(file, || fork::unlocked(|| sync(file, flags))) };
     if rc != SQLITE_OK {
         main.wal_failed.store(true, Ordering::Relaxed);
     } else if let Some(replicas) = main.replicas() {

@@ -22,6 +22,7 @@ pub(crate) use self::published::Published;
 use crate::config::Options;
 use crate::fault::{fault_point, fault_value};
 use crate::logging::event;
+use crate::replicator::ahead::{Ahead, Checkpointed, Due};
 use crate::replicator::aside::SetsAside;
 use crate::replicator::background::{Neglect, Proof};
 use crate::replicator::batch::WalFile;
@@ -35,6 +36,7 @@ use crate::replicator::local::Paths;
 use crate::replicator::origin::Found;
 use crate::replicator::preserve::DatabaseFile;
 use crate::replicator::progress::{Progress, WaitError};
+use crate::replicator::replicas::Replicas;
 use crate::replicator::shared::{Locks, Mapped, Range, Shared};
 use crate::replicator::tail::{Mode, Tail, TailGuard};
 use crate::store::Store;
@@ -49,6 +51,10 @@ pub(crate) trait Host: Send + Sync + std::fmt::Debug {
     fn wal_index(&self, path: &Path) -> Option<IndexHeader>;
     /// Maps what the processes share of a control file.
     fn map_shared(&self, control: &File) -> io::Result<Box<dyn Mapped>>;
+    /// Why checkpoints are to be left to SQLite.
+    fn obstacle_to_checkpoints(&self) -> Option<String>;
+    /// Checkpoints a database that this process has open, on a connection that is gone when this returns. Waits for nobody.
+    fn checkpoint(&self, path: &Path, replicas: &Replicas) -> Checkpointed;
 }
 
 /// What is there of a database when it is opened.
@@ -77,6 +83,8 @@ pub(crate) struct Database {
     pub(in crate::replicator) neglect: Neglect,
     /// What this process has found out of the bucket, if it is the one that looks: see `Proof::of`.
     pub(in crate::replicator) proof: Mutex<Option<Proof>>,
+    /// Checkpoints ahead of SQLite's own, where the option asks for them.
+    pub(crate) ahead: Option<Ahead>,
     hub: Arc<Hub>,
     host: Arc<dyn Host>,
     /// What all processes have in common that have the database open.
@@ -133,6 +141,7 @@ impl Database {
             origin,
             neglect: Neglect::default(),
             proof: Mutex::default(),
+            ahead: None,
             hub,
             host,
             shared,
@@ -153,6 +162,16 @@ impl Database {
             handles: AtomicU32::new(0),
             flushing: AtomicU32::new(0),
         }
+    }
+
+    /// Has checkpoints made by that thread, ahead of SQLite's own.
+    pub(crate) fn checkpoints_by(&mut self, due: Due) {
+        self.ahead = Some(Ahead::new(due));
+    }
+
+    /// See `Host::checkpoint`.
+    pub(crate) fn checkpoint(&self, replicas: &Replicas) -> Checkpointed {
+        self.host.checkpoint(&self.paths.database, replicas)
     }
 
     // What the shim calls.

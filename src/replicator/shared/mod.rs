@@ -203,6 +203,8 @@ pub(crate) struct Page {
     maintenance_error: Slots<MAINTENANCE_ERROR_WORDS>,
     /// See `Facts::full_txid`.
     pub(crate) full_txid: AtomicU64,
+    /// A process checkpoints ahead of SQLite, or has died doing so.
+    pub(crate) checkpointing: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Page>() <= PAGE_BYTES);

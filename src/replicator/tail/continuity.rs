@@ -323,6 +323,11 @@ impl Tail {
         0
     }
 
+    /// How many pages those frames are of; `None` where that is not known without reading them.
+    pub(crate) fn uncaptured_pages(&self, live: &WalPos) -> Option<u32> {
+        u32::try_from(self.frames.newest(&self.state.captured?, live)?.len()).ok()
+    }
+
     pub(super) fn begin_at(&mut self, live: &WalPos) {
         self.state.captured = Some(start_of(live));
         self.state.sealed = false;

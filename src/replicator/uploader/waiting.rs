@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{ENCODE_AHEAD_FRAMES, Task};
+use super::{ENCODE_AHEAD_FRAMES, ENCODE_AHEAD_PAGES, Task};
 use crate::logging::{event, repeated_event};
 use crate::replicator::clock;
 use crate::replicator::control::FullReason;
@@ -123,10 +123,16 @@ impl Task {
         database.note_looked();
         let live = database.published().live();
         let frames = tail.uncaptured_frames(&live.end);
-        let spooled =
-            if frames >= ENCODE_AHEAD_FRAMES { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
+        // What is written again and again is read once where the WAL is restarted: that is for its writer, who need not be woken with then either.
+        let few_pages = if frames < ENCODE_AHEAD_FRAMES { None } else { tail.uncaptured_pages(&live.end) };
+        let few_pages = few_pages.filter(|&pages| pages < ENCODE_AHEAD_PAGES);
+        let spools = frames >= ENCODE_AHEAD_FRAMES && few_pages.is_none();
+        let spooled = if spools { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
         database.note_captured(&tail);
-        let Err(error) = spooled else { return ENCODE_AHEAD_FRAMES };
+        let Err(error) = spooled else {
+            let at_this_rate = few_pages.map_or(0, |pages| frames / pages.max(1) * ENCODE_AHEAD_PAGES);
+            return if few_pages.is_some() { at_this_rate.max(frames + ENCODE_AHEAD_FRAMES) } else { ENCODE_AHEAD_FRAMES };
+        };
         if error.is_out_of_room() && frames > database.most_gate_frames() {
             // A writer that wants to restart the WAL would not try it, and the WAL would grow without end.
             event!(Warn, "local_file", database, cause = error; "{error}");

@@ -124,6 +124,12 @@ impl Life {
         }
     }
 
+    /// A thread checkpoints once the WAL has so many frames.
+    pub fn checkpoints_ahead(&mut self, at_frames: u32) {
+        self.options.push(("checkpoint".to_owned(), "background".to_owned()));
+        self.bucket.env.push(("REPLICATED_TEST_AHEAD_FRAMES".to_owned(), at_frames.to_string()));
+    }
+
     /// Chances, from the seed.
     pub fn random(&mut self) -> &mut fastrand::Rng {
         &mut self.random
