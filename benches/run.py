@@ -29,7 +29,7 @@ import servers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-PARTS = ["commits", "instructions", "speedtest", "visible", "remote", "snapshot", "restore", "reopen", "idle", "size", "requests"]
+PARTS = ["commits", "background", "instructions", "speedtest", "visible", "remote", "snapshot", "restore", "reopen", "idle", "size", "requests"]
 # Twenty minutes for itself, and nothing in it is a time.
 ONLY_BY_NAME = ["requests"]
 

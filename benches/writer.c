@@ -8,6 +8,7 @@
 **   commits     so many by each (1000)
 **   bytes       so many in each row (70)
 **   pause_us    each takes at least so long, by a loop that does nothing: what a program does beside (0)
+**   sleep_us    sleeps so long after each (0)
 **   warm        commits that are not timed, before (200)
 **   idle        1: one more thread, which does nothing (0)
 **   busy_ms     SQLite's busy timeout (0). Without one a BUSY is counted and the commit is tried again
@@ -63,6 +64,7 @@ typedef struct {
   long commits;
   uint64_t *latencies;
   uint64_t pause_ns;
+  useconds_t sleep_us;
   long busy;
 } Writer;
 
@@ -83,6 +85,7 @@ static void commit_rows(Writer *w, long commits, uint64_t *latencies) {
       latencies[i] = now_ns() - begun;
       while (w->pause_ns && now_ns() - begun < w->pause_ns) {
       }
+      if (w->sleep_us) usleep(w->sleep_us);
     }
   }
 }
@@ -144,6 +147,7 @@ int main(int argc, char **argv) {
     sqlite3_bind_text(w->insert, 1, row, (int)bytes, SQLITE_STATIC);
     w->commits = commits;
     w->pause_ns = 1000 * (uint64_t)atol(argument(argc, argv, "pause_us", "0"));
+    w->sleep_us = (useconds_t)atol(argument(argc, argv, "sleep_us", "0"));
     w->latencies = latencies + i * commits;
     commit_rows(w, warm, 0);
     sqlite3_busy_timeout(w->db, busy_ms);

@@ -117,17 +117,6 @@ fn who_never_pauses_has_sqlites_own_checkpoints() {
     for number in 0..60 {
         host.query(db, &format!("UPDATE many SET x = zeroblob({})", 3000 + number));
     }
-    println!(
-        "WAL {}; {}",
-        app.wal_frames(),
-        std::fs::read_to_string(app.path("log"))
-            .unwrap()
-            .lines()
-            .filter(|l| l.contains("Done") || l.contains("not restarted") || l.contains("NotNow"))
-            .map(|l| l.chars().skip(10).take(150).collect::<String>())
-            .collect::<Vec<_>>()
-            .join("\n")
-    );
     assert!(app.wal_frames() < 3 * INLINE_AT_FRAMES, "{}", app.wal_frames());
     host.sync(db);
     host.close(db);

@@ -48,8 +48,12 @@ impl Place {
     }
 
     fn open(&mut self) -> Db {
+        self.open_with(&[("sync_interval", "10ms")])
+    }
+
+    fn open_with(&mut self, options: &[(&str, &str)]) -> Db {
         let log = self.dir.path().join("log");
-        let options = [("sync_interval", "10ms"), ("log", log.to_str().unwrap()), ("log_level", "debug")];
+        let options = [options, &[("log", log.to_str().unwrap()), ("log_level", "debug")]].concat();
         let uri = host::replicated(&self.path(), &self.bucket.url, &options);
         self.host.open(&uri)
     }
@@ -104,6 +108,8 @@ impl Visitor {
     fn run(&mut self, sql: &str) {
         self.times += 1;
         let done = self.done.with_extension(format!("visited-{}", self.times));
+        // Another visitor's.
+        let _ = std::fs::remove_file(&done);
         writeln!(self.input, ".timeout 10000\n{sql}\n.output '{}'\n.print done\n.output", done.display()).unwrap();
         eventually("the visitor is done", || std::fs::read_to_string(&done).is_ok_and(|text| text.contains("done")));
     }
@@ -186,6 +192,31 @@ fn a_wal_that_others_restart() {
     assert_eq!(place.bucket.full_states(), before, "{}", place.log());
     assert_eq!(place.host.status(db, "snapshots"), before.to_string());
     visitor.leave();
+}
+
+/// Somebody else restarts the WAL with commits in it that nobody has captured, and commits nothing to the one that he has begun.
+#[test]
+fn a_wal_that_others_restart_and_leave_empty() {
+    let (mut place, db) = Place::new(Program::Python);
+    place.host.close(db);
+    // What does not fit into the cache is written before it is rolled back.
+    let rolled_back = format!("PRAGMA wal_checkpoint(RESTART); PRAGMA cache_size=2; BEGIN; {} ROLLBACK;", FOREIGN.repeat(20));
+    for what in ["PRAGMA wal_checkpoint(TRUNCATE);", &rolled_back] {
+        let db = place.open_with(&[("sync_interval", "60s"), ("burst", "1")]);
+        // On credit, so that what comes next waits for the interval.
+        for _ in 0..3 {
+            place.host.run(db, OURS);
+            place.host.sync(db);
+        }
+        let full_states = place.bucket.full_states();
+        place.host.run(db, OURS);
+        let mut visitor = Visitor::new(&place.path());
+        visitor.run(what);
+        place.check(db);
+        assert_eq!(place.bucket.full_states(), full_states + 1, "{what}: {}", place.log());
+        visitor.leave();
+        place.host.close(db);
+    }
 }
 
 /// Somebody else writes while we do, with restarts all the time.

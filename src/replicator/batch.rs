@@ -5,7 +5,7 @@
 //! `frames`.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -43,6 +43,17 @@ pub(crate) enum BatchError {
     /// The pages could not be encoded.
     #[error("encoding the batch: {0}")]
     Ltx(#[from] LtxError),
+}
+
+impl BatchError {
+    /// What should be in the WAL is not there any more.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Wal { .. } | Self::OtherGeneration { .. } | Self::OtherFrame { .. } => true,
+            Self::Io { source, .. } => matches!(source.kind(), ErrorKind::UnexpectedEof | ErrorKind::NotFound),
+            Self::NotACommit { .. } | Self::Ltx(_) => false,
+        }
+    }
 }
 
 /// The WAL, by a descriptor of our own: it carries no locks, so that opening and closing it harms nobody.

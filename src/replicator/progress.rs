@@ -325,7 +325,7 @@ impl Progress {
     /// Threads that all come for SQLite's write lock in the same instant go into its busy handler in step: each time they wake up together, one of
     /// them gets the lock, and the last of sixteen has slept for 180 ms.
     pub(crate) fn release_apart(&self, request: Duration) -> usize {
-        const LONGEST: Duration = Duration::from_micros(250);
+        const LONGEST: Duration = Duration::from_micros(80);
         /// Of the request's time, for all of them.
         const SHARE: u32 = 8;
         let mut local = self.local.lock();

@@ -4,7 +4,6 @@ use std::any::Any;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::batch::BatchError;
 use super::control::FullReason;
 use super::database::Database;
 use super::tail::{StopKind, Tail, TailError};
@@ -67,7 +66,8 @@ pub(crate) fn recover(database: &Database, tail: &mut Tail, error: TailError) ->
             database.lose(tail, FullReason::SpoolLost);
             Ok(Next::Again)
         }
-        TailError::Batch(BatchError::Wal { .. } | BatchError::OtherGeneration { .. } | BatchError::OtherFrame { .. }) => {
+        // Without us the WAL was restarted, cut or taken away.
+        TailError::Batch(error) if error.is_lasting() => {
             event!(Warn, "local_file", database, cause = error; "{error}");
             database.lose(tail, FullReason::ContinuityLost);
             Ok(Next::Again)

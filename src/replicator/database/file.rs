@@ -161,6 +161,7 @@ impl Database {
             }
         }
         self.look_at_mapped_index();
+        self.look_for_restart();
     }
 
     /// Whether a process without the extension has checkpointed while the full state was read.

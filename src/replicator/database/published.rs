@@ -211,6 +211,19 @@ impl Database {
         self.look_at_index(|| self.host.wal_index(&self.paths.database));
     }
 
+    /// Before the full state is read: a process without the extension may have begun a generation of the WAL and committed nothing to it. What was in the one
+    /// before is in the database file by then, and there alone.
+    pub(super) fn look_for_restart(&self) {
+        let Some(_tail) = self.tail_within(LOOK_PATIENCE) else { return };
+        let (after, published) = Board(&self.shared).read();
+        let Some(index) = self.host.wal_index(&self.paths.database) else { return };
+        let salts = index.end().salts;
+        if published.known && published.end.frame > 0 && index.max_frame == 0 && salts != published.end.salts {
+            let end = WalPos { salts, ..WalPos::default() };
+            Board(&self.shared).put(Put::Look, after, &Published { end, ..published });
+        }
+    }
+
     /// The WAL-index as a reader finds it. Commits may have followed, so it counts only while no other is known.
     pub(crate) fn observe_first(&self, read: impl Fn() -> Option<IndexHeader>) {
         self.look(Source::Reader, read);
