@@ -23,6 +23,10 @@ thread_local! {
 
 /// The replicas of the database that is opened by this thread, if it is our own that opens it.
 pub(super) fn opens() -> Option<Replicas> {
+    // In a thread of the application's nothing is made that it would have to clear away at its end.
+    if !fork::is_inside() {
+        return None;
+    }
     OPENS.with(|opens| opens.try_borrow_mut().ok()?.take())
 }
 

@@ -246,9 +246,11 @@ unsafe extern "C" fn close(file: *mut File) -> c_int {
             let replicas = main.replicas().cloned();
             if let Some(replicas) = replicas {
                 process::forget_main(file as usize);
-                main.lets_ahead();
                 if !main.is_own {
+                    // What is closed last is to be the application's.
+                    main.keeps_ahead_out_at_close();
                     guarded(&main, (), || process::close(&replicas));
+                    main.lets_ahead_in_again();
                 }
             } else if main.replicas.is_some() {
                 // Opened before a fork: what the parent's thread shares with us is left alone for ever.

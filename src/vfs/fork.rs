@@ -49,6 +49,11 @@ fn wait_until(is_so: impl Fn() -> bool) {
     }
 }
 
+/// Whether this thread is one of ours, within `apart`.
+pub(super) fn is_inside() -> bool {
+    IS_INSIDE.with(Cell::get)
+}
+
 /// Makes a short call into SQLite or the VFS below, not in the midst of a fork.
 pub(super) fn apart<T>(call: impl FnOnce() -> T) -> T {
     if !IS_OURS.with(Cell::get) || IS_INSIDE.with(Cell::get) {

@@ -164,8 +164,13 @@ impl MainFile {
         }
     }
 
-    /// It is closed.
-    pub(super) fn lets_ahead(&self) {
+    /// It is about to be given back.
+    pub(super) fn keeps_ahead_out_at_close(&self) {
+        self.keeps_ahead_out(KeepsOut::ByFileLock);
+    }
+
+    /// It was.
+    pub(super) fn lets_ahead_in_again(&self) {
         self.lets_ahead_in(KeepsOut::ByFileLock);
         self.lets_ahead_in(KeepsOut::ByCheckpointLock);
     }
