@@ -363,6 +363,40 @@ fn the_wal_stays_small_where_the_store_hangs() {
     a_sustained_writer("1s", Some(Mode::Hang));
 }
 
+/// Frames of hardly any pages are left to whoever restarts the WAL; but not more than that one takes on, where a reader has let the WAL grow.
+#[test]
+fn a_wal_of_few_pages_that_a_reader_has_held_is_restarted() {
+    const COMMITS: u64 = 6000;
+    let place = Place::new(Duration::from_millis(1));
+    let mut host = Host::start(Program::Rust, &place.bucket.env);
+    let uri = host::replicated(&place.path, &place.bucket.url, &[("sync_interval", "1h"), ("burst", "1")]);
+    let (db, reader) = (host.open(&uri), host.open(&uri));
+    host.run(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; CREATE TABLE t(id INTEGER PRIMARY KEY, x); INSERT INTO t VALUES (1, 0)");
+    host.sync(db);
+    host.query(reader, "BEGIN");
+    assert_eq!(host.value(reader, "SELECT x FROM t"), 0);
+    // Without SQLite's attempt at each, which the reader would make a vain one.
+    host.query(db, "PRAGMA wal_autocheckpoint=0");
+    for at in 1..=COMMITS {
+        host.query(db, &format!("UPDATE t SET x = {at}"));
+    }
+    host.query(reader, "COMMIT");
+    let index = place.path.with_extension("db-shm");
+    let frames = || u64::from(u32::from_ne_bytes(std::fs::read(&index).unwrap()[16..20].try_into().unwrap()));
+    assert!(frames() >= COMMITS);
+    host.query(db, "PRAGMA wal_autocheckpoint=1000");
+    host::eventually("the WAL is restarted", || {
+        host.query(db, "UPDATE t SET x = x + 1");
+        frames() < AUTOCHECKPOINT_FRAMES
+    });
+    host.sync(db);
+    assert_eq!(host.status(db, "snapshots"), "1");
+    host.close(reader);
+    host.close(db);
+    host.quit();
+    place.assert_restored_equals();
+}
+
 /// The first snapshot of a large database takes its time, and the WAL is restarted meanwhile.
 #[test]
 fn the_wal_stays_small_while_the_first_snapshot_is_sent() {

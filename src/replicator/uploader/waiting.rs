@@ -123,15 +123,17 @@ impl Task {
         database.note_looked();
         let live = database.published().live();
         let frames = tail.uncaptured_frames(&live.end);
-        // What is written again and again is read once where the WAL is restarted: that is for its writer, who need not be woken with then either.
-        let few_pages = if frames < ENCODE_AHEAD_FRAMES { None } else { tail.uncaptured_pages(&live.end) };
-        let few_pages = few_pages.filter(|&pages| pages < ENCODE_AHEAD_PAGES);
+        // What is written again and again is read once where the WAL is restarted: that is for its writer, who need not be woken with then either. But not where it may be more frames
+        // than such a writer takes on.
+        let most_left = database.most_gate_frames() / 2;
+        let is_left = (ENCODE_AHEAD_FRAMES..most_left).contains(&frames);
+        let few_pages = if is_left { tail.uncaptured_pages(&live.end) } else { None }.filter(|&pages| pages < ENCODE_AHEAD_PAGES);
         let spools = frames >= ENCODE_AHEAD_FRAMES && few_pages.is_none();
         let spooled = if spools { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
         database.note_captured(&tail);
         let Err(error) = spooled else {
-            let at_this_rate = few_pages.map_or(0, |pages| frames / pages.max(1) * ENCODE_AHEAD_PAGES);
-            return if few_pages.is_some() { at_this_rate.max(frames + ENCODE_AHEAD_FRAMES) } else { ENCODE_AHEAD_FRAMES };
+            let at_this_rate = |pages: u32| (frames / pages.max(1)).saturating_mul(ENCODE_AHEAD_PAGES).max(frames + ENCODE_AHEAD_FRAMES);
+            return few_pages.map_or(ENCODE_AHEAD_FRAMES, |pages| at_this_rate(pages).min(most_left));
         };
         if error.is_out_of_room() && frames > database.most_gate_frames() {
             // A writer that wants to restart the WAL would not try it, and the WAL would grow without end.
