@@ -42,6 +42,8 @@ use crate::types::TimestampMs;
 const ENCODE_AHEAD_FRAMES: u32 = 250;
 /// Where these are of fewer pages it does not: whoever restarts the WAL has little to do then.
 const ENCODE_AHEAD_PAGES: u32 = 100;
+/// How long the tail is waited for on the thread of all databases. Who waits longer for it lets the others go on.
+const TAIL_PATIENCE: Duration = Duration::from_millis(20);
 /// How long nothing is done without a lease, unless whoever keeps it says so.
 const WITHOUT_LEASE: Duration = Duration::from_secs(60);
 
@@ -101,6 +103,8 @@ pub(super) struct Task {
     lease_turn: u64,
     /// On a store that replaces objects: what was sent last, to be looked at before the next.
     sent: Option<Attempt>,
+    /// Somebody else was in the way when a batch was made without the lock on the tail. The next one is made with it.
+    in_vain: bool,
 }
 
 impl Task {
@@ -128,6 +132,7 @@ impl Task {
             looked: (clock::now(), false),
             lease_turn: 0,
             sent: None,
+            in_vain: false,
         }
     }
 
@@ -351,8 +356,31 @@ impl Task {
         }
         let frozen = tail.freeze(&published.live());
         database.note_captured(&tail);
-        if let Err(error) = frozen {
-            return recover(database, &mut tail, error);
+        let frozen = match frozen {
+            Ok(None) => Ok(true),
+            Ok(Some(spooled)) => {
+                // What a full disk keeps in memory is not there twice.
+                let batch = if self.in_vain || tail.spool.has_in_memory() {
+                    spooled.run()
+                } else {
+                    // A writer that restarts the WAL must not wait for what takes a while.
+                    drop(tail);
+                    let batch = spooled.run();
+                    self.in_vain = true;
+                    let Some(locked) = database.try_lock_tail_for(TAIL_PATIENCE) else { return Ok(Next::Again) };
+                    tail = locked;
+                    batch
+                };
+                tail.freeze_spooled(batch)
+            }
+            Err(error) => Err(error),
+        };
+        match frozen {
+            Ok(is_frozen) => self.in_vain = !is_frozen,
+            Err(error) => return recover(database, &mut tail, error),
+        }
+        if self.in_vain {
+            return Ok(Next::Again);
         }
         Ok(if tail.inflight.is_some() || matches!(tail.mode, Mode::Full(_)) {
             Next::Again

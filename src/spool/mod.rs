@@ -11,6 +11,7 @@
 //! control file names is missed at the next open, and the full state follows.
 
 mod error;
+mod merging;
 mod out;
 mod waits;
 
@@ -23,11 +24,13 @@ use bytes::Bytes;
 
 pub(crate) use self::error::SpoolError;
 use self::error::io_error;
+use self::merging::Held;
+pub(crate) use self::merging::{Made, Merged, Merging};
 use self::out::Room;
 pub(crate) use self::out::{Out, Stored, is_disk_full};
 pub(crate) use self::waits::Waits;
 use crate::fault::{fault_io, fault_point};
-use crate::ltx::{Header, Reader, merge};
+use crate::ltx::{Header, Reader};
 use crate::replicator::local::OwnerMode;
 use crate::types::{TimestampMs, Txid};
 
@@ -46,6 +49,7 @@ const SPARE_PART: u64 = 16;
 const ALWAYS_BYTES: u64 = 1024 * 1024;
 
 /// All entries to be merged, oldest first, and the newest one's header.
+#[cfg(test)]
 pub(crate) type Contents = (Vec<Reader<Input>>, Header);
 
 /// An entry that is read.
@@ -112,6 +116,7 @@ pub(crate) struct Spool {
     /// Files of entries that were merged into others, to be written over: where commits are spooled one by one, making a file and removing it costs
     /// more than filling it. They keep their names, under which the next open removes them.
     spare: Vec<Spare>,
+    held: Held,
 }
 
 impl Spool {
@@ -125,9 +130,30 @@ impl Spool {
         next: u64,
         keep_attempt: Option<Txid>,
     ) -> Result<Self, SpoolError> {
+        // Others that have it open do without what they were making.
+        remove_merging(directory)?;
+        Self::load(directory, owner, limits, first, next, keep_attempt)
+    }
+
+    fn load(
+        directory: &Path,
+        owner: OwnerMode,
+        limits: Limits,
+        first: u64,
+        next: u64,
+        keep_attempt: Option<Txid>,
+    ) -> Result<Self, SpoolError> {
         let (found, attempt_bytes) = sweep(directory, first, next, keep_attempt)?;
-        let mut spool =
-            Self { directory: directory.to_owned(), owner, limits, entries: VecDeque::new(), next, attempt_bytes, spare: Vec::new() };
+        let mut spool = Self {
+            directory: directory.to_owned(),
+            owner,
+            limits,
+            entries: VecDeque::new(),
+            next,
+            attempt_bytes,
+            spare: Vec::new(),
+            held: Held::default(),
+        };
         spool.adopt_found(found, first)?;
         Ok(spool)
     }
@@ -155,7 +181,7 @@ impl Spool {
 
     /// The queue as another process has left it.
     pub(crate) fn reopen(&self, first: u64, next: u64, keep_attempt: Option<Txid>) -> Result<Self, SpoolError> {
-        Self::open(&self.directory, self.owner, self.limits, first, next, keep_attempt)
+        Self::load(&self.directory, self.owner, self.limits, first, next, keep_attempt)
     }
 
     /// From here on a disk that is full is an error.
@@ -194,7 +220,7 @@ impl Spool {
 
     /// Whether entries wait to be merged.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.entries.len() > MOST_ENTRIES
+        self.unheld() > MOST_ENTRIES
     }
 
     /// What waits, in memory or on the disk.
@@ -214,6 +240,9 @@ impl Spool {
         let in_memory: u64 = self.entries.iter().filter(|e| !e.is_on_disk()).map(|e| e.bytes).sum();
         Room {
             disk_bytes: self.limits.disk_bytes.saturating_sub(taken_bytes) / copies,
+            taken_bytes,
+            copies,
+            limit_bytes: self.limits.disk_bytes,
             memory_bytes: self.limits.memory_bytes.saturating_sub(in_memory),
         }
     }
@@ -236,12 +265,6 @@ impl Spool {
         }
     }
 
-    fn over_limit(&self, bytes: u64) -> SpoolError {
-        let others_bytes = self.attempt_bytes.saturating_add(self.spare_bytes());
-        let needed_bytes = others_bytes.saturating_add(self.bytes().saturating_add(bytes).saturating_mul(2));
-        SpoolError::Full { directory: self.directory.clone(), needed_bytes, limit_bytes: self.limits.disk_bytes }
-    }
-
     /// Adds an entry, which `write` encodes into the file given to it.
     ///
     /// Fails where there is no room for it, or too little left behind it; the caller then gives the whole queue up.
@@ -257,7 +280,7 @@ impl Spool {
             let _ = std::fs::rename(spare.path, &path);
         }
         // What waits is written once more when it is merged or sent, and both are there then.
-        let stored = self.write_file(&path, room, write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        let stored = write_file(&path, &self.owner, room, write).inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         if let Stored::Memory(_) = stored {
             self.remove_spare();
         }
@@ -292,56 +315,54 @@ impl Spool {
 
     /// Merges until there are fewer entries than a merge may open.
     pub(crate) fn bound(&mut self) -> Result<(), SpoolError> {
-        while self.entries.len() >= MOST_UNMERGED {
+        while self.unheld() >= MOST_UNMERGED {
             self.merge_waiting()?;
         }
         Ok(())
     }
 
-    /// Merges the newest entries while that is cheap: each byte is rewritten a number of times logarithmic in the backlog.
+    /// Merges the newest entries while that is cheap.
     pub(crate) fn merge_waiting(&mut self) -> Result<(), SpoolError> {
-        if !self.is_crowded() {
-            return Ok(());
+        let Some(merging) = self.merge_newest()? else { return Ok(()) };
+        self.take(merging.run()).map(drop)
+    }
+
+    /// How many of the newest entries are worth merging, of so many that may be.
+    fn cheap_run(&self, free: usize) -> Option<usize> {
+        if free <= MOST_ENTRIES {
+            return None;
         }
         let mut run_bytes = 0;
         let mut run = 0;
-        for entry in self.entries.iter().rev().take(MOST_UNMERGED) {
-            if run >= 2 && entry.bytes > 2 * run_bytes && self.entries.len() - run < MOST_ENTRIES {
+        for entry in self.entries.iter().rev().take(free.min(MOST_UNMERGED)) {
+            if run >= 2 && entry.bytes > 2 * run_bytes && free - run < MOST_ENTRIES {
                 break;
             }
             run_bytes += entry.bytes;
             run += 1;
         }
-        let keep = self.entries.len() - run;
-        self.make_room();
-        fault_point!("merge.begin");
-        let inputs: Vec<Entry> = self.entries.range(keep..).cloned().collect();
-        let (Some(oldest), Some(newest)) = (inputs.first(), inputs.last()) else { return Ok(()) };
-        let output = Entry { first: oldest.first, last: newest.last, bytes: 0, memory: None };
-        let readers = inputs.iter().map(|e| self.reader(e)).collect::<Result<Vec<_>, _>>()?;
-        let mut header = self.header(newest)?;
-        header.min_txid = placeholder(oldest.first);
-        let output_path = self.path(&output);
-        let stored =
-            self.create(&output_path, |out| merge(readers, &header, out).map(drop).map_err(|source| SpoolError::of(&output_path, source)))?;
-        fault_point!("merge.written");
-        self.entries.truncate(keep);
-        self.entries.push_back(output.stored(stored));
-        // One that cannot be removed is removed at the next open.
-        inputs.iter().filter(|input| input.is_on_disk()).try_for_each(|input| {
-            let path = self.path(input);
-            let spare_bytes = self.spare_bytes() + input.bytes;
-            if input.bytes <= MOST_SPARE_BYTES && self.spare.len() < MOST_SPARES && spare_bytes <= self.limits.disk_bytes / SPARE_PART {
-                self.spare.push(Spare { path, bytes: input.bytes });
-            } else {
-                remove(&path)?;
-            }
-            fault_point!("merge.removed");
-            Ok(())
-        })
+        Some(run)
+    }
+
+    /// How many entries nobody in this process is merging.
+    fn unheld(&self) -> usize {
+        let below = self.held.below();
+        self.entries.iter().rev().take_while(|entry| entry.first >= below).count()
+    }
+
+    /// An entry's file is not needed any more.
+    fn discard(&mut self, input: &Entry) -> Result<(), SpoolError> {
+        let path = self.path(input);
+        let spare_bytes = self.spare_bytes() + input.bytes;
+        if input.bytes <= MOST_SPARE_BYTES && self.spare.len() < MOST_SPARES && spare_bytes <= self.limits.disk_bytes / SPARE_PART {
+            self.spare.push(Spare { path, bytes: input.bytes });
+            return Ok(());
+        }
+        remove(&path)
     }
 
     /// Readers of all entries, oldest first, and the newest entry's header; `None` when empty.
+    #[cfg(test)]
     pub(crate) fn readers(&self) -> Result<Option<Contents>, SpoolError> {
         let Some(newest) = self.entries.back() else { return Ok(None) };
         let readers = self.entries.iter().map(|e| self.reader(e)).collect::<Result<Vec<_>, _>>()?;
@@ -396,7 +417,7 @@ impl Spool {
 
     fn create_in<E: From<SpoolError>>(&self, path: &Path, room: Room, write: impl FnOnce(&mut Out) -> Result<(), E>) -> Result<Stored, E> {
         let temporary = path.with_extension("tmp");
-        let made = self.write_file(&temporary, room, write).and_then(|stored| {
+        let made = write_file(&temporary, &self.owner, room, write).and_then(|stored| {
             if let Stored::File(_) = stored {
                 std::fs::rename(&temporary, path).map_err(|source| io_error(path, source))?;
             }
@@ -405,16 +426,6 @@ impl Spool {
         });
         // The error to report is the first one; a temporary file left over is removed at the next open.
         made.inspect_err(|_| drop(std::fs::remove_file(&temporary)))
-    }
-
-    fn write_file<E: From<SpoolError>>(&self, path: &Path, room: Room, write: impl FnOnce(&mut Out) -> Result<(), E>) -> Result<Stored, E> {
-        let mut out = Out::create(path, &self.owner, room).map_err(|source| io_error(path, source))?;
-        let written = write(&mut out);
-        if let Some(bytes) = out.over_limit_bytes() {
-            return Err(self.over_limit(bytes).into());
-        }
-        written?;
-        Ok(out.finish().map_err(|source| io_error(path, source))?)
     }
 
     fn path(&self, entry: &Entry) -> PathBuf {
@@ -441,6 +452,22 @@ impl Spool {
     }
 }
 
+/// A file of a directory, made by `write`.
+fn write_file<E: From<SpoolError>>(
+    path: &Path,
+    owner: &OwnerMode,
+    room: Room,
+    write: impl FnOnce(&mut Out) -> Result<(), E>,
+) -> Result<Stored, E> {
+    let mut out = Out::create(path, owner, room).map_err(|source| io_error(path, source))?;
+    let written = write(&mut out);
+    if let Some(bytes) = out.over_limit_bytes() {
+        return Err(room.over_limit(path, bytes).into());
+    }
+    written?;
+    Ok(out.finish().map_err(|source| io_error(path, source))?)
+}
+
 /// Removes what lies in the directory beside the entries of some sequence numbers and one attempt. Returns those entries, and the attempt's bytes.
 fn sweep(directory: &Path, first: u64, next: u64, keep_attempt: Option<Txid>) -> Result<(Vec<Entry>, u64), SpoolError> {
     let (mut found, mut attempt_bytes) = (Vec::new(), 0);
@@ -454,11 +481,23 @@ fn sweep(directory: &Path, first: u64, next: u64, keep_attempt: Option<Txid>) ->
             found.push(Entry { first, last, bytes: bytes()?, memory: None });
         } else if keep_attempt.is_some_and(|txid| name == attempt_name(txid)) {
             attempt_bytes = bytes()?;
-        } else if name.starts_with("spool-") || name.starts_with("attempt-") || name.ends_with(".tmp") {
+        } else if name.starts_with("spool-") || name.starts_with("attempt-") || name.ends_with(".tmp") && !name.starts_with(merging::PREFIX)
+        {
             remove(&item.path())?;
         }
     }
     Ok((found, attempt_bytes))
+}
+
+/// Removes what processes were making that are gone.
+fn remove_merging(directory: &Path) -> Result<(), SpoolError> {
+    for item in std::fs::read_dir(directory).map_err(|source| io_error(directory, source))? {
+        let item = item.map_err(|source| io_error(directory, source))?;
+        if item.file_name().to_str().is_some_and(|name| name.starts_with(merging::PREFIX)) {
+            remove(&item.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// The header of an entry before it has a TXID of its own: TXIDs are given when a batch is frozen.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::IO_BUFFER_BYTES;
+use super::{IO_BUFFER_BYTES, SpoolError};
 use crate::fault::fault_io;
 use crate::replicator::local::OwnerMode;
 
@@ -16,6 +16,22 @@ use crate::replicator::local::OwnerMode;
 pub(super) struct Room {
     pub(super) disk_bytes: u64,
     pub(super) memory_bytes: u64,
+    /// What the others take of the limit.
+    pub(super) taken_bytes: u64,
+    /// How often it will be there.
+    pub(super) copies: u64,
+    pub(super) limit_bytes: u64,
+}
+
+impl Room {
+    /// It would have become as large as that at least.
+    pub(super) fn over_limit(&self, path: &Path, bytes: u64) -> SpoolError {
+        SpoolError::Full {
+            directory: path.parent().unwrap_or(path).to_owned(),
+            needed_bytes: self.taken_bytes.saturating_add(self.copies.saturating_mul(bytes)),
+            limit_bytes: self.limit_bytes,
+        }
+    }
 }
 
 /// What has become of a file.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ltx::{Encoder, LtxError};
+use crate::ltx::{Encoder, LtxError, merge};
 use crate::types::{PageNo, PageSize};
 
 fn open(dir: &Path, disk_bytes: u64, first: u64, next: u64) -> Result<Spool, SpoolError> {
@@ -132,4 +132,116 @@ fn what_is_kept_in_memory_is_merged_and_put_onto_the_disk_later() {
     assert!(spool.entries.iter().all(Entry::is_on_disk));
     let again = open(dir.path(), u64::MAX, spool.first(), spool.next()).unwrap();
     assert_eq!(contents(&again), expected);
+}
+
+fn files(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+/// Nine entries of pages 1 and 100 to 108.
+fn crowded(dir: &Path) -> Spool {
+    let mut spool = open(dir, u64::MAX, 0, 0).unwrap();
+    for i in 0..9 {
+        append(&mut spool, &[(1, i as u8), (100 + i, 1)]).unwrap();
+    }
+    spool
+}
+
+#[test]
+fn what_comes_while_entries_are_merged_stays_behind_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = crowded(dir.path());
+    let merging = spool.merge_newest().unwrap().unwrap();
+    // Whoever adds so many merges them, and leaves alone what is being merged.
+    for i in 0..40 {
+        append(&mut spool, &[(1, 100), (200 + i, 2)]).unwrap();
+    }
+    assert!(spool.entries.len() > 9 + 1 && spool.entries.len() < 9 + MOST_UNMERGED);
+    let before = contents(&spool);
+    let merged = merging.run();
+    assert!(spool.take(merged).unwrap());
+    assert_eq!(spool.entries.front().map(|entry| (entry.first, entry.last)), Some((0, 8)));
+    assert_eq!((contents(&spool), before.len(), before[0]), (before.clone(), 50, (1, 100)));
+    let again = open(dir.path(), u64::MAX, 0, spool.next()).unwrap();
+    assert_eq!(contents(&again), before);
+    // And they are merged with the others from then on.
+    while spool.is_crowded() {
+        spool.merge_waiting().unwrap();
+    }
+    assert_eq!(contents(&spool), before);
+}
+
+#[test]
+fn what_comes_while_a_batch_is_made_is_not_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = crowded(dir.path());
+    let txid = Txid::FIRST.next();
+    let merging = spool.merge_all(txid, 7).unwrap().unwrap();
+    append(&mut spool, &[(1, 100)]).unwrap();
+    let Made { stored, size_bytes, .. } = spool.take_attempt(txid, merging.run()).unwrap().unwrap();
+    assert!(matches!(stored, Stored::File(bytes) if bytes == size_bytes) && spool.has_attempt());
+    assert_eq!((spool.first(), contents(&spool)), (9, vec![(1, 100)]));
+    let mut reader = Reader::new(std::fs::File::open(spool.attempt_path(txid)).unwrap());
+    let mut page = Vec::new();
+    assert_eq!((reader.next_page(&mut page).unwrap(), page[0]), (PageNo::new(1), 8));
+    assert_eq!(reader.read_header().unwrap().min_txid, txid);
+    spool.remove_stale(Some(txid)).unwrap();
+    assert_eq!(files(dir.path()), 2);
+}
+
+/// Given up, or merged or sent by another process.
+#[test]
+fn entries_that_have_gone_meanwhile_do_not_come_back() {
+    for tampers in [false, true] {
+        for batch in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut spool = crowded(dir.path());
+            let txid = Txid::FIRST.next();
+            let merging = if batch { spool.merge_all(txid, 7) } else { spool.merge_newest() }.unwrap().unwrap();
+            // A file that is written over, as those of merged entries are, is no error where nobody needs it.
+            let first = spool.path(&spool.entries[0]);
+            if tampers {
+                std::fs::OpenOptions::new().write(true).truncate(true).open(first).unwrap();
+            }
+            let mut other = spool.reopen(0, spool.next(), None).unwrap();
+            other.clear();
+            other.remove_stale(None).unwrap();
+            let merged = merging.run();
+            if batch {
+                assert!(other.take_attempt(txid, merged).unwrap().is_none());
+            } else {
+                assert!(!other.take(merged).unwrap());
+            }
+            assert_eq!((files(dir.path()), other.is_empty()), (0, true));
+        }
+    }
+}
+
+#[test]
+fn an_entry_that_cannot_be_merged_is_an_error_where_it_is_still_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = crowded(dir.path());
+    let merging = spool.merge_newest().unwrap().unwrap();
+    let first = spool.path(&spool.entries[0]);
+    std::fs::OpenOptions::new().write(true).truncate(true).open(first).unwrap();
+    let merged = merging.run();
+    assert!(spool.take(merged).is_err_and(|error| error.is_lasting()));
+    assert_eq!(files(dir.path()), 9);
+    assert_eq!(spool.held.below(), 0);
+}
+
+/// Only who comes first removes what a process left that died while it merged: others may be merging.
+#[test]
+fn a_file_in_the_making_is_left_alone_by_those_who_join() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spool = crowded(dir.path());
+    let merging = spool.merge_newest().unwrap().unwrap();
+    let merged = merging.run();
+    drop(spool.reopen(0, 9, None).unwrap());
+    assert_eq!(files(dir.path()), 10);
+    drop(open(dir.path(), u64::MAX, 0, 9).unwrap());
+    assert_eq!(files(dir.path()), 9);
+    // The entries are there all the same.
+    assert!(!spool.take(merged).unwrap());
+    assert_eq!(contents(&spool).len(), 10);
 }

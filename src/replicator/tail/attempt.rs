@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::{LiveEnd, Tail, TailError, open_wal};
+use super::{LiveEnd, Mode, Tail, TailError, open_wal};
 use crate::fault::{fault_io, fault_point};
-use crate::ltx::{Header, Reader, merge};
+use crate::ltx::{Header, Reader};
 use crate::replicator::batch::FramePages;
 use crate::replicator::control::{Acked, Attempt};
-use crate::spool::{SpoolError, Stored};
+use crate::spool::{Made, Merged, Merging, SpoolError, Stored};
 use crate::types::{TimestampMs, Txid, WalPos};
 
 /// The bytes of a batch.
@@ -30,6 +30,29 @@ pub(crate) struct Inflight {
     pub(crate) sequence: u64,
 }
 
+/// A batch that is made of what was spooled. Its name is its own as long as nothing else was frozen.
+pub(crate) struct Spooled {
+    txid: Txid,
+    /// The commits that it contains.
+    sequence: u64,
+    merging: Merging,
+}
+
+/// The same, made.
+pub(crate) struct SpooledBatch {
+    txid: Txid,
+    sequence: u64,
+    header: Header,
+    merged: Merged,
+}
+
+impl Spooled {
+    /// Makes it. Needs no lock.
+    pub(crate) fn run(self) -> SpooledBatch {
+        SpooledBatch { txid: self.txid, sequence: self.sequence, header: *self.merging.header(), merged: self.merging.run() }
+    }
+}
+
 impl Tail {
     /// The bytes of a batch on its way go to disk, so that a successor can send exactly them.
     pub(super) fn save_attempt(&mut self) -> Result<(), TailError> {
@@ -46,18 +69,21 @@ impl Tail {
         Ok(())
     }
 
-    /// Freezes the next batch: everything that is captured or in the WAL becomes one LTX file with the next TXID.
-    pub(crate) fn freeze(&mut self, live: &LiveEnd) -> Result<(), TailError> {
-        let Some(acked) = self.state.acked else { return Ok(()) };
+    /// Freezes the next batch: everything that is captured or in the WAL becomes one LTX file with the next TXID. What was spooled is returned, to be made without the lock
+    /// on this, and to be frozen then by `freeze_spooled`.
+    pub(crate) fn freeze(&mut self, live: &LiveEnd) -> Result<Option<Spooled>, TailError> {
+        let Some(acked) = self.state.acked else { return Ok(None) };
         let txid = acked.txid.next();
         if !self.spool.is_empty() {
             self.capture_to_spool(live, u32::MAX)?;
-            return self.freeze_spool(txid);
+            self.spool.bound()?;
+            let (sequence, merging) = (self.captured_sequence, self.spool.merge_all(txid, self.state.node_id)?);
+            return Ok(merging.map(|merging| Spooled { txid, sequence, merging }));
         }
         if self.uncaptured_frames(&live.end) == 0 {
-            return Ok(());
+            return Ok(None);
         }
-        let Some(captured) = self.state.captured else { return Ok(()) };
+        let Some(captured) = self.state.captured else { return Ok(None) };
         let wal = open_wal(&mut self.wal, &self.paths)?;
         let pages = wal.committed_pages(&self.frames, &captured, &live.end)?;
         let mut attempt = Attempt {
@@ -88,34 +114,33 @@ impl Tail {
         self.state.page_size = pages.page_size.get();
         self.state.captured = Some(pages.end);
         self.captured_sequence = live.sequence;
-        self.begin_attempt(attempt, body)
+        self.begin_attempt(attempt, body, live.sequence).map(|()| None)
     }
 
-    pub(super) fn freeze_spool(&mut self, txid: Txid) -> Result<(), TailError> {
-        self.spool.bound()?;
-        let Some((readers, mut header)) = self.spool.readers()? else { return Ok(()) };
-        (header.min_txid, header.max_txid, header.node_id) = (txid, txid, self.state.node_id);
-        let path = self.spool.attempt_path(txid);
+    /// Freezes a batch that was made of what was spooled, and keeps what was spooled since. False where that is not there any more, or continuity was lost.
+    pub(crate) fn freeze_spooled(&mut self, batch: SpooledBatch) -> Result<bool, TailError> {
+        let (txid, header) = (batch.txid, batch.header);
+        let is_next =
+            self.state.acked.is_some_and(|acked| acked.txid.next() == txid) && self.state.attempt.is_none() && self.inflight.is_none();
+        if !is_next || self.mode != Mode::Running {
+            return Ok(false);
+        }
+        let Some(Made { stored, size_bytes, file_checksum }) = self.spool.take_attempt(txid, batch.merged)? else { return Ok(false) };
         // A successor finds it in the file, or misses it.
-        let mut attempt = Attempt {
+        let attempt = Attempt {
             txid,
             start: WalPos::default(),
             end: header.wal_end().unwrap_or_default(),
             commit_pages: header.commit_pages,
             timestamp_ms: header.timestamp.0,
-            size_bytes: 0,
-            checksum: 0,
+            size_bytes,
+            checksum: file_checksum,
             in_file: true,
         };
-        let stored = self.spool.create_attempt(txid, |out| {
-            let finished = merge(readers, &header, out).map_err(|error| SpoolError::of(&path, error))?;
-            (attempt.size_bytes, attempt.checksum) = (finished.size_bytes, finished.file_checksum);
-            Ok::<_, TailError>(())
-        })?;
-        self.spool.clear();
-        self.begin_attempt(attempt, self.body(txid, stored))?;
+        self.begin_attempt(attempt, self.body(txid, stored), batch.sequence)?;
         fault_point!("freeze.spool-sent");
-        Ok(self.spool.remove_stale(Some(txid))?)
+        self.spool.remove_stale(Some(txid))?;
+        Ok(true)
     }
 
     pub(super) fn body(&self, txid: Txid, stored: Stored) -> Body {
@@ -125,9 +150,9 @@ impl Tail {
         }
     }
 
-    pub(super) fn begin_attempt(&mut self, attempt: Attempt, body: Body) -> Result<(), TailError> {
+    fn begin_attempt(&mut self, attempt: Attempt, body: Body, sequence: u64) -> Result<(), TailError> {
         fault_point!("freeze.encoded");
-        self.inflight = Some(Inflight { attempt, body, sequence: self.captured_sequence });
+        self.inflight = Some(Inflight { attempt, body, sequence });
         self.state.attempt = Some(attempt);
         fault_point!("attempt.save");
         self.save()?;

@@ -8,7 +8,7 @@ use crate::fault::fault_point;
 use crate::logging::event;
 use crate::ltx::Encoder;
 use crate::replicator::control::{Attempt, OpenTransaction, Stamp};
-use crate::spool::{SpoolError, entry_header};
+use crate::spool::{Merging, SpoolError, entry_header};
 use crate::types::{PageNo, PageSize, TimestampMs, WalPos};
 
 /// A commit that changed the database file itself.
@@ -214,11 +214,10 @@ impl Tail {
         true
     }
 
-    /// Merges waiting spool entries.
-    pub(crate) fn merge_waiting(&mut self) -> Result<(), TailError> {
+    /// Begins to merge waiting spool entries, where they are many. To be made without the lock on this, and to be taken then by `Spool::take`.
+    pub(crate) fn merge_waiting(&mut self) -> Result<Option<Merging>, TailError> {
         self.settle();
-        self.spool.merge_waiting()?;
-        Ok(())
+        Ok(self.spool.merge_newest()?)
     }
 
     /// Puts what a full disk did not take there, if it has room now. The control file speaks of it already.

@@ -110,6 +110,12 @@ fn is_diverged(tail: &Tail) -> bool {
     matches!(tail.mode, Mode::Stopped(StopKind::Diverged, _))
 }
 
+fn freeze(tail: &mut Tail, live: &LiveEnd) {
+    if let Some(spooled) = tail.freeze(live).unwrap() {
+        assert!(tail.freeze_spooled(spooled.run()).unwrap());
+    }
+}
+
 #[test]
 fn with_nothing_known_the_whole_wal_is_kept_until_the_bucket_decides() {
     let fixture = Fixture::new();
@@ -393,11 +399,51 @@ fn a_seal_puts_everything_into_the_spool_and_the_next_generation_follows_on() {
     let salts = fixture.restart();
     assert!(tail.generation_begins(salts, &sealed.end));
     assert_eq!(tail.uncaptured_frames(&fixture.live()), fixture.live().frame);
-    tail.freeze(&fixture.live_end()).unwrap();
+    freeze(&mut tail, &fixture.live_end());
     // Both generations are one batch, and what is captured is the live end.
     let inflight = tail.acknowledged().unwrap().unwrap();
     assert_eq!((inflight.attempt.txid, inflight.attempt.end), (Txid::FIRST.next().next(), fixture.live()));
     assert!(tail.spool.is_empty());
+}
+
+#[test]
+fn what_is_sealed_while_a_batch_is_made_is_for_the_next() {
+    let fixture = Fixture::new();
+    let mut tail = resolved(&fixture, captured(start_of(&fixture.live())), None);
+    let first = LiveEnd { sequence: 5, ..fixture.live_end() };
+    tail.seal(&first, u32::MAX, None).unwrap();
+    let spooled = tail.freeze(&first).unwrap().unwrap();
+    fixture.commit();
+    let second = LiveEnd { sequence: 6, ..fixture.live_end() };
+    tail.seal(&second, u32::MAX, None).unwrap();
+    assert!(tail.freeze_spooled(spooled.run()).unwrap());
+    let inflight = tail.inflight.clone().unwrap();
+    assert_eq!((inflight.attempt.end, inflight.sequence), (first.end, 5));
+    assert_eq!((tail.state.captured, tail.spool.is_empty()), (Some(second.end), false));
+    tail.acknowledged().unwrap();
+    freeze(&mut tail, &second);
+    let inflight = tail.inflight.clone().unwrap();
+    assert_eq!((inflight.attempt.end, inflight.sequence, tail.spool.is_empty()), (second.end, 6, true));
+    // A process that comes later finds both.
+    let state = tail.state.clone();
+    drop(tail);
+    assert!(fixture.tail(state).rebuild_attempt().unwrap());
+}
+
+#[test]
+fn a_batch_is_not_sent_where_continuity_was_lost_while_it_was_made() {
+    let fixture = Fixture::new();
+    let mut tail = resolved(&fixture, captured(start_of(&fixture.live())), None);
+    tail.seal(&fixture.live_end(), u32::MAX, None).unwrap();
+    let spooled = tail.freeze(&fixture.live_end()).unwrap().unwrap();
+    tail.lose(FullReason::ContinuityLost);
+    assert!(!tail.freeze_spooled(spooled.run()).unwrap());
+    assert!(tail.inflight.is_none() && tail.state.attempt.is_none() && tail.spool.is_empty());
+    let left = std::fs::read_dir(&fixture.paths().directory).unwrap().filter(|file| {
+        let name = file.as_ref().unwrap().file_name();
+        name.to_string_lossy().ends_with(".ltx") || name.to_string_lossy().ends_with(".tmp")
+    });
+    assert_eq!(left.count(), 0);
 }
 
 #[test]
@@ -422,7 +468,7 @@ fn a_generation_that_begins_without_a_seal_is_a_break() {
 fn a_predecessors_batch_is_saved_before_its_frames_go() {
     let fixture = Fixture::new();
     let mut first = resolved(&fixture, captured(start_of(&fixture.live())), None);
-    first.freeze(&fixture.live_end()).unwrap();
+    freeze(&mut first, &fixture.live_end());
     let Some(Inflight { body: Body::Memory(bytes), .. }) = first.inflight.clone() else { panic!("it is small") };
     let state = first.state.clone();
     drop(first);

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{ENCODE_AHEAD_FRAMES, ENCODE_AHEAD_PAGES, Task};
+use super::{ENCODE_AHEAD_FRAMES, ENCODE_AHEAD_PAGES, TAIL_PATIENCE, Task};
 use crate::logging::{event, repeated_event};
 use crate::replicator::clock;
 use crate::replicator::control::FullReason;
 use crate::replicator::database::Database;
 use crate::replicator::step::{StepError, recover};
-use crate::replicator::tail::{Inflight, Mode};
+use crate::replicator::tail::{Inflight, Mode, TailError};
 use crate::store::LtxName;
 
 /// Who had called when a step began: what comes after that ends the sleep behind the step.
@@ -114,9 +114,8 @@ impl Task {
 
     /// Spools what waits in the WAL where it is much. Returns at how many frames to look again: never, where nothing can be spooled now.
     pub(super) fn encode_ahead(&self) -> u32 {
-        const PATIENCE: Duration = Duration::from_millis(20);
         let database = &self.database;
-        let Some(mut tail) = database.try_lock_tail_for(PATIENCE) else { return u32::MAX };
+        let Some(mut tail) = database.try_lock_tail_for(TAIL_PATIENCE) else { return u32::MAX };
         if tail.state.captured.is_none() || matches!(tail.mode, Mode::Stopped(..) | Mode::Unresolved) {
             return u32::MAX;
         }
@@ -129,9 +128,21 @@ impl Task {
         let is_left = (ENCODE_AHEAD_FRAMES..most_left).contains(&frames);
         let few_pages = if is_left { tail.uncaptured_pages(&live.end) } else { None }.filter(|&pages| pages < ENCODE_AHEAD_PAGES);
         let spools = frames >= ENCODE_AHEAD_FRAMES && few_pages.is_none();
-        let spooled = if spools { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) }.and_then(|()| tail.merge_waiting());
+        let spooled = if spools { tail.capture_to_spool(&live, u32::MAX) } else { Ok(()) };
         database.note_captured(&tail);
-        let Err(error) = spooled else {
+        let merged = match spooled.and_then(|()| tail.merge_waiting()) {
+            Ok(None) => Ok(()),
+            Ok(Some(merging)) => {
+                // A writer that restarts the WAL must not wait for what takes a while.
+                drop(tail);
+                let merged = merging.run();
+                let Some(locked) = database.try_lock_tail_for(TAIL_PATIENCE) else { return u32::MAX };
+                tail = locked;
+                tail.spool.take(merged).map(drop).map_err(TailError::Spool)
+            }
+            Err(error) => Err(error),
+        };
+        let Err(error) = merged else {
             let at_this_rate = |pages: u32| (frames / pages.max(1)).saturating_mul(ENCODE_AHEAD_PAGES).max(frames + ENCODE_AHEAD_FRAMES);
             return few_pages.map_or(ENCODE_AHEAD_FRAMES, |pages| at_this_rate(pages).min(most_left));
         };
