@@ -32,6 +32,8 @@ const GENTLE: Duration = Duration::from_millis(250);
 /// So long it then waits for those that read, and lets none in.
 const FIRM: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(2);
+/// So long another follower may take to end.
+const LEAVING: Duration = Duration::from_secs(3);
 
 /// Why a copy could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -94,12 +96,17 @@ pub(super) fn prepare(draft: &Path) -> Result<Looks, String> {
 }
 
 impl Copy {
-    /// Opens it and keeps other followers out.
-    pub(super) fn open(path: &Path) -> Result<Self, CopyError> {
+    /// Opens it and keeps other followers out. One that has ended may be in the way for a moment: a child that its process has forked holds its lock until
+    /// it runs another program.
+    pub(super) async fn open(path: &Path) -> Result<Self, CopyError> {
         let failed = |operation| move |source| CopyError::Io { operation, path: path.to_owned(), source };
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open"))?;
-        if !locks::only_follower(&file).map_err(failed("lock"))? {
-            return Err(CopyError::InUse { path: path.to_owned() });
+        let begun = Instant::now();
+        while !locks::only_follower(&file).map_err(failed("lock"))? {
+            if begun.elapsed() >= LEAVING {
+                return Err(CopyError::InUse { path: path.to_owned() });
+            }
+            tokio::time::sleep(PAUSE).await;
         }
         Ok(Self { file, path: path.to_owned(), journal: beside(path, "-journal") })
     }

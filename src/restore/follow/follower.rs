@@ -130,7 +130,7 @@ impl<'a> Follower<'a> {
             let (path, url) = (self.path.clone(), self.store.url().to_owned());
             return Err(FollowError::OtherReplica { path, of: note.replica, url });
         }
-        let copy = Copy::open(&self.path)?;
+        let copy = Copy::open(&self.path).await?;
         loop {
             match copy.recover(note.clone()).await {
                 Ok(note) => {
@@ -175,7 +175,7 @@ impl<'a> Follower<'a> {
         let Some(mut note) = noted.take() else {
             return Err(RestoreError::Runtime(std::io::Error::other("the restored copy was not noted")).into());
         };
-        let copy = Copy::open(&self.path)?;
+        let copy = Copy::open(&self.path).await?;
         // Which object that state ended with is known from the beginning, so that another history does not pass for this one. What fails here is found out by
         // the first look.
         if let Ok(level0) = self.store.list(Level::ZERO, Some(note.txid)).await {
